@@ -1,0 +1,1 @@
+"""Recipes and defaults, installed as `sce_video.configs`."""

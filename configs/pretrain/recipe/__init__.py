@@ -1,0 +1,1 @@
+"""Recipes of tools/pretrain.py: `recipe=<file name>`."""

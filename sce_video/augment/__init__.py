@@ -1,0 +1,33 @@
+"""Batched clip augmentation on the device, one parameter set per clip: draw the parameters, then apply them.
+
+`pipeline` puts the operations of `geometry`, `color` and `blur` together in the order of SCE's recipe. Every operation
+equals torchvision's functional one applied frame by frame with the same parameters (`tests/test_augment.py`).
+"""
+
+from .blur import gaussian_blur
+from .color import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    grayscale,
+    solarize,
+)
+from .geometry import resize, temporal_difference
+from .pipeline import Parameters, View, apply, draw
+
+__all__ = [
+    "Parameters",
+    "View",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_saturation",
+    "apply",
+    "draw",
+    "gaussian_blur",
+    "grayscale",
+    "resize",
+    "solarize",
+    "temporal_difference",
+]

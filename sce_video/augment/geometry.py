@@ -1,0 +1,42 @@
+"""Resizing and the temporal difference: what happens to a clip before its colours are touched."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .color import grayscale
+
+
+def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize float frames [..., H, W] to `size` bilinearly: half-pixel centres, no antialiasing (the reference's way)."""
+    flat = frames.reshape(-1, 1, *frames.shape[-2:])
+    flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False, antialias=False)
+    return flat.reshape(*frames.shape[:-2], *size)
+
+
+def temporal_difference(frames: Tensor, following: Tensor | None = None) -> Tensor:
+    """Return the signed grey difference of each frame to the next, `(grey_t - grey_{t+1} + 255) / 2`, in three channels.
+
+    frames: [..., 3, T, H, W] in 0..255, float or uint8.
+    following: the frames after them, same shape; by default frames shifted by one, the last difference repeated.
+
+    Static parts become mid-grey. A single frame without `following` gives zeros. For uint8 input the grey values are
+    truncated and the result is rounded to uint8, as the reference does; float input is not rounded.
+    """
+    time = -3
+    integer = not frames.is_floating_point()
+    gray = grayscale(frames.float() if integer else frames)
+    gray = gray.floor() if integer else gray
+    if following is None:
+        if frames.shape[time] == 1:
+            return torch.zeros_like(frames)
+        steps = frames.shape[time] - 1
+        difference = gray.narrow(time, 0, steps) - gray.narrow(time, 1, steps)
+        difference = torch.cat([difference, difference.narrow(time, steps - 1, 1)], dim=time)
+    else:
+        after = grayscale(following.float() if integer else following)
+        difference = gray - (after.floor() if integer else after)
+    difference = (difference + 255) / 2
+    return difference.round().to(frames.dtype) if integer else difference

@@ -1,0 +1,183 @@
+"""Checkpoints that are whole or not there: written beside their final name, with a digest, and renamed.
+
+One checkpoint is a folder `step_00001200/` with `state.pt` (tensors and plain containers only, loaded with
+weights_only=True) and `meta.json`, written last, with the digest of state.pt. At every instant the newest complete
+checkpoint can be read: torch.load itself accepts files with flipped bits, so the digest decides what is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step_\d{8,}")
+
+State = dict[str, Any]
+
+
+def _synced(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def state_digest(state: State) -> str:
+    """Return a SHA-256 over names, types, shapes and bytes of all tensors, nested or not: equal states, equal digest."""
+    digest = hashlib.sha256()
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key in sorted(value, key=str):
+                add(f"{name}/{key}", value[key])
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                add(f"{name}/{index}", item)
+        elif isinstance(value, Tensor):
+            value = value.detach().cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{name} {value!r}".encode())
+
+    add("", state)
+    return digest.hexdigest()
+
+
+def save(folder: Path, step: int, state: State, meta: dict[str, Any], *, keep: int) -> Path:
+    """Write the checkpoint of `step` into `folder` and delete all but the newest `keep`; return its path.
+
+    Raises OSError or RuntimeError (torch's, on a full disk) with the older checkpoints intact.
+    """
+    final = folder / f"step_{step:08d}"
+    work = folder / f".writing_{step:08d}_{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob(".writing_*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    work.mkdir()
+    try:
+        torch.save(state, work / "state.pt")
+        _synced(work / "state.pt")
+        described = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "sha256": file_digest(work / "state.pt"),
+            "state_digest": state_digest(state),
+            **meta,
+        }
+        (work / "meta.json").write_text(json.dumps(described, indent=2))
+        _synced(work / "meta.json")
+        if final.exists():  # a damaged one of the same step, or resume would have begun after it
+            shutil.rmtree(final)
+        work.rename(final)
+        _synced(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    for old in checkpoints(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, newest first; not checked."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+
+
+def load(path: Path) -> tuple[State, dict[str, Any]]:
+    """Return state (on the CPU) and meta of one checkpoint folder. Raises InputError if it is damaged."""
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+        if file_digest(path / "state.pt") != meta["sha256"]:
+            raise InputError(f"checkpoint {path} is damaged: state.pt does not match its digest")
+        state: State = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"checkpoint {path} is damaged: {error}") from error
+    return state, meta
+
+
+def load_newest(folder: Path, *, report: Callable[[str], None] = print) -> tuple[State, dict[str, Any]] | None:
+    """Return the newest checkpoint that is whole, or None if there is none; `report` names those passed over.
+
+    Raises InputError when there are checkpoints and all are damaged: starting anew would overwrite them.
+    """
+    found = checkpoints(folder)
+    for path in found:
+        try:
+            return load(path)
+        except InputError as error:
+            report(f"passed over: {error}")
+    if found:
+        raise InputError(f"all {len(found)} checkpoints in {folder} are damaged: move them away to start anew")
+    return None
+
+
+def find(path: str | Path) -> Path:
+    """Return the checkpoint folder meant by a run folder, its `checkpoints` folder, or a checkpoint folder itself."""
+    path = Path(path)
+    if _NAME.fullmatch(path.resolve().name) and path.is_dir():
+        return path
+    for folder in (path / "checkpoints", path):
+        if found := checkpoints(folder):
+            return found[0]
+    raise InputError(f"no checkpoint in {str(path)!r}: give a run folder, a checkpoint folder or a weight file")
+
+
+# Where a backbone sits in the state dicts that we know: ours, the reference's, and files of a backbone alone.
+_PREFIXES = ("online.backbone.", "trunk.model.", "model.", "")
+
+
+def read_backbone(path: str | Path) -> dict[str, Tensor]:
+    """Return the backbone's state dict with plain keys (`blocks.0.conv.weight`, ...), on the CPU.
+
+    path: a run folder, a checkpoint folder, or a file with a state dict, plain or under `state_dict`, `model` or
+    `method`; keys may begin with `online.backbone.` (ours), `trunk.model.` (the reference's), `model.` or nothing.
+
+    Raises InputError if there is no backbone in it.
+    """
+    if Path(path).is_file():
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+            raise InputError(f"{path} is not a weight file that can be read safely: {str(error)[:200]}") from error
+    else:
+        state, _ = load(find(path))
+    for wrapper in ("method", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+    for prefix in _PREFIXES:
+        backbone = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+        if backbone and (prefix == _PREFIXES[0] or any(k.startswith(("blocks.", "stem.")) for k in backbone)):
+            return backbone
+    raise InputError(f"no backbone in {path}: its keys begin with {sorted({key.split('.')[0] for key in tensors})}")

@@ -1,0 +1,257 @@
+"""Every option of every program, typed and explained.
+
+A recipe (`configs/pretrain/recipe/*.yaml`) states every scientific value; plumbing has its defaults here. Rules between
+options stand in `__post_init__` and are raised before any device work. *See* `command_line.typed` for how a command
+line becomes one of these objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from .augment.pipeline import View
+from .errors import InputError
+
+
+class Decoder(Enum):
+    auto = "auto"
+    decord = "decord"
+    pyav = "pyav"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Optimizer(Enum):
+    lars = "lars"
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+class Labels(Enum):
+    file = "file"
+    folder = "folder"
+
+
+@dataclass
+class Data:
+    """What is trained on."""
+
+    train: str = MISSING  # a .csv with `path`, a list `path label`, a folder, or `synthetic` (the built-in videos)
+    root: str = ""  # where relative paths start; empty: the manifest's own folder
+    num_frames: int = MISSING  # frames per clip
+    clip_seconds: float = MISSING  # the time they are spread over
+    decoder: Decoder = Decoder.auto
+    max_bad_fraction: float = 0.01  # of the videos; more unreadable ones stop the run
+
+    def __post_init__(self) -> None:
+        _require(self.num_frames, "data.num_frames", lambda value: value >= 1, "at least 1")
+        _require(self.clip_seconds, "data.clip_seconds", lambda value: value > 0, "positive")
+        _require(self.max_bad_fraction, "data.max_bad_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
+
+
+@dataclass
+class Augment:
+    """What happens to the clips; see augment.pipeline.View for one view's options."""
+
+    size: int = MISSING  # pixels, square
+    area_min: float = MISSING  # random resized crop: share of the frame
+    area_max: float = MISSING
+    ratio_min: float = 0.75  # width / height of the crop
+    ratio_max: float = 4 / 3
+    temporal_difference_probability: float = 0.0  # per clip
+    mean: float = 0.45  # clips in 0..1 are normalised by (clip - mean) / std
+    std: float = 0.225
+    view1: View = field(default_factory=View)
+    view2: View = field(default_factory=View)
+
+    def __post_init__(self) -> None:
+        _require(self.size, "augment.size", lambda value: value >= 16, "at least 16 pixels")
+        _require(self.area_min, "augment.area_min", lambda value: 0 < value <= 1, "in (0, 1]")
+        _require(self.area_max, "augment.area_max", lambda value: 0 < value <= 1, "in (0, 1]")
+        if _given(self.area_min, self.area_max) and self.area_min > self.area_max:
+            raise InputError(f"augment.area_min ({self.area_min}) is above augment.area_max ({self.area_max})")
+        name = "augment.temporal_difference_probability"
+        _require(self.temporal_difference_probability, name, lambda value: 0 <= value <= 1, "in [0, 1]")
+        for number, view in ((1, self.view1), (2, self.view2)):
+            if isinstance(view, View) and _given(self.size) and view.blur_probability > 0:
+                if view.blur_kernel % 2 == 0 or view.blur_kernel // 2 >= self.size:
+                    raise InputError(
+                        f"augment.view{number}.blur_kernel ({view.blur_kernel}) must be odd and under twice "
+                        f"augment.size ({self.size})"
+                    )
+
+
+@dataclass
+class Model:
+    """The networks; widths as in the paper's appendix."""
+
+    backbone: str = MISSING  # r3d18, r3d50, r2plus1d18, tiny3d, or `module:function`
+    hidden: int = MISSING  # width of the projector's two hidden layers and of the predictor's one
+    projection: int = 256  # width of the vectors that are compared
+
+
+@dataclass
+class SCEOptions:
+    """The loss and its target, see losses.sce and methods.sce."""
+
+    coeff: float = MISSING  # weight of the positive in the target; 1 is MoCo
+    temp: float = MISSING  # temperature of the query
+    temp_target: float = MISSING  # temperature of the target
+    queue: int = MISSING  # keys kept
+    momentum: float = MISSING  # of the target encoder at the start; rises to 1 by a cosine
+    symmetric: bool = True  # both views are keys for each other; false: view 1 is the key, view 2 the query
+    mask_positive: bool = True  # as in the paper; false: the reference's code (see losses.sce)
+    warmup_epochs: float = 0.0  # during which the two below move to coeff and temp_target
+    coeff_start: float | None = None
+    temp_target_start: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.coeff, "sce.coeff", lambda value: 0 <= value <= 1, "in [0, 1]")
+        _require(self.temp, "sce.temp", lambda value: value > 0, "positive")
+        _require(self.temp_target, "sce.temp_target", lambda value: value > 0, "positive")
+        _require(self.momentum, "sce.momentum", lambda value: 0 <= value <= 1, "in [0, 1]")
+        _require(self.queue, "sce.queue", lambda value: value >= 1, "positive")
+        if self.warmup_epochs == 0 and (self.coeff_start is not None or self.temp_target_start is not None):
+            raise InputError("sce.coeff_start and sce.temp_target_start need sce.warmup_epochs above 0")
+
+
+@dataclass
+class Optim:
+    """The optimiser and the length of training."""
+
+    name: Optimizer = MISSING
+    batch: int = MISSING  # videos per optimiser step, of all processes and micro-batches together
+    lr_per_256: float = MISSING  # learning rate for a batch of 256; scaled linearly with the batch
+    epochs: int = MISSING
+    warmup_epochs: float = MISSING  # linear warm-up, then a cosine to 0
+    weight_decay: float = MISSING  # never on biases and norms
+    momentum: float = 0.9  # AdamW: first beta
+    trust_coefficient: float = 0.001  # LARS only
+    accumulate: int = 1  # micro-batches per step
+    precision: Precision = Precision.fp32  # of the networks; the loss is always float32
+
+    def __post_init__(self) -> None:
+        _require(self.batch, "optim.batch", lambda value: value >= 2, "at least 2: batch norm needs it")
+        _require(self.epochs, "optim.epochs", lambda value: value >= 1, "at least 1")
+        _require(self.lr_per_256, "optim.lr_per_256", lambda value: value > 0, "positive")
+        _require(self.accumulate, "optim.accumulate", lambda value: value >= 1, "at least 1")
+        if _given(self.epochs, self.warmup_epochs) and not 0 <= self.warmup_epochs <= self.epochs:
+            raise InputError(
+                f"optim.warmup_epochs ({self.warmup_epochs}) must be between 0 and optim.epochs ({self.epochs})"
+            )
+
+    @property
+    def lr(self) -> float:
+        """The base learning rate: lr_per_256 * batch / 256."""
+        return self.lr_per_256 * self.batch / 256
+
+
+@dataclass
+class MonitorOptions:
+    """Online kNN on labelled lists while training; off when the lists are empty."""
+
+    train: str = ""  # the bank: as data.train, with labels; or `synthetic`
+    val: str = ""  # the queries
+    root: str = ""
+    labels: Labels = Labels.file  # folder: a video's class is the name of its folder
+    every_epochs: int = 10
+    clips_per_video: int = 1
+    k: int = 20  # neighbours that vote
+    temp: float = 0.07  # of their votes
+
+    def __post_init__(self) -> None:
+        _require(self.every_epochs, "monitor.every_epochs", lambda value: value >= 1, "at least 1")
+        if bool(self.train) != bool(self.val):
+            raise InputError("monitor.train (the bank) and monitor.val (the queries) go together: give both or none")
+
+
+@dataclass
+class System:
+    """Plumbing: changes nothing that is learnt."""
+
+    device: Device = Device.auto
+    workers: int = -1  # decoding processes per training process; -1: one per core of its share
+    log_every: int = 20  # steps
+    save_every: int = 500  # steps; the last step is always saved
+    keep: int = 2  # checkpoints
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "save_every", "keep"):
+            _require(getattr(self, name), f"system.{name}", lambda value: value >= 1, "at least 1")
+        _require(self.workers, "system.workers", lambda value: value >= -1, "at least -1")
+
+
+@dataclass
+class PretrainConfig:
+    """tools/pretrain.py"""
+
+    name: str = MISSING  # of the recipe
+    out: str = ""  # run folder; empty: runs/<name>. The same folder again: continue
+    seed: int = 0
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    model: Model = field(default_factory=Model)
+    sce: SCEOptions = field(default_factory=SCEOptions)
+    optim: Optim = field(default_factory=Optim)
+    monitor: MonitorOptions = field(default_factory=MonitorOptions)
+    system: System = field(default_factory=System)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sce, SCEOptions) and isinstance(self.optim, Optim) and _given(self.sce.queue, self.optim.batch):
+            views = 2 if self.sce.symmetric else 1
+            if self.sce.queue < views * self.optim.batch:
+                raise InputError(
+                    f"sce.queue ({self.sce.queue}) must hold at least one step's keys, {views} * optim.batch = "
+                    f"{views * self.optim.batch}: every step enqueues {'both views' if views == 2 else 'view 1'}"
+                )
+
+
+@dataclass
+class RetrievalConfig:
+    """tools/retrieval.py"""
+
+    checkpoint: str = MISSING  # run folder, checkpoint folder, or weight file (then give backbone)
+    train: str = MISSING  # the bank: as data.train, with labels; or `synthetic`
+    test: str = MISSING  # the queries
+    root: str = ""
+    labels: Labels = Labels.file  # folder: a video's class is the name of its folder
+    backbone: str = ""  # of a weight file that does not say
+    clips_per_video: int = 10
+    num_crops: int = 3  # 1: centre; 3: along the longer side
+    num_frames: int = 0  # 0: as in pretraining
+    clip_seconds: float = 0.0  # 0: as in pretraining
+    size: int = 0  # crop, pixels; 0: 8/7 of the pretraining size
+    seed: int = 0  # of the random-weights row
+    out: str = ""  # JSON file; empty: retrieval_<test>.json in the run folder, numbered if there is one already
+    decoder: Decoder = Decoder.auto
+    device: Device = Device.auto
+    workers: int = -1
+
+    def __post_init__(self) -> None:
+        _require(self.num_crops, "num_crops", lambda value: value in (1, 3), "1 or 3")
+        _require(self.clips_per_video, "clips_per_video", lambda value: value >= 1, "at least 1")
+
+
+def _given(*values: Any) -> bool:
+    return all(value != MISSING for value in values)
+
+
+def _require(value: Any, name: str, rule: Callable[[Any], bool], words: str) -> None:
+    # While OmegaConf builds a schema, fields still hold the marker for missing values.
+    if _given(value) and not rule(value):
+        raise InputError(f"{name} ({value}) must be {words}")

@@ -1,0 +1,64 @@
+"""Spatial boxes as arithmetic on sizes: nothing here touches a pixel."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels: rows [top, top + height), columns [left, left + width)."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_resized(
+    height: int, width: int, *, area: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+) -> Box:
+    """Draw the box of a random resized crop (Szegedy et al., 2015, in torchvision's form).
+
+    area: range of the box's share of the frame, uniform; ratio: range of width / height, log-uniform. Ten tries to fit;
+    then the largest centred box whose ratio is the frame's, clamped to the range.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        draw = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        pixels = height * width * (area[0] + (area[1] - area[0]) * draw[0])
+        aspect = math.exp(low + (high - low) * draw[1])
+        box_width, box_height = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top, left = int(draw[2] * (height - box_height + 1)), int(draw[3] * (width - box_width + 1))
+            return Box(top, left, box_height, box_width)
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    box_width, box_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def short_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """Return (height, width) scaled so that the shorter side is `size`; the longer one is rounded down, ratio kept."""
+    if height <= width:
+        return size, width * size // height
+    return height * size // width, size
+
+
+def three_crops(height: int, width: int, size: int) -> list[Box]:
+    """Return the boxes size x size at the left, centre and right (top, centre and bottom if portrait) of a frame.
+
+    The centre is rounded up: offset ceil((side - size) / 2), also along the shorter side.
+    """
+    if size > min(height, width):
+        raise ValueError(f"crops of {size} do not fit into {height} x {width}: scale the short side to {size} first")
+    top, left = math.ceil((height - size) / 2), math.ceil((width - size) / 2)
+    if height > width:
+        return [Box(offset, left, size, size) for offset in (0, top, height - size)]
+    return [Box(top, offset, size, size) for offset in (0, left, width - size)]
+
+
+def center_crop(height: int, width: int, size: int) -> Box:
+    """Return the middle box of `three_crops`."""
+    return three_crops(height, width, size)[1]

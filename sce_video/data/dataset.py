@@ -1,0 +1,231 @@
+"""From a row of the manifest to clips: random views for pretraining, evenly spread clips for evaluation.
+
+One open and one decode pass per video, for all its clips. Clips leave the worker as uint8 crops of their native size
+and are resized on the device: no rounding, and fewer bytes than the resized clip. Clips of different sizes travel as
+one flat buffer (`Packed`), which costs one shared-memory handle and one copy to the device per view.
+
+Everything random is keyed by (seed, epoch, row, view): a sample does not depend on the worker, rank or order.
+A video that cannot be read is replaced in pretraining by one drawn from (seed, epoch, row, attempt), and reported;
+in evaluation it is reported and never replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..randomness import generator
+from . import clips as clip_times
+from . import crops
+from .decode import DecodeError, open_video
+from .manifest import Video
+
+ATTEMPTS = 10  # substitutes tried before the run stops: by then the data is not there at all
+
+
+class Failure(NamedTuple):
+    """A video that could not be read, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Packed:
+    """B clips of different sizes in one buffer: `pixels` uint8 [sum of sizes], `shapes` int64 [B, 4] of [T, h, w, 3]."""
+
+    pixels: Tensor
+    shapes: Tensor
+
+    @staticmethod
+    def pack(clips: Sequence[Tensor]) -> Packed:
+        """Copy uint8 clips [T, h, w, 3] into one buffer."""
+        shapes = torch.tensor([clip.shape for clip in clips]).reshape(-1, 4)
+        return Packed(torch.cat([clip.reshape(-1) for clip in clips]), shapes)
+
+    def unpack(self) -> list[Tensor]:
+        """Return the clips as views of the buffer."""
+        shapes = self.shapes.tolist()
+        parts = self.pixels.split([t * h * w * c for t, h, w, c in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def to(self, device: torch.device) -> Packed:
+        """Move the pixels, without waiting when they are pinned; shapes stay on the CPU, where they are read."""
+        return Packed(self.pixels.to(device, non_blocking=True), self.shapes)
+
+    def pin_memory(self) -> Packed:
+        return Packed(self.pixels.pin_memory(), self.shapes)
+
+
+@dataclass
+class Sample:
+    """One row's clips, uint8 [T, h, w, 3] each ([2 T, h, w, 3] where `differences` says so, see augment.apply)."""
+
+    row: int
+    path: str
+    epoch: int = 0
+    clips: list[Tensor] = field(default_factory=list)
+    differences: list[bool] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass
+class Batch:
+    """Samples by view: `views[v]` holds view v of every sample. Samples without clips are only among the failures."""
+
+    rows: list[int]
+    epochs: list[int]
+    views: list[Packed]
+    differences: list[list[bool]]
+    paths: list[str]
+    failures: list[Failure]
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader; a method of this name is its protocol."""
+        self.views = [view.pin_memory() for view in self.views]
+        return self
+
+
+class ClipDataset(Dataset[Sample]):
+    """Random views of the videos, for pretraining. Indexed by (epoch, row).
+
+    Args:
+        videos: the manifest.
+        num_views: clips per video, each at its own random time and place.
+        num_frames: frames per clip, spread evenly over clip_seconds.
+        clip_seconds: length of a clip; shorter videos give what they have.
+        area, ratio: random resized crop, see `crops.random_resized`; one box per clip.
+        difference_probability: per clip, to become a temporal difference.
+        seed: of the run.
+        decoder: see `decode.open_video`.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        *,
+        num_views: int,
+        num_frames: int,
+        clip_seconds: float,
+        area: tuple[float, float],
+        ratio: tuple[float, float],
+        difference_probability: float,
+        seed: int,
+        decoder: str = "auto",
+    ) -> None:
+        self.videos = videos
+        self.num_views = num_views
+        self.num_frames = num_frames
+        self.clip_seconds = clip_seconds
+        self.area = area
+        self.ratio = ratio
+        self.difference_probability = difference_probability
+        self.seed = seed
+        self.decoder = decoder
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: tuple[int, int]) -> Sample:
+        """Return the sample of (epoch, row). A video that cannot be read is replaced; DecodeError after ATTEMPTS replacements."""
+        epoch, row = index
+        failures: list[Failure] = []
+        for attempt in range(ATTEMPTS):
+            source = row
+            if attempt:
+                draw = generator(self.seed, "substitute", epoch, row, attempt)
+                source = int(torch.randint(len(self.videos), (), generator=draw))
+            path = self.videos[source].path
+            try:
+                clips, differences = self._views(path, epoch, row)
+            except DecodeError as error:
+                failures.append(Failure(path, str(error)))
+                continue
+            return Sample(row, path, epoch, clips, differences, failures)
+        tried = "\n  ".join(failure.reason for failure in failures)
+        raise DecodeError(f"row {row} and {ATTEMPTS - 1} substitutes could not be read:\n  {tried}")
+
+    def _views(self, path: str, epoch: int, row: int) -> tuple[list[Tensor], list[bool]]:
+        generators = [generator(self.seed, "clip", epoch, row, view) for view in range(self.num_views)]
+        with open_video(path, self.decoder) as video:
+            indices, differences, boxes = [], [], []
+            for draw in generators:
+                start, end = clip_times.random_clip(video.seconds, self.clip_seconds, draw)
+                boxes.append(
+                    crops.random_resized(
+                        video.height, video.width, area=self.area, ratio=self.ratio, generator=draw
+                    )
+                )
+                difference = torch.rand((), generator=draw).item() < self.difference_probability
+                first, last = clip_times.frame_window(video.fps, start, end, video.num_frames)
+                index = first + clip_times.uniform_subsample(last - first, self.num_frames)
+                # One frame has no neighbour to differ from: such a clip stays as it is.
+                difference = difference and last - first > 1
+                if difference:
+                    index = torch.cat(clip_times.neighbours(index, first, last))
+                indices.append(index)
+                differences.append(difference)
+            frames = video.read(torch.cat(indices)).split([len(index) for index in indices])
+        clips = [
+            clip[:, box.top : box.top + box.height, box.left : box.left + box.width].contiguous()
+            for clip, box in zip(frames, boxes, strict=True)
+        ]
+        return clips, differences
+
+
+class EvaluationDataset(Dataset[Sample]):
+    """Evenly spread clips of each video at full frame size, for features. Indexed by row.
+
+    A video that cannot be read gives a sample without clips that names the failure.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        *,
+        clips_per_video: int,
+        num_frames: int,
+        clip_seconds: float,
+        decoder: str = "auto",
+    ) -> None:
+        self.videos = videos
+        self.clips_per_video = clips_per_video
+        self.num_frames = num_frames
+        self.clip_seconds = clip_seconds
+        self.decoder = decoder
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, row: int) -> Sample:
+        path = self.videos[row].path
+        try:
+            with open_video(path, self.decoder) as video:
+                times = clip_times.constant_clips(video.seconds, self.clip_seconds, self.clips_per_video)
+                windows = [clip_times.frame_window(video.fps, *time, video.num_frames) for time in times]
+                indices = [
+                    first + clip_times.uniform_subsample(last - first, self.num_frames) for first, last in windows
+                ]
+                clips = list(video.read(torch.cat(indices)).split(self.num_frames))
+        except DecodeError as error:
+            return Sample(row, path, failures=[Failure(path, str(error))])
+        return Sample(row, path, clips=clips, differences=[False] * len(clips))
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Put the samples of a batch together, view by view."""
+    read = [sample for sample in samples if sample.clips]
+    views = range(len(read[0].clips)) if read else range(0)
+    return Batch(
+        rows=[sample.row for sample in read],
+        epochs=[sample.epoch for sample in read],
+        views=[Packed.pack([sample.clips[view] for sample in read]) for view in views],
+        differences=[[sample.differences[view] for sample in read] for view in views],
+        paths=[sample.path for sample in read],
+        failures=[failure for sample in samples for failure in sample.failures],
+    )

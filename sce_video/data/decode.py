@@ -1,0 +1,279 @@
+"""Reading chosen frames of a video file: `open_video(path)` -> a reader with one contract over decord and PyAV.
+
+Frame i is the i-th frame in presentation order that a plain forward decode shows, with the file's rotation applied.
+
+`auto` takes decord where it is installed and can be trusted: an H.264 MP4 file without edit list, at constant rate
+(Kinetics as it is downloaded). Elsewhere decord returns wrong frames without an error or never returns (measured on
+files with edit lists, packed B-frames, MPEG-TS), so those files go to PyAV, as does everything where decord has no
+wheel. `FrameReader.decoder` tells which one reads a file.
+
+A reader belongs to the process that opened it: open it in the worker, close it there, never keep one across a fork.
+Only regular files whose first bytes are a known container's reach a decoder: playlists and lists of files, which make
+FFmpeg open other files or the network whatever their name is, do not (RELIABILITY: S1).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DECODERS = ("auto", "decord", "pyav")
+# The demuxers that PyAV may use, by FFmpeg's names: media containers, nothing that refers to other files.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
+
+
+class DecodeError(RuntimeError):
+    """This file cannot be read as a video; the message says why and names it."""
+
+
+def open_video(path: str, decoder: str = "auto") -> FrameReader:
+    """Open a video file for reading frames; decoder is `auto`, `decord` or `pyav`.
+
+    Raises DecodeError when the file is missing, is no video, or holds no frame.
+    """
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}")
+    check_media(path)
+    absolute = os.path.realpath(path)
+    if decoder == "decord":
+        return DecordReader(absolute)
+    reader = PyAVReader(absolute)
+    if decoder == "auto" and reader.plain_mp4 and importlib.util.find_spec("decord") is not None:
+        try:
+            fast = DecordReader(absolute)
+        except DecodeError:
+            return reader
+        reader.close()
+        return fast
+    return reader
+
+
+def check_media(path: str) -> None:
+    """Raise DecodeError unless `path` is a regular file that begins like a media container."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise DecodeError(f"{path}: {os.strerror(error.errno or 0)}") from error
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise DecodeError(f"{path}: not a regular file")
+        head = file.read(512)
+    if not head:
+        raise DecodeError(f"{path}: the file is empty")
+    known = (
+        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"pnot")  # MP4, MOV, 3GP
+        or head[:4] == b"\x1aE\xdf\xa3"  # Matroska, WebM
+        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+        or head[:3] == b"FLV"
+        or head[:4] == b"OggS"
+        or head[:4] == b"0&\xb2u"  # ASF, WMV
+        or head[:4] in (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")  # MPEG program and video streams
+        or (head[0] == 0x47 and head[188:189] == b"G")  # MPEG-TS
+        or (head[4:5] == b"G" and head[196:197] == b"G")  # M2TS
+    )
+    if not known:
+        raise DecodeError(f"{path}: its first bytes are not those of a video container")
+
+
+class FrameReader:
+    """What both readers offer. `num_frames`, `fps` (Fraction), `height`, `width` (as shown), `seconds`."""
+
+    decoder: str
+    num_frames: int
+    fps: Fraction
+    height: int
+    width: int
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @property
+    def seconds(self) -> Fraction:
+        """Duration: num_frames / fps."""
+        return self.num_frames / self.fps
+
+    def read(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Return the frames at `indices` (any order, repeats allowed): uint8 RGB [N, height, width, 3].
+
+        Raises DecodeError when the file breaks off before one of them, IndexError for an index outside the video.
+        """
+        wanted = torch.as_tensor(indices, dtype=torch.long)
+        unique, places = wanted.unique(return_inverse=True)  # sorted: one forward pass
+        if len(unique) and not 0 <= int(unique[0]) <= int(unique[-1]) < self.num_frames:
+            raise IndexError(f"{self.path} has {self.num_frames} frames, asked for {wanted.tolist()}")
+        return self._read_sorted(unique.tolist())[places]
+
+    def _read_sorted(self, indices: list[int]) -> Tensor:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release the file; the reader is of no use afterwards."""
+
+    def __enter__(self) -> FrameReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class DecordReader(FrameReader):
+    """decord, one thread per reader: the loader's workers are the parallelism."""
+
+    decoder = "decord"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        try:
+            import decord
+        except ImportError as error:
+            raise ValueError("decord is not installed here: use decoder=pyav, or decoder=auto") from error
+        # decord raises RuntimeError or its own DECORDError, a subclass of Exception only.
+        self._errors: tuple[type[Exception], ...] = (RuntimeError, decord.DECORDError)
+        try:
+            self._reader = decord.VideoReader(path, num_threads=1)
+            self.num_frames = len(self._reader)
+            if not self.num_frames:
+                raise DecodeError(f"{path}: no frame in it")
+            self.fps = Fraction(self._reader.get_avg_fps()).limit_denominator(1001)
+            self.height, self.width = self._reader[0].shape[:2]
+        except self._errors as error:
+            raise DecodeError(f"{path}: decord: {_first_line(error)}") from error
+
+    def _read_sorted(self, indices: list[int]) -> Tensor:
+        try:
+            return torch.from_numpy(self._reader.get_batch(indices).asnumpy())
+        except self._errors as error:
+            raise DecodeError(f"{self.path}: decord: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        self._reader = None
+
+
+class PyAVReader(FrameReader):
+    """PyAV: an index from a scan of the packets where they carry timestamps, a counted forward decode otherwise.
+
+    With an index, reading seeks to the key frame at or before the first wanted frame and matches frames by timestamp;
+    if a wanted timestamp does not come out, it starts again as a plain forward decode, which is right by definition.
+    """
+
+    decoder = "pyav"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        import av
+
+        self._av = av
+        self._errors: tuple[type[Exception], ...] = (av.FFmpegError, OSError)
+        # Its own converter with one thread: the one PyAV shares per thread hangs forked workers (PyAV 19) once the
+        # parent has converted a frame, and starts a thread per core in every worker.
+        self._convert = av.video.reformatter.VideoReformatter()
+        try:
+            self._container = av.open(
+                path, metadata_errors="ignore", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}
+            )
+            if not self._container.streams.video:
+                raise DecodeError(f"{path}: no video stream in it")
+            self._stream = self._container.streams.video[0]
+            self._stream.thread_type = "NONE"
+            self._times = self._scan()
+            rate = self._stream.average_rate or self._stream.guessed_rate
+            if not rate:
+                raise DecodeError(f"{path}: its frame rate is not known")
+            self.fps = Fraction(rate).limit_denominator(1001)
+            first = next(self._frames(0), None)
+            if first is None:
+                raise DecodeError(f"{path}: no frame in it")
+            self.height, self.width = self._rgb(first).shape[:2]
+            self.num_frames = len(self._times) if self._times else sum(1 for _ in self._frames(0))
+        except self._errors as error:
+            raise DecodeError(f"{path}: {_first_line(error)}") from error
+
+    @property
+    def plain_mp4(self) -> bool:
+        """Whether decord can be trusted: one 8-bit H.264 stream in MP4, from 0 on, every frame shown, constant rate."""
+        stream = self._stream
+        if (
+            not self._times
+            or "mp4" not in self._container.format.name
+            or len(self._container.streams.video) > 1
+            or stream.codec_context.name != "h264"
+            or stream.codec_context.pix_fmt not in ("yuv420p", "yuvj420p")
+        ):
+            return False
+        gaps = {later - earlier for earlier, later in zip(self._times[:-1], self._times[1:], strict=True)}
+        return self._times[0] == 0 and stream.frames == len(self._times) and len(gaps) <= 1
+
+    def _scan(self) -> list[int]:
+        """Return the presentation times of all frames in order, in the stream's time base; empty if not all known."""
+        # Other containers have no index to seek by (MPEG program and transport streams) or store decoding order only (AVI).
+        if not {"mp4", "matroska"} & set(self._container.format.name.split(",")):
+            return []
+        times = []
+        for packet in self._container.demux(self._stream):
+            if packet.size and not packet.is_discard:
+                if packet.pts is None or packet.is_corrupt:
+                    return []
+                times.append(packet.pts)
+        times.sort()
+        return times if len(set(times)) == len(times) else []
+
+    def _frames(self, time: int | None) -> Iterator[Any]:
+        """Decode forward from the key frame at or before `time`; 0 or None from the start of the file."""
+        if not time:
+            self._container.seek(0)
+            if self._times:
+                self._container.seek(self._times[0], stream=self._stream, backward=True)
+        else:
+            self._container.seek(time, stream=self._stream, backward=True)
+        yield from self._container.decode(self._stream)
+
+    def _rgb(self, frame: Any) -> Any:
+        image = self._convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return np.rot90(image, k=round(getattr(frame, "rotation", 0) / 90) % 4)
+
+    def _read_sorted(self, indices: list[int]) -> Tensor:
+        images: dict[int, Any] = {}
+        try:
+            if self._times:
+                wanted = {self._times[i]: i for i in indices}
+                last = self._times[indices[-1]]
+                for frame in self._frames(self._times[indices[0]]):
+                    if frame.pts in wanted:
+                        images[wanted[frame.pts]] = self._rgb(frame)
+                    if frame.pts is not None and frame.pts >= last:
+                        break
+            if len(images) < len(indices):
+                images = self._read_forward(set(indices))
+        except self._errors as error:
+            raise DecodeError(f"{self.path}: {_first_line(error)}") from error
+        if len(images) < len(indices):
+            missing = next(i for i in indices if i not in images)
+            raise DecodeError(f"{self.path}: breaks off before frame {missing} of {self.num_frames}")
+        return torch.from_numpy(np.stack([images[i] for i in indices]))
+
+    def _read_forward(self, wanted: set[int]) -> dict[int, Any]:
+        images = {}
+        for position, frame in enumerate(self._frames(0)):
+            if position in wanted:
+                images[position] = self._rgb(frame)
+                if len(images) == len(wanted):
+                    break
+        return images
+
+    def close(self) -> None:
+        self._container.close()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,150 @@
+"""Which rows a step trains on, as a pure function of (seed, step), and the loader that follows it.
+
+Epoch e is the permutation of all rows drawn from (seed, e); steps take consecutive global batches of it, and what does
+not fill a batch is left out. Rank r takes the r-th contiguous block of a global batch, so that gathering over ranks
+gives the order of one process. Resuming at a step needs no state and decodes nothing that was trained on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from .. import distributed
+from ..errors import InputError
+from ..randomness import generator
+from . import manifest, synthetic
+from .dataset import Batch, ClipDataset, collate
+from .decode import DecodeError, open_video
+from .manifest import Video
+
+READABLE_TRIES = 32
+STALL_SECONDS = 600  # no batch for so long: a decoder hangs
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, num_rows: int) -> list[int]:
+    """Return the order of all rows in an epoch."""
+    order: list[int] = torch.randperm(num_rows, generator=generator(seed, "order", epoch)).tolist()
+    return order
+
+
+def step_rows(seed: int, step: int, *, num_rows: int, batch: int) -> tuple[int, list[int]]:
+    """Return (epoch, rows) of the global batch of optimiser step `step`."""
+    epoch, position = divmod(step, num_rows // batch)
+    return epoch, epoch_order(seed, epoch, num_rows)[position * batch : (position + 1) * batch]
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Micro-batches of (epoch, row) for one rank, from `start_step` to `total_steps`, `accumulate` of them per step."""
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        num_rows: int,
+        batch: int,
+        accumulate: int,
+        rank: int,
+        world_size: int,
+        start_step: int,
+        total_steps: int,
+    ) -> None:
+        if batch > num_rows:
+            raise InputError(f"optim.batch ({batch}) is larger than the data ({num_rows} videos): lower it")
+        if batch % (world_size * accumulate):
+            raise InputError(
+                f"optim.batch ({batch}) must be divisible by processes ({world_size}) x optim.accumulate "
+                f"({accumulate}) = {world_size * accumulate}"
+            )
+        self.seed = seed
+        self.num_rows = num_rows
+        self.batch = batch
+        self.accumulate = accumulate
+        self.rank = rank
+        self.local = batch // world_size
+        self.start_step = start_step
+        self.total_steps = total_steps
+
+    def __len__(self) -> int:
+        return (self.total_steps - self.start_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start_step, self.total_steps):
+            epoch, rows = step_rows(self.seed, step, num_rows=self.num_rows, batch=self.batch)
+            block = rows[self.rank * self.local : (self.rank + 1) * self.local]
+            size = self.local // self.accumulate
+            for start in range(0, self.local, size):
+                yield [(epoch, row) for row in block[start : start + size]]
+
+
+def read_videos(source: str, *, split: str, root: str = "", labels: str = "file") -> list[Video]:
+    """Read a manifest (see data.manifest), or the built-in videos of `split` (train, val) for the word `synthetic`.
+
+    The built-in videos are made on first use, by one process per machine.
+    """
+    if source != "synthetic":
+        return manifest.read(source, root or None, labels=labels)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        synthetic.build(progress=_tell_progress)
+    distributed.barrier()
+    return manifest.read(synthetic.build() / f"{split}.csv")
+
+
+def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
+    """Raise InputError unless one of up to 32 videos, drawn from the seed, can be opened."""
+    tries = epoch_order(seed, 0, len(videos))[:READABLE_TRIES]
+    reasons = []
+    for row in tries:
+        try:
+            open_video(videos[row].path, decoder).close()
+            return
+        except DecodeError as error:
+            reasons.append(str(error))
+    raise InputError(
+        f"none of {len(tries)} videos tried (of {len(videos)}) can be read, e.g. {reasons[0]}; if the list's paths are "
+        "relative to another folder, say which: data.root=..."
+    )
+
+
+def _tell_progress(done: int, total: int) -> None:
+    if done == 1:
+        print(f"making {total} demo videos in {synthetic.cache_folder()} (once, about a minute)", file=sys.stderr)
+    elif done % 256 == 0 or done == total:
+        print(f"  {done}/{total}", file=sys.stderr, flush=True)
+
+
+def worker_count(workers: int) -> int:
+    """Return the number of decoding processes: `workers`, or for -1 this process's share of the machine's cores."""
+    if workers >= 0:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def prepare_worker(_: int) -> None:
+    """Set up a loader process: one thread, for the processes are the parallelism; the parent handles Ctrl-C."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def build(dataset: ClipDataset, sampler: StepSampler, *, workers: int, pin_memory: bool) -> DataLoader[Batch]:
+    """Return the loader of all micro-batches that `sampler` lists, in its order whatever the number of workers."""
+    loader: DataLoader[Batch] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # indexed by (epoch, row), which Dataset's type does not foresee
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=prepare_worker if workers else None,
+        timeout=STALL_SECONDS if workers else 0,
+        prefetch_factor=4 if workers else None,
+    )
+    return loader

@@ -1,0 +1,135 @@
+"""Lists of videos, in every common form, as `list[Video]`.
+
+| given                                        | read as                                                              |
+|----------------------------------------------|----------------------------------------------------------------------|
+| `x.csv` with a header that has `path`        | columns `path` and, if there, `label`; other columns are ignored     |
+| any other file                               | a line a video: `path label` or `path`; blank lines and # are skipped |
+| a folder whose videos all lie one level down | a class per subfolder                                                |
+| any other folder                             | its videos at any depth, without labels                              |
+
+Relative paths start at `root`, by default the manifest's own folder. Labels are text as written ("3", "archery"), so
+that two lists of one data set agree without a common index; `label_ids` numbers them. Files are not opened here.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import InputError
+
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .m2ts .ogv .ts .webm .wmv".split()
+)
+
+
+class Video(NamedTuple):
+    """One row: an absolute path (not resolved, not checked) and the class as written, None if there is none."""
+
+    path: str
+    label: str | None
+
+
+def read(path: str | Path, root: str | Path | None = None, *, labels: str = "file") -> list[Video]:
+    """Read a manifest, list or folder.
+
+    labels: `file` takes classes as the table above says; `folder` takes the name of the folder each video lies in, for
+    lists without labels such as UCF101's test lists.
+
+    Raises InputError: nothing there, a row that does not parse (with file:line), no video at all.
+    """
+    path = Path(path)
+    if root is not None and not Path(root).is_dir():
+        raise InputError(f"root {str(root)!r} is not a folder: it is where the manifest's relative paths start")
+    if path.is_dir():
+        videos = _read_folder(path)
+    elif path.is_file():
+        base = Path(os.path.abspath(root if root is not None else path.parent))
+        videos = _read_csv(path, base) if path.suffix.lower() == ".csv" else _read_list(path, base)
+    else:
+        raise InputError(f"manifest {str(path)!r} does not exist: give a .csv, a list of videos or a folder")
+    if not videos:
+        raise InputError(f"{str(path)!r} holds no video (known endings: {' '.join(sorted(VIDEO_SUFFIXES))})")
+    if labels == "folder":
+        videos = [Video(video.path, Path(video.path).parent.name) for video in videos]
+    return videos
+
+
+def label_ids(*lists: Iterable[Video]) -> tuple[list[str], list[list[int]]]:
+    """Number the classes of several lists together: sorted class names (numbers by value), and the ids list by list.
+
+    Raises InputError if a video has no label.
+    """
+    rows = [list(videos) for videos in lists]
+    for video in (video for videos in rows for video in videos):
+        if video.label is None:
+            raise InputError(
+                f"{video.path} has no label: evaluation needs one for every video; "
+                "if its folder is its class, add labels=folder"
+            )
+    names = {video.label for videos in rows for video in videos if video.label is not None}
+    names_sorted = sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
+    index = {name: i for i, name in enumerate(names_sorted)}
+    return names_sorted, [[index[video.label] for video in videos if video.label is not None] for videos in rows]
+
+
+def _read_folder(folder: Path) -> list[Video]:
+    found: list[tuple[str, ...]] = []
+    for parent, folders, files in os.walk(os.path.abspath(folder)):
+        folders.sort()
+        below = os.path.relpath(parent, folder)
+        parts = () if below == "." else tuple(below.split(os.sep))
+        found += [(*parts, name) for name in sorted(files) if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+    classes = all(len(parts) == 2 for parts in found)
+    base = os.path.abspath(folder)
+    return [Video(os.path.join(base, *parts), parts[0] if classes else None) for parts in sorted(found)]
+
+
+def _checked(path: str, base: Path, where: str) -> str:
+    if not path or "\0" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", path):
+        raise InputError(f"{where}: {path!r} is not a file path (addresses and protocols are not read)")
+    return os.path.join(base, path)
+
+
+def _read_csv(path: Path, base: Path) -> list[Video]:
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        columns = [name.strip() for name in reader.fieldnames or []]
+        if "path" not in columns:
+            raise InputError(f"{path}:1: the header is {columns}, it must name `path` and may name `label`")
+        reader.fieldnames = columns
+        videos = []
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row or row["path"] is None or (row.get("label", "") is None):
+                got = sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None) or [])
+                raise InputError(
+                    f"{where}: {got} columns where the header has {len(columns)}; quote values with commas"
+                )
+            videos.append(Video(_checked(row["path"], base, where), (row.get("label") or "").strip() or None))
+        return videos
+
+
+def _read_list(path: Path, base: Path) -> list[Video]:
+    videos = []
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
+        for number, line in enumerate(file, start=1):
+            line = line.strip()
+            if not line or line.startswith("#"):
+                continue
+            where = f"{path}:{number}"
+            name, label = line, None
+            if Path(line).suffix.lower() not in VIDEO_SUFFIXES:  # `a b.mp4` is one path, `a b.mp4 3` has a label
+                *names, label = re.split(r"[\s,]+", line)
+                name = line[: line.rindex(label)].rstrip(" \t,") if names else ""
+                if Path(name.strip("\"'")).suffix.lower() not in VIDEO_SUFFIXES:
+                    raise InputError(
+                        f"{where}: {line!r} is not `path label` or `path` with a video's ending "
+                        f"({' '.join(sorted(VIDEO_SUFFIXES))}); for a table use a .csv with the header path,label"
+                    )
+            videos.append(Video(_checked(name.strip("\"'"), base, where), label))
+    return videos

@@ -1,0 +1,214 @@
+"""The embedded default data set: small labelled videos of moving shapes, rendered here and encoded as real H.264.
+
+A class is a pair (shape, motion). Each of the 8 shapes occurs with 2 of the 8 motions, so 16 classes: whoever sees only
+the shape gets half of them right, whoever sees both gets all. Everything else is a nuisance: colours, textures,
+background, position, size, speed, tilt, camera drift and noise. Appearance is redrawn about every second and fades
+from one draw to the next, so two clips of one video share shape and motion and little else; colour histograms tell
+nothing (`tests/test_synthetic.py`). All motions are unchanged by a horizontal flip.
+
+What was tried before (2026-11): motion as the only cue is learnt with labels in a minute, but not by minutes of
+contrastive learning with a network of demo size; appearance fixed per video is what gets learnt instead of the class.
+
+Files are 30 frames per second with one key frame per 250 frames, as Kinetics' are, so that the demo exercises the
+decoding path of real training. Videos are a function of (split, index) alone: no seed, the same files everywhere.
+*See* `data.manifest` for the lists that `build` writes.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+VERSION = 1  # part of the cache folder's name: raise it when rendering changes
+HEIGHT, WIDTH = 64, 80  # pixels
+FRAMES_PER_SECOND = 30
+NUM_FRAMES = 120  # 4 seconds
+GOP = 250  # frames from one key frame to the next at most, as in Kinetics files
+VIDEOS = {"train": 768, "val": 256}
+MOTIONS = ("up", "down", "sideways", "grow", "shrink", "spin", "bob", "sway")
+
+
+def _star(x: Array, y: Array) -> Array:
+    return np.hypot(x, y) * (1.0 - 0.4 * np.cos(5 * np.arctan2(x, -y))) - 0.75
+
+
+# Signed distance (up to scale) from the outline in the object's own coordinates, y down; negative inside.
+SHAPES: dict[str, Callable[[Array, Array], Array]] = {
+    "disc": lambda x, y: np.hypot(x, y) - 0.9,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.22,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.8,
+    "triangle": lambda x, y: np.maximum(y - 0.55, 0.866 * np.abs(x) - 0.5 * y - 0.55),
+    "star": _star,
+    "cross": lambda x, y: np.minimum(
+        np.maximum(np.abs(x), 3 * np.abs(y)), np.maximum(3 * np.abs(x), np.abs(y))
+    )
+    - 0.95,
+    "bars": lambda x, y: np.maximum(np.abs(x) - 0.9, 1.5 * (np.abs(np.abs(y) - 0.6) - 0.27)),
+    "hourglass": lambda x, y: np.maximum(np.abs(x) - np.abs(y) - 0.08, np.abs(y) - 0.9),
+}
+CLASSES = tuple(
+    (shape, MOTIONS[(index + offset) % len(MOTIONS)])
+    for index, shape in enumerate(SHAPES)
+    for offset in (0, 3)
+)
+CLASS_NAMES = tuple(f"{shape}_{motion}" for shape, motion in CLASSES)
+
+
+def _fading(rng: np.random.Generator, seconds: Array, low: float, high: float, *shape: int) -> Array:
+    """Draw U[low, high] about once a second and fade linearly between the draws: [T, *shape]."""
+    knots = int(np.ceil(seconds[-1] / 1.2)) + 2
+    values = rng.uniform(low, high, (knots, *shape)).astype(np.float32)
+    position = seconds / 1.2 + rng.uniform(0, 1)
+    left = position.astype(int)
+    weight = (position - left).reshape(-1, *[1] * len(shape)).astype(np.float32)
+    return values[left] * (1 - weight) + values[np.minimum(left + 1, knots - 1)] * weight
+
+
+def _texture(rng: np.random.Generator, x: Array, y: Array, seconds: Array) -> Array:
+    """Two crossed sinusoidal gratings whose direction and phase fade: values in [-1, 1], shape of x."""
+    angle, phase, scale = (
+        _fading(rng, seconds, low, high)[:, None, None]
+        for low, high in ((0, np.pi), (0, 6 * np.pi), (2.0, 7.0))
+    )
+    along = np.cos(angle) * x + np.sin(angle) * y
+    across = -np.sin(angle) * x + np.cos(angle) * y
+    return np.sin(scale * along + phase) * np.cos(0.7 * scale * across - phase)
+
+
+def _place(rng: np.random.Generator, motion: str, seconds: Array) -> tuple[Array, Array, Array, Array]:
+    """Return centre x, centre y (in frame heights), size (half the extent, in frame heights) and tilt (radians) over time."""
+    speed = rng.uniform(0.75, 1.25)
+    phase = rng.uniform(0, 1)
+    direction = rng.choice((-1.0, 1.0))
+    cycle = (0.6 * speed * seconds + phase).astype(np.float32)
+    sawtooth = cycle % 1.0
+    wave = np.sin(2 * np.pi * cycle)
+    x = rng.uniform(-0.25, 0.25) + np.zeros_like(cycle)
+    y = rng.uniform(-0.12, 0.12) + np.zeros_like(cycle)
+    size = rng.uniform(0.24, 0.34) + np.zeros_like(cycle)
+    tilt = rng.uniform(-0.25, 0.25) + np.zeros_like(cycle)
+    if motion in ("up", "down"):
+        y = (0.5 - sawtooth if motion == "up" else sawtooth - 0.5) * 1.3
+    elif motion == "sideways":
+        x = direction * (sawtooth - 0.5) * 1.5
+    elif motion in ("grow", "shrink"):
+        size = 0.14 + 0.26 * (sawtooth if motion == "grow" else 1 - sawtooth)
+    elif motion == "spin":
+        tilt = direction * 2 * np.pi * cycle
+    elif motion == "bob":
+        y = y + 0.18 * wave
+    elif motion == "sway":
+        tilt = 0.9 * wave
+    return x.astype(np.float32), y.astype(np.float32), size.astype(np.float32), tilt.astype(np.float32)
+
+
+def render(split: str, index: int) -> tuple[NDArray[np.uint8], int]:
+    """Render video `index` of a split: frames uint8 [NUM_FRAMES, HEIGHT, WIDTH, 3] and the class 0..15."""
+    label = index % len(CLASSES)
+    shape, motion = CLASSES[label]
+    rng = np.random.default_rng([VERSION, list(VIDEOS).index(split), index])
+    seconds = (np.arange(NUM_FRAMES) / FRAMES_PER_SECOND).astype(np.float32)
+    rows = (np.arange(HEIGHT, dtype=np.float32) + 0.5) / HEIGHT - 0.5
+    columns = ((np.arange(WIDTH, dtype=np.float32) + 0.5) - WIDTH / 2) / HEIGHT
+    y, x = np.broadcast_arrays(rows[None, :, None], columns[None, None, :])
+    drift = np.cumsum(rng.normal(0, 0.004, (NUM_FRAMES, 2)), axis=0).astype(np.float32)
+    x, y = x + drift[:, 0, None, None], y + drift[:, 1, None, None]  # [T, H, W], frame heights
+
+    centre_x, centre_y, size, tilt = (value[:, None, None] for value in _place(rng, motion, seconds))
+    size = size * _fading(rng, seconds, 0.85, 1.15)[:, None, None]
+    aside, below = (x - centre_x) / size, (y - centre_y) / size
+    own_x, own_y = np.cos(tilt) * aside + np.sin(tilt) * below, np.cos(tilt) * below - np.sin(tilt) * aside
+    distance = SHAPES[shape](own_x, own_y) * size * HEIGHT  # about pixels
+    inside = np.clip(0.5 - distance, 0, 1)[..., None]
+
+    brightness = _fading(rng, seconds, 0.2, 0.8)[:, None]
+    gap = rng.choice((-1.0, 1.0)) * _fading(rng, seconds, 0.3, 0.5)[:, None]
+    other = np.where((brightness + gap > 1.0) | (brightness + gap < 0.0), brightness - gap, brightness + gap)
+    ground = brightness + _fading(rng, seconds, -0.25, 0.25, 3)
+    figure = other + _fading(rng, seconds, -0.25, 0.25, 3)
+    ground = ground[:, None, None] + 0.10 * _texture(rng, 4 * x, 4 * y, seconds)[..., None]
+    figure = figure[:, None, None] + 0.10 * _texture(rng, own_x, own_y, seconds)[..., None]
+    frames = ground * (1 - inside) + figure * inside
+    frames += 0.02 * rng.standard_normal((*x.shape, 1), dtype=np.float32)
+    return (np.clip(frames, 0, 1, out=frames) * 255 + 0.5).astype(np.uint8), label
+
+
+def encode(path: Path, frames: NDArray[np.uint8], *, frames_per_second: int = FRAMES_PER_SECOND, gop: int = GOP) -> None:
+    """Write uint8 frames [T, H, W, 3] (even H and W) as an H.264 file; the same bytes for the same frames."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(frames_per_second))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        # One thread: the encoder's output depends on the number of threads.
+        stream.options = {"preset": "faster", "crf": "20", "g": str(gop), "threads": "1"}
+        stream.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _make(folder: str, split: str, index: int) -> tuple[str, str]:
+    frames, label = render(split, index)
+    name = f"{split}/{CLASS_NAMES[label]}/{index:04d}.mp4"
+    encode(Path(folder, name), frames)
+    return name, CLASS_NAMES[label]
+
+
+def cache_folder() -> Path:
+    """Where the videos are kept: $SCE_VIDEO_CACHE, else $XDG_CACHE_HOME/sce_video, else ~/.cache/sce_video."""
+    own = os.environ.get("SCE_VIDEO_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sce_video"
+
+
+def build(
+    folder: Path | None = None, *, progress: Callable[[int, int], None] | None = None, jobs: int | None = None
+) -> Path:
+    """Make the videos and their manifests unless they are there; return the folder with train.csv and val.csv.
+
+    Two builders at once do no harm: each works in a folder of its own, the first to finish is kept.
+    progress is called with (videos done, all videos).
+    """
+    final = folder or cache_folder() / f"synthetic_v{VERSION}"
+    if (final / "val.csv").exists():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    try:
+        for split, count in VIDEOS.items():
+            for name in CLASS_NAMES:
+                (work / split / name).mkdir(parents=True)
+        done, total = 0, sum(VIDEOS.values())
+        with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+            for split, count in VIDEOS.items():
+                rows = []
+                for row in pool.map(_make, [str(work)] * count, [split] * count, range(count), chunksize=8):
+                    rows.append(row)
+                    done += 1
+                    if progress:
+                        progress(done, total)
+                with open(work / f"{split}.csv", "w", newline="") as file:
+                    csv.writer(file).writerows([("path", "label"), *rows])
+        try:
+            work.rename(final)
+        except OSError:
+            if not (final / "val.csv").exists():  # a real failure, not another builder that was faster
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return final

@@ -1,0 +1,146 @@
+"""Several processes as one: every function is the identity in a single process.
+
+Started by `torchrun` (its RANK, WORLD_SIZE, LOCAL_RANK), with nccl on GPUs and gloo on CPUs. Tensors of all ranks are
+always concatenated rank-major, so that with contiguous blocks of data per rank the result is the one-process order.
+Batch norm is synchronised on both kinds of device: torch's own `SyncBatchNorm` on GPUs, `BatchNormAcrossRanks` on CPUs
+(torch's refuses CPU tensors inside a process group).
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
+from torch import Tensor, nn
+
+T = TypeVar("T")
+TIMEOUT = datetime.timedelta(minutes=10)  # a rank that is this late at a collective is taken for dead
+
+
+@contextmanager
+def session(device: str) -> Iterator[torch.device]:
+    """Join the process group if started by torchrun, yield this rank's device, and leave the group at the end.
+
+    device: `cpu`, `cuda`, or `auto` (cuda when there is one).
+    """
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    local = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")) if kind == "cuda" else None)
+    if kind == "cuda":
+        torch.cuda.set_device(local)
+    if "RANK" not in os.environ:
+        yield local
+        return
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield local
+    finally:
+        dist.destroy_process_group()
+
+
+def active() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if active() else 1
+
+
+def barrier() -> None:
+    if active():
+        dist.barrier()
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Return the tensors of all ranks concatenated along dimension 0, rank-major; equal shapes, no gradient."""
+    if not active():
+        return tensor.detach()
+    output = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
+    dist.all_gather_into_tensor(output, tensor.detach().contiguous())
+    return output
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return the picklable values of all ranks, in rank order. For rare, small things: file names, counts."""
+    if not active():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def mean(tensor: Tensor) -> Tensor:
+    """Return the mean over ranks, detached."""
+    if not active():
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def broadcast_module(module: nn.Module) -> None:
+    """Give every rank rank 0's parameters and buffers. DDP without buffer broadcast does not do it for the buffers."""
+    if active():
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
+
+
+class BatchNormAcrossRanks(nn.modules.batchnorm._BatchNorm):
+    """Batch norm whose training statistics are those of all ranks' rows together (formula version for CPUs).
+
+    Two differentiable all-reduces: mean first, then centred squares, which loses no digits when the mean is large.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"batch norm needs [B, C, ...], got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not active():
+            return super().forward(input)
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        sums = torch.cat([input.sum(axes), input.new_full((1,), input.numel() / input.shape[1])])
+        sums = differentiable.all_reduce(sums)
+        count = sums[-1].detach()
+        average = sums[:-1] / count
+        centred = input - average.view(shape)
+        variance = differentiable.all_reduce((centred * centred).sum(axes)) / count
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                assert self.num_batches_tracked is not None
+                self.num_batches_tracked.add_(1)
+                factor = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(average, factor)
+                self.running_var.lerp_(variance * count / (count - 1), factor)
+        output = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        return output
+
+
+def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Replace every batch norm inside by one over all ranks; the module itself in a single process."""
+    if not active():
+        return module
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        synced = BatchNormAcrossRanks(
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        )
+        synced.to(next(iter((*module.parameters(), *module.buffers()))).dtype)
+        synced.load_state_dict(module.state_dict())
+        return synced.train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, synchronise_batch_norm(child, device))
+    return module

@@ -1,0 +1,88 @@
+"""Losses of contrastive learning between a query and a key encoder: pure functions.
+
+Shape legend: B clips of this rank, C feature width, K queue entries, N keys of all ranks.
+All vectors are unit rows. Similarities and softmax are computed in float32 even inside an autocast region (float64 stays
+float64): divided by a temperature of 0.05, the spacing of half precision near 1 would be an error of 0.01 in a logit.
+Gradient flows through `query` only.
+
+Sources: SCE, Denize et al., "Similarity Contrastive Estimation for Image and Video Soft Contrastive Self-Supervised
+Learning", MVAP 2023 (eq. 4-7); InfoNCE with a queue, He et al., "Momentum Contrast", CVPR 2020 (eq. 1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _full_precision(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def sce(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor | None,
+    *,
+    temp: float,
+    temp_target: float,
+    coeff: float,
+    batch_keys: Tensor | None = None,
+    batch_offset: int = 0,
+    mask_positive: bool = True,
+) -> Tensor:
+    """Return the Similarity Contrastive Estimation loss, averaged over the batch.
+
+    ::
+
+        p_b = softmax_n(query_b . n / temp)               over the own key and all other keys n
+        s_b = softmax_n(key_b . n / temp_target)          the same n without the own key (eq. 5)
+        w_b = coeff * onehot(own key) + (1 - coeff) * s_b                                  (eq. 6)
+        loss = mean_b( -sum_n w_bn log p_bn )                                              (eq. 7)
+
+    Args:
+        query: [B, C] unit rows, the online branch.
+        key: [B, C] unit rows, the momentum branch on another view; no gradient flows.
+        queue: [K, C] unit rows, keys of earlier steps; None only together with `batch_keys`.
+        temp: temperature of the query's similarities, > 0.
+        temp_target: temperature of the target's similarities, > 0; smaller than `temp` sharpens the target.
+        coeff: weight of the positive in the target, in [0, 1]; 1 is InfoNCE (MoCo).
+        batch_keys: [N, C] unit rows, the keys of all ranks, used as further candidates; row `batch_offset + b` is key b.
+        batch_offset: where this rank's keys begin in `batch_keys`.
+        mask_positive: True leaves the own key out of s as in the paper; False gives it logit 0 as the reference's code
+            does (matters only with a queue far from the keys). Without effect when `batch_keys` is given.
+
+    Returns:
+        Scalar, float32 or float64.
+    """
+    if queue is None and batch_keys is None:
+        raise ValueError("sce needs a queue or batch_keys: there is nothing to compare the query with")
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = _full_precision(query), _full_precision(key.detach())
+        parts = [keys.detach().to(query.dtype) for keys in (batch_keys, queue) if keys is not None]
+        others = torch.cat(parts) if len(parts) == 2 else parts[0]  # cat of one would copy the whole queue
+        logits = query @ others.T / temp  # [B, N + K]
+        relations = key @ others.T / temp_target
+        if batch_keys is None:
+            logits = torch.cat([(query * key).sum(1, keepdim=True) / temp, logits], dim=1)  # [B, 1 + K]
+            own_logit = float("-inf") if mask_positive else 0.0
+            relations = torch.cat([relations.new_full((len(key), 1), own_logit), relations], dim=1)
+            own = torch.zeros(len(query), dtype=torch.long, device=query.device)
+        else:
+            own = torch.arange(len(query), device=query.device) + batch_offset
+            relations[torch.arange(len(key), device=key.device), own] = float("-inf")
+        target = (1 - coeff) * relations.softmax(dim=1)
+        target[torch.arange(len(key), device=key.device), own] += coeff
+        return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temp: float) -> Tensor:
+    """Return InfoNCE over the own key and a queue (MoCo eq. 1), averaged over the batch; equal to `sce` with coeff 1.
+
+    query, key [B, C] and queue [K, C] are unit rows; returns a scalar in float32 or float64.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = _full_precision(query), _full_precision(key.detach())
+        positive = (query * key).sum(dim=1, keepdim=True)
+        logits = torch.cat([positive, query @ queue.detach().to(query.dtype).T], dim=1) / temp  # [B, 1 + K]
+        return (logits.logsumexp(dim=1) - logits[:, 0]).mean()

@@ -1,0 +1,197 @@
+"""Video backbones: clips [B, 3, T, H, W] -> pooled features [B, width], by name or from one's own function.
+
+| name        | from                                  | parameters | width | temporal stride |
+|-------------|---------------------------------------|-----------:|------:|-----------------|
+| r3d18       | here: SCE's R3D-18                    | 20,023,872 |   512 | 1               |
+| r3d50       | pytorchvideo: "Slow-only" R3D-50      | 31,634,496 |  2048 | 1               |
+| r2plus1d18  | torchvision: R(2+1)D-18               | 31,300,125 |   512 | 8               |
+| tiny3d      | here: for demos and tests on CPUs     |    310,320 |   128 | 4               |
+
+State keys of r3d18 and r3d50 are pytorchvideo's (`blocks.0.conv.weight`, ...), those of r2plus1d18 torchvision's, so
+that weights travel. pytorchvideo and torchvision are imported only here, and only when asked for.
+To add one: a function `-> (module, width)` and a line in BACKBONES, or `model.backbone=my.module:function`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+class _Branch(nn.Module):
+    def __init__(self, fan_in: int, fan_out: int, temporal: int, stride: int) -> None:
+        super().__init__()
+        padding = (temporal // 2, 1, 1)
+        self.conv_a = nn.Conv3d(fan_in, fan_out, (temporal, 3, 3), (1, stride, stride), padding, bias=False)
+        self.norm_a = nn.BatchNorm3d(fan_out)
+        self.act_a = nn.ReLU(inplace=True)
+        self.conv_b = nn.Conv3d(fan_out, fan_out, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.norm_b = nn.BatchNorm3d(fan_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.norm_b(self.conv_b(self.act_a(self.norm_a(self.conv_a(x)))))
+        return output
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, fan_in: int, fan_out: int, temporal: int, stride: int) -> None:
+        super().__init__()
+        self.branch1_conv: nn.Module | None = None
+        if stride != 1 or fan_in != fan_out:
+            self.branch1_conv = nn.Conv3d(fan_in, fan_out, 1, (1, stride, stride), bias=False)
+            self.branch1_norm = nn.BatchNorm3d(fan_out)
+        self.branch2 = _Branch(fan_in, fan_out, temporal, stride)
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.branch1_conv is None else self.branch1_norm(self.branch1_conv(x))
+        output: Tensor = self.activation(shortcut + self.branch2(x))
+        return output
+
+
+class _Stem(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, width, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False)
+        self.norm = nn.BatchNorm3d(width)
+        self.activation = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.pool(self.activation(self.norm(self.conv(x))))
+        return output
+
+
+class _Stage(nn.Module):
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.res_blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.res_blocks:
+            x = block(x)
+        return x
+
+
+class PooledBlocks(nn.Module):
+    """Blocks one after another, then the mean over time and space: the shape of every network with `blocks.N` keys."""
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, clips: Tensor) -> Tensor:
+        for block in self.blocks:
+            clips = block(clips)
+        return clips.mean(dim=(2, 3, 4))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Kaiming-normal (fan out) convolutions; the last norm of every residual branch starts at 0 (Goyal et al., 2017)."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv3d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(child, _Branch):
+            nn.init.zeros_(child.norm_b.weight)
+
+
+def r3d18() -> tuple[nn.Module, int]:
+    """SCE's R3D-18: 2D kernels in the first two stages, (3, 3, 3) in the last two; time is never strided."""
+    blocks: list[nn.Module] = [_Stem(64)]
+    fan_in = 64
+    for fan_out, temporal, stride in ((64, 1, 1), (128, 1, 2), (256, 3, 2), (512, 3, 2)):
+        first = _BasicBlock(fan_in, fan_out, temporal, stride)
+        blocks.append(_Stage([first, _BasicBlock(fan_out, fan_out, temporal, 1)]))
+        fan_in = fan_out
+    network = PooledBlocks(nn.ModuleList(blocks))
+    _initialise(network)
+    return network, 512
+
+
+def r3d50() -> tuple[nn.Module, int]:
+    """The Slow-only R3D-50 of pytorchvideo with a (1, 7, 7) stem instead of its default (3, 7, 7)."""
+    _torchvision()  # pytorchvideo's heads import it
+    from pytorchvideo.models.resnet import create_resnet
+
+    network = create_resnet(model_depth=50, stem_conv_kernel_size=(1, 7, 7), head=None)
+    return PooledBlocks(network.blocks), 2048
+
+
+def r2plus1d18() -> tuple[nn.Module, int]:
+    """Torchvision's R(2+1)D-18 (Tran et al., 2018) without its classifier."""
+    _torchvision()
+    from torchvision.models.video import r2plus1d_18
+
+    network = r2plus1d_18(weights=None)
+    network.fc = nn.Identity()
+    return network, 512
+
+
+def tiny3d() -> tuple[nn.Module, int]:
+    """Four convolutions for clips of about 8 x 48 x 48: trains on two CPU cores in minutes."""
+    blocks: list[nn.Module] = []
+    widths = (3, 16, 32, 64, 128)
+    for level, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        stride = (1 if level % 2 == 0 else 2, 2, 2)
+        conv = nn.Conv3d(fan_in, fan_out, (1 if level == 0 else 3, 5 if level == 0 else 3, 5 if level == 0 else 3), stride, (0 if level == 0 else 1, 2 if level == 0 else 1, 2 if level == 0 else 1), bias=False)
+        blocks.append(nn.Sequential(conv, nn.BatchNorm3d(fan_out), nn.ReLU(inplace=True)))
+    network = PooledBlocks(nn.ModuleList(blocks))
+    _initialise(network)
+    return network, widths[-1]
+
+
+BACKBONES: dict[str, Callable[[], tuple[nn.Module, int]]] = {
+    "r3d18": r3d18,
+    "r3d50": r3d50,
+    "r2plus1d18": r2plus1d18,
+    "tiny3d": tiny3d,
+}
+
+
+def build(name: str) -> tuple[nn.Module, int]:
+    """Build a backbone and its feature width, by a name of BACKBONES or by `module:function` of one's own code.
+
+    The function takes nothing and returns (module, width); the module maps float [B, 3, T, H, W] to [B, width].
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]()
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        raise InputError(f"backbone {name!r} is not one of {', '.join(BACKBONES)}, nor `module:function`")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"backbone {name!r} cannot be imported ({error}): is its folder on PYTHONPATH?") from error
+    module, width = function()
+    return module, width
+
+
+def _torchvision() -> types.ModuleType:
+    """Import torchvision, also next to a CPU-only torch whose operators its CUDA wheel does not find.
+
+    That pair fails with `operator torchvision::nms does not exist` while registering operators that we never call; with
+    the two registration modules left empty the rest of torchvision works (verified with 2.13.0+cpu and 0.28.0).
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    for name in ("torchvision._meta_registrations", "torchvision._autograd_registrations"):
+        sys.modules[name] = types.ModuleType(name)
+    try:
+        return importlib.import_module("torchvision")
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"torchvision does not work with this torch {torch.__version__} ({error}): install the torchvision of the "
+            "same release and build, e.g. `pip install --force-reinstall torch torchvision` in a new environment"
+        ) from error

@@ -1,0 +1,55 @@
+"""The momentum branch: a slowly moving copy of the online encoder, and the queue of its past outputs."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def momentum_copy(module: M) -> M:
+    """Return a copy, buffers included, that gets no gradient. It stays in training mode: its batch norms use the batch."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
+    """Move every parameter of `target` to `momentum * target + (1 - momentum) * online`, matched by name.
+
+    `online` may have more parameters (a predictor). Buffers are left alone: the target's batch norms keep the running
+    statistics of their own forward passes.
+    """
+    source = dict(online.named_parameters())
+    targets = dict(target.named_parameters())
+    torch._foreach_lerp_(list(targets.values()), [source[name] for name in targets], 1.0 - momentum)
+
+
+class KeyQueue(nn.Module):
+    """The last `size` keys, first in first out, as buffers that checkpoints keep.
+
+    `keys` [size, width] are unit rows, random ones at first; `pointer` (int64 scalar tensor) is where the next goes.
+    Any size works: writing wraps around in the middle of a push.
+    """
+
+    keys: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, width: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.register_buffer("keys", F.normalize(torch.randn(size, width, generator=generator), dim=1))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def push(self, keys: Tensor) -> None:
+        """Overwrite the oldest entries by keys [N, width], N at most the queue's size, the first one oldest."""
+        size = len(self.keys)
+        if len(keys) > size:
+            raise ValueError(f"the queue holds {size} keys and cannot take {len(keys)} at once: enlarge it")
+        places = (self.pointer + torch.arange(len(keys), device=self.keys.device)) % size
+        self.keys[places] = keys.to(self.keys.dtype)
+        self.pointer.copy_((self.pointer + len(keys)) % size)

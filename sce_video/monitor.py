@@ -1,0 +1,72 @@
+"""How good the features are while training: kNN accuracy and retrieval R@1 on small labelled lists.
+
+One centre crop of one clip per video keeps it cheap; `tools/retrieval.py` runs the full protocol.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from . import features, metrics
+from .data.manifest import Video, label_ids
+from .models.encoder import FrozenEncoder
+
+
+class Monitor:
+    """Scores an encoder on a bank and a query list, both labelled; classes of the two lists are numbered together."""
+
+    def __init__(
+        self,
+        bank: Sequence[Video],
+        query: Sequence[Video],
+        *,
+        device: torch.device,
+        mean: float,
+        std: float,
+        clip: dict[str, float],
+        clips_per_video: int,
+        k: int,
+        temp: float,
+        decoder: str,
+        workers: int,
+    ) -> None:
+        self.bank, self.query = bank, query
+        _, (self.bank_ids, self.query_ids) = label_ids(bank, query)
+        self.device = device
+        self.mean, self.std, self.clip = mean, std, clip
+        self.clips_per_video = clips_per_video
+        self.k, self.temp = k, temp
+        self.decoder, self.workers = decoder, workers
+
+    def score(self, backbone: nn.Module) -> dict[str, float]:
+        """Return knn_top1 and r_at_1 in 0..1, and how many videos were read; the backbone is left as it is."""
+        # A copy: freezing the backbone in training would change its mode and its gradients.
+        encoder = FrozenEncoder(copy.deepcopy(backbone), "", mean=self.mean, std=self.std, clip=self.clip)
+        bank, query = self._extract(encoder, self.bank), self._extract(encoder, self.query)
+        bank_labels = torch.tensor([self.bank_ids[row] for row in bank.rows])
+        query_labels = torch.tensor([self.query_ids[row] for row in query.rows])
+        pair = (query.features, query_labels, bank.features, bank_labels)
+        return {
+            "knn_top1": metrics.knn_accuracy(*pair, k=self.k, temp=self.temp),
+            "r_at_1": metrics.recall_at_k(*pair, ks=(1,))[1],
+            "videos_read": float(len(bank.rows) + len(query.rows)),
+            "videos_listed": float(len(self.bank) + len(self.query)),
+        }
+
+    def _extract(self, encoder: nn.Module, videos: Sequence[Video]) -> features.Features:
+        return features.extract(
+            encoder,
+            videos,
+            device=self.device,
+            clips_per_video=self.clips_per_video,
+            num_crops=1,
+            num_frames=int(self.clip["num_frames"]),
+            clip_seconds=self.clip["clip_seconds"],
+            size=features.test_size(int(self.clip["size"])),
+            decoder=self.decoder,
+            workers=self.workers,
+        )

@@ -1,0 +1,97 @@
+"""Optimisers: LARS written here, SGD and AdamW from torch, and the grouping of parameters for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling in the form of MoCo-v3 and SCE (You et al., 2017; no epsilon, no clipping).
+
+    ::
+
+        matrices:          g = grad + weight_decay * p;  g *= trust_coefficient * |p| / |g|   (1 if either norm is 0)
+        vectors, scalars:  g = grad                       (no decay, no scaling: biases and norms get the plain rate)
+        mu = momentum * mu + g;  p -= lr * mu
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update all parameters that have a gradient; gradients themselves are left as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            if not params:
+                continue
+            updates = self._scaled_gradients(params, group["weight_decay"], group["trust_coefficient"])
+            for param, update in zip(params, updates, strict=True):
+                if "mu" not in self.state[param]:
+                    self.state[param]["mu"] = torch.zeros_like(param)
+                self.state[param]["mu"].mul_(group["momentum"]).add_(update)
+            torch._foreach_add_(params, [self.state[param]["mu"] for param in params], alpha=-group["lr"])
+        return loss
+
+    @staticmethod
+    def _scaled_gradients(params: list[Tensor], weight_decay: float, trust_coefficient: float) -> list[Tensor]:
+        gradients: list[Tensor] = [param.grad for param in params if param.grad is not None]
+        matrices = [i for i, param in enumerate(params) if param.ndim > 1]
+        if matrices:
+            weights = [params[i] for i in matrices]
+            decayed = torch._foreach_add([gradients[i] for i in matrices], weights, alpha=weight_decay)
+            norms = zip(torch._foreach_norm(weights), torch._foreach_norm(decayed), strict=True)
+            # torch.where keeps the decision on the device: no synchronisation in the step.
+            trust = [
+                torch.where((p > 0) & (g > 0), trust_coefficient * p / g, torch.ones_like(p)) for p, g in norms
+            ]
+            for i, gradient, factor in zip(matrices, decayed, trust, strict=True):
+                gradients[i] = gradient * factor
+        return gradients
+
+
+def without_decay_on_vectors(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Group parameters so that only those of two or more dimensions are decayed (biases and norms are not)."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def build(
+    name: str, module: nn.Module, *, lr: float, momentum: float, weight_decay: float, trust_coefficient: float
+) -> torch.optim.Optimizer:
+    """Build `lars`, `sgd` or `adamw` over the trainable parameters; vectors are never decayed.
+
+    momentum is SGD's and LARS's, and AdamW's first beta.
+    """
+    groups = without_decay_on_vectors(module.parameters(), weight_decay)
+    if name == "lars":
+        return LARS(groups, lr, momentum, weight_decay, trust_coefficient)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr, momentum=momentum)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr, betas=(momentum, 0.999))
+    raise ValueError(f"optimiser {name!r} is not one of lars, sgd, adamw")

@@ -1,0 +1,411 @@
+"""THE loop: pretrain an encoder without labels, on one process or many, and continue where a run was stopped.
+
+    python tools/pretrain.py                                  # the demo: built-in videos, minutes on a CPU
+    python tools/pretrain.py recipe=sce_r3d18_k400 data.train=/data/k400/train.csv
+    torchrun --nproc-per-node 8 tools/pretrain.py recipe=...  # the same on 8 GPUs
+
+Order of a step: schedule, fetch, move, augment, forward, backward, check, optimiser, after-step, log, save.
+The step count is the only state of data order and schedules; the same command on the same folder resumes. Once a step
+the loss and gradient norm of all ranks are read back, so that all of them stop before an update that is not finite.
+Read next: `methods/sce.py`, `data/dataset.py`, `augment/pipeline.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from . import __version__, augment, checkpoint, distributed, optim, schedules
+from .command_line import check_run_folder
+from .config import Precision, PretrainConfig
+from .data import loader
+from .data.dataset import Batch, ClipDataset, Failure
+from .data.decode import DecodeError
+from .data.manifest import Video
+from .errors import InputError, Stopped
+from .log import RunLog, SkippedVideos
+from .methods import Step
+from .methods.sce import SCE
+from .models import backbones
+from .models.encoder import MLP, Encoder
+from .monitor import Monitor
+from .randomness import generator
+
+AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+
+
+def build_sce(cfg: PretrainConfig) -> SCE:
+    """Build SCE and its networks as the recipe says."""
+    backbone, width = backbones.build(cfg.model.backbone)
+    hidden, projection = cfg.model.hidden, cfg.model.projection
+    online = Encoder(
+        backbone,
+        MLP([width, hidden, hidden, projection], last_norm=True),
+        MLP([projection, hidden, projection], last_norm=False),
+    )
+    return SCE(
+        online,
+        queue_size=cfg.sce.queue,
+        width=projection,
+        temp=cfg.sce.temp,
+        temp_target=cfg.sce.temp_target,
+        coeff=cfg.sce.coeff,
+        momentum=cfg.sce.momentum,
+        mask_positive=cfg.sce.mask_positive,
+        temp_target_start=cfg.sce.temp_target_start,
+        coeff_start=cfg.sce.coeff_start,
+        warmup=cfg.sce.warmup_epochs / cfg.optim.epochs,
+        symmetric=cfg.sce.symmetric,
+        generator=generator(cfg.seed, "queue"),
+    )
+
+
+@dataclass
+class Run:
+    """What is set up once and used in every step."""
+
+    cfg: PretrainConfig
+    device: torch.device
+    folder: Path
+    videos: list[Video]
+    steps_per_epoch: int
+    total_steps: int
+    method: Any  # see methods: online, forward, after_step
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    monitor: Monitor | None
+    skipped: SkippedVideos
+    step: int = 0  # optimiser steps taken
+    untrained: dict[str, float] = field(default_factory=dict)  # what the monitor scored before the first
+
+
+def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] = build_sce) -> Path:
+    """Train as cfg says, or continue, and return the run folder.
+
+    Raises InputError before anything is written, Stopped when training cannot go on.
+    """
+    with distributed.session(cfg.system.device.value) as device:
+        run = set_up(cfg, build_method, device)
+        main = distributed.rank() == 0
+        log = RunLog(
+            run.folder if main else None,
+            start_step=run.step,
+            total_steps=run.total_steps,
+            steps_per_epoch=run.steps_per_epoch,
+            clips_per_step=2 * cfg.optim.batch,
+            every=cfg.system.log_every,
+            processes=distributed.world_size(),
+        )
+        try:
+            log.message(f"{'continuing' if run.step else 'training'} {describe(run)}")
+            if run.monitor and not run.step:
+                run.untrained = run.monitor.score(run.method.online.backbone)
+                log.evaluation(0, run.untrained)
+                log.message(f"untrained network: {scores(run.untrained)}")
+            train(run, log)
+            closing_lines(run, log)
+        except DecodeError as error:
+            raise Stopped(f"no video can be read any more: {error}") from error
+        finally:
+            log.close()
+        return run.folder
+
+
+def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], device: torch.device) -> Run:
+    """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
+    folder = Path(cfg.out or f"runs/{cfg.name}")
+    known = check_run_folder(folder, cfg)
+    if cfg.optim.precision is Precision.fp16 and device.type != "cuda":
+        raise InputError("optim.precision=fp16 needs a GPU: use fp32 or bf16")
+    videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
+    steps_per_epoch = len(videos) // cfg.optim.batch
+    sampler(cfg, len(videos), 0, steps_per_epoch)  # refuses a batch that does not fit the data or the processes
+    loader.check_readable(videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
+    monitor = build_monitor(cfg, device)
+
+    torch.manual_seed(cfg.seed)  # for initial weights only: all else draws from keyed generators
+    method = distributed.synchronise_batch_norm(build_method(cfg).to(device), device)
+    distributed.broadcast_module(method)
+    optimizer = optim.build(
+        cfg.optim.name.value,
+        method.online,
+        lr=cfg.optim.lr,
+        momentum=cfg.optim.momentum,
+        weight_decay=cfg.optim.weight_decay,
+        trust_coefficient=cfg.optim.trust_coefficient,
+    )
+    run = Run(
+        cfg=cfg,
+        device=device,
+        folder=folder,
+        videos=videos,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps_per_epoch * cfg.optim.epochs,
+        method=method,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
+        monitor=monitor,
+        skipped=SkippedVideos(folder, len(videos), cfg.data.max_bad_fraction),
+    )
+    resume(run)
+    distributed.barrier()  # nobody looks at the folder any more
+    if distributed.rank() == 0 and not known:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
+    return run
+
+
+def train(run: Run, log: RunLog) -> None:
+    """Take all steps that are left."""
+    cfg, device = run.cfg, run.device
+    batches = iter(load_batches(run))
+    network = run.method
+    if distributed.active():
+        # Buffers are equal by construction: the queue from gathered keys, batch norms from global statistics.
+        network = DistributedDataParallel(
+            run.method, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+    warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
+    failures: list[Failure] = []
+    while run.step < run.total_steps:
+        where = run.step / run.total_steps
+        lr = schedules.warmup_cosine(
+            run.step, base=cfg.optim.lr, warmup_steps=warmup_steps, total_steps=run.total_steps
+        )
+        for group in run.optimizer.param_groups:
+            group["lr"] = lr
+        steps, paths = [], []
+        for micro in range(cfg.optim.accumulate):
+            batch = fetch(batches, log)
+            failures += batch.failures
+            paths += batch.paths
+            last = micro == cfg.optim.accumulate - 1
+            with nullcontext() if last or network is run.method else network.no_sync():
+                steps.append(forward_backward(run, network, batch, where))
+        loss, gradient_norm = check_finite(run, steps, paths, lr)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        if math.isfinite(gradient_norm):  # else fp16 overflowed and the optimiser has skipped the step
+            run.method.after_step([torch.cat(view) for view in zip(*(s.keys for s in steps), strict=True)], where)
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step += 1
+        if log.due(run.step):
+            figures = {name: distributed.mean(value).item() for name, value in steps[-1].figures.items()}
+            figures |= {"loss": loss, "gradient_norm": gradient_norm, "ema_momentum": run.method.momentum_at(where)}
+            log.step(run.step, figures, lr=lr)
+        if log.due(run.step) or not distributed.active():
+            failures = report_failures(run, log, failures)
+        evaluate_and_save(run, log)
+
+
+def fetch(batches: Iterator[Batch], log: RunLog) -> Batch:
+    """Return the next micro-batch and count the time it was waited for."""
+    before = time.perf_counter()
+    batch = next(batches)
+    log.waited(time.perf_counter() - before)
+    return batch
+
+
+def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -> Step:
+    """Augment a micro-batch on the device, compute its loss and add its gradients."""
+    cfg = run.cfg
+    views = []
+    for number, (view, packed) in enumerate(zip((cfg.augment.view1, cfg.augment.view2), batch.views, strict=True)):
+        keys = zip(batch.epochs, batch.rows, strict=True)
+        generators = [generator(cfg.seed, "augment", epoch, row, number) for epoch, row in keys]
+        views.append(
+            augment.apply(
+                view,
+                packed.to(run.device).unpack(),
+                augment.draw(view, generators),
+                size=cfg.augment.size,
+                mean=cfg.augment.mean,
+                std=cfg.augment.std,
+                differences=batch.differences[number],
+            )
+        )
+    dtype = AUTOCAST.get(cfg.optim.precision)
+    with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
+        step: Step = network(views, where)
+    run.scaler.scale(step.loss / cfg.optim.accumulate).backward()  # type: ignore[no-untyped-call]
+    return step
+
+
+def check_finite(run: Run, steps: list[Step], paths: list[str], lr: float) -> tuple[float, float]:
+    """Return the loss and gradient norm of all ranks together; the step's one synchronisation with the device.
+
+    Raises Stopped on every rank, before any update, when they are not finite. Under fp16 a gradient norm alone may
+    overflow: the scaler then skips the step and lowers its scale.
+    """
+    run.scaler.unscale_(run.optimizer)
+    gradients = [p.grad for p in run.method.online.parameters() if p.grad is not None]
+    local = torch.stack([step.loss.detach() for step in steps]).mean()
+    both: Tensor = torch.stack([distributed.mean(local), torch.nn.utils.get_total_norm(gradients).to(local.dtype)])
+    loss, gradient_norm = both.tolist()
+    if math.isfinite(loss) and (math.isfinite(gradient_norm) or run.scaler.is_enabled()):
+        return loss, gradient_norm
+    guilty = [] if math.isfinite(loss) != math.isfinite(local.item()) else paths
+    files = [path for share in distributed.gather_objects(guilty) for path in share]
+    raise Stopped(
+        f"loss {loss} and gradient norm {gradient_norm} at step {run.step} (lr {lr:.3g}): nothing was updated; the "
+        f"last checkpoint is good. Likely the learning rate is too high. The batch's files: {', '.join(files)}"
+    )
+
+
+def report_failures(run: Run, log: RunLog, failures: list[Failure]) -> list[Failure]:
+    """Count the unreadable videos of all ranks and name the new ones; return an empty list for the next ones."""
+    everywhere = [failure for share in distributed.gather_objects(failures) for failure in share]
+    for reason in run.skipped.add(everywhere, write=distributed.rank() == 0):
+        log.message(f"replaced an unreadable video ({len(run.skipped.reasons)} so far): {reason}")
+    return []
+
+
+def evaluate_and_save(run: Run, log: RunLog) -> None:
+    """Score the encoder every monitor.every_epochs and at the end, save every system.save_every steps and at the end."""
+    cfg, done = run.cfg, run.step == run.total_steps
+    epoch, rest = divmod(run.step, run.steps_per_epoch)
+    if run.monitor and (done or (rest == 0 and epoch % cfg.monitor.every_epochs == 0)):
+        figures = run.monitor.score(run.method.online.backbone)
+        log.evaluation(run.step, figures)
+        log.message(f"epoch {epoch}: {scores(figures)} | untrained network: {scores(run.untrained)}")
+    if distributed.rank() == 0 and (done or run.step % cfg.system.save_every == 0):
+        save(run)
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of everything that counts."""
+    state = {
+        "method": run.method.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+    }
+    meta = {
+        "version": __version__,
+        "torch": torch.__version__,
+        "videos": len(run.videos),
+        "untrained": run.untrained,
+        "encoder": {"backbone": run.cfg.model.backbone, "mean": run.cfg.augment.mean, "std": run.cfg.augment.std}
+        | clip(run.cfg),
+    }
+    checkpoint.save(run.folder / "checkpoints", run.step, state, meta, keep=run.cfg.system.keep)
+
+
+def resume(run: Run) -> None:
+    """Load the newest whole checkpoint of the run folder, if there is one."""
+    found = checkpoint.load_newest(run.folder / "checkpoints")
+    if found is None:
+        return
+    state, meta = found
+    if meta["videos"] != len(run.videos):
+        raise InputError(
+            f"{run.cfg.data.train} lists {len(run.videos)} videos, the run in {run.folder} began with {meta['videos']}: "
+            "the order of the data would change; restore the list, or choose another out="
+        )
+    run.method.load_state_dict(state["method"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.step, run.untrained = meta["step"], meta["untrained"]
+
+
+def sampler(cfg: PretrainConfig, num_rows: int, start_step: int, total_steps: int) -> loader.StepSampler:
+    """Return this rank's share of the steps from start_step on."""
+    return loader.StepSampler(
+        seed=cfg.seed,
+        num_rows=num_rows,
+        batch=cfg.optim.batch,
+        accumulate=cfg.optim.accumulate,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        start_step=start_step,
+        total_steps=total_steps,
+    )
+
+
+def load_batches(run: Run) -> Any:
+    """Return the loader of the micro-batches that are left."""
+    cfg = run.cfg
+    dataset = ClipDataset(
+        run.videos,
+        num_views=2,
+        num_frames=cfg.data.num_frames,
+        clip_seconds=cfg.data.clip_seconds,
+        area=(cfg.augment.area_min, cfg.augment.area_max),
+        ratio=(cfg.augment.ratio_min, cfg.augment.ratio_max),
+        difference_probability=cfg.augment.temporal_difference_probability,
+        seed=cfg.seed,
+        decoder=cfg.data.decoder.value,
+    )
+    return loader.build(
+        dataset,
+        sampler(cfg, len(run.videos), run.step, run.total_steps),
+        workers=loader.worker_count(cfg.system.workers),
+        pin_memory=run.device.type == "cuda",
+    )
+
+
+def clip(cfg: PretrainConfig) -> dict[str, float]:
+    """Return what the clips of this recipe are: num_frames, clip_seconds, size."""
+    return {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
+
+
+def build_monitor(cfg: PretrainConfig, device: torch.device) -> Monitor | None:
+    """Return the online evaluation, if lists for it were given."""
+    if not cfg.monitor.train:
+        return None
+    bank, query = (
+        loader.read_videos(source, split=split, root=cfg.monitor.root, labels=cfg.monitor.labels.value)
+        for source, split in ((cfg.monitor.train, "train"), (cfg.monitor.val, "val"))
+    )
+    return Monitor(
+        bank,
+        query,
+        device=device,
+        mean=cfg.augment.mean,
+        std=cfg.augment.std,
+        clip=clip(cfg),
+        clips_per_video=cfg.monitor.clips_per_video,
+        k=cfg.monitor.k,
+        temp=cfg.monitor.temp,
+        decoder=cfg.data.decoder.value,
+        workers=loader.worker_count(cfg.system.workers),
+    )
+
+
+def describe(run: Run) -> str:
+    """Return one line on what this run does, with the derived numbers."""
+    cfg = run.cfg
+    return (
+        f"{cfg.name}: {len(run.videos)} videos, {cfg.model.backbone}, {cfg.optim.epochs} epochs x "
+        f"{run.steps_per_epoch} steps of {cfg.optim.batch}, lr {cfg.optim.lr:g}, {distributed.world_size()} "
+        f"process(es) on {run.device.type}, from step {run.step} of {run.total_steps}, into {run.folder}"
+    )
+
+
+def scores(figures: dict[str, float]) -> str:
+    """Return an evaluation's figures in words."""
+    if not figures:
+        return "not scored"
+    missing = figures["videos_listed"] - figures["videos_read"]
+    return f"kNN {100 * figures['knn_top1']:.1f} %, R@1 {100 * figures['r_at_1']:.1f} %" + (
+        f" ({missing:.0f} videos unreadable)" if missing else ""
+    )
+
+
+def closing_lines(run: Run, log: RunLog) -> None:
+    """Say where everything is and what to do with it."""
+    lists = (
+        f"train={run.cfg.monitor.train} test={run.cfg.monitor.val}"
+        if run.monitor
+        else "train=<labelled list> test=<labelled list>"
+    )
+    log.message(f"done: run folder {run.folder}; next: python tools/retrieval.py checkpoint={run.folder} {lists}")

@@ -1,0 +1,50 @@
+"""Package metadata. Requirement ranges are those tested (README, Installation); torch and torchvision have no upper bound."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sce_video/__init__.py").read_text()).group(1)
+
+setup(
+    name="sce_video",
+    version=VERSION,
+    description="Self-supervised pretraining of video encoders by Similarity Contrastive Estimation (SCE)",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["sce_video", "sce_video.*"]),
+        "sce_video.configs",
+        *(f"sce_video.configs.{name}" for name in find_packages("configs")),
+    ],
+    # The recipes lie at the top of the repository and are installed inside the package.
+    package_dir={"sce_video.configs": "configs"},
+    package_data={"": ["*.yaml"], "sce_video": ["py.typed"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "numpy>=1.26",
+        "av>=14",
+        "hydra-core>=1.3.2,<2",
+        "fvcore>=0.1.5.post20221221",
+        "pytorchvideo>=0.1.5,<0.2",
+        "tqdm>=4.66",
+        'decord>=0.6.0; (platform_system == "Linux" and platform_machine == "x86_64") '
+        'or (platform_system == "Windows" and platform_machine == "AMD64")',
+    ],
+    extras_require={
+        "tracking": ["tensorboard>=2.17"],
+        "dev": [
+            "tensorboard>=2.17",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.6",
+            "mypy>=1.11",
+        ],
+    },
+)

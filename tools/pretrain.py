@@ -1,0 +1,13 @@
+"""Pretrain a video encoder without labels.
+
+python tools/pretrain.py                                   # the demo: minutes on a laptop
+python tools/pretrain.py recipe=sce_r3d18_ucf101 data.train=/data/ucf101/train.csv out=runs/ucf
+torchrun --nproc-per-node 8 tools/pretrain.py recipe=sce_r3d50_k400_16f data.train=/data/k400/train.csv
+"""
+
+from sce_video.command_line import run_program
+from sce_video.config import PretrainConfig
+from sce_video.pretrain import pretrain
+
+if __name__ == "__main__":
+    run_program("pretrain", PretrainConfig, pretrain)
