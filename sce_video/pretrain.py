@@ -85,6 +85,7 @@ class Run:
     scaler: torch.amp.GradScaler
     monitor: Monitor | None
     skipped: SkippedVideos
+    workers: int  # decoding processes
     step: int = 0  # optimiser steps taken
     untrained: dict[str, float] = field(default_factory=dict)  # what the monitor scored before the first
 
@@ -131,7 +132,8 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
     steps_per_epoch = len(videos) // cfg.optim.batch
     sampler(cfg, len(videos), 0, steps_per_epoch)  # refuses a batch that does not fit the data or the processes
     loader.check_readable(videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
-    monitor = build_monitor(cfg, device)
+    workers = loader.share_cores(device, cfg.system.workers)
+    monitor = build_monitor(cfg, device, workers)
 
     torch.manual_seed(cfg.seed)  # for initial weights only: all else draws from keyed generators
     method = distributed.synchronise_batch_norm(build_method(cfg).to(device), device)
@@ -156,6 +158,7 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
         monitor=monitor,
         skipped=SkippedVideos(folder, len(videos), cfg.data.max_bad_fraction),
+        workers=workers,
     )
     resume(run)
     distributed.barrier()  # nobody looks at the folder any more
@@ -348,7 +351,7 @@ def load_batches(run: Run) -> Any:
     return loader.build(
         dataset,
         sampler(cfg, len(run.videos), run.step, run.total_steps),
-        workers=loader.worker_count(cfg.system.workers),
+        workers=run.workers,
         pin_memory=run.device.type == "cuda",
     )
 
@@ -358,7 +361,7 @@ def clip(cfg: PretrainConfig) -> dict[str, float]:
     return {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
 
 
-def build_monitor(cfg: PretrainConfig, device: torch.device) -> Monitor | None:
+def build_monitor(cfg: PretrainConfig, device: torch.device, workers: int) -> Monitor | None:
     """Return the online evaluation, if lists for it were given."""
     if not cfg.monitor.train:
         return None
@@ -377,7 +380,7 @@ def build_monitor(cfg: PretrainConfig, device: torch.device) -> Monitor | None:
         k=cfg.monitor.k,
         temp=cfg.monitor.temp,
         decoder=cfg.data.decoder.value,
-        workers=loader.worker_count(cfg.system.workers),
+        workers=workers,
     )
 
 

@@ -88,7 +88,7 @@ def score(
             clip_seconds=clip["clip_seconds"],
             size=int(clip["size"]),
             decoder=cfg.decoder.value,
-            workers=loader.worker_count(cfg.workers),
+            workers=loader.share_cores(device, cfg.workers),
         )
         for videos in lists
     )

@@ -95,9 +95,9 @@ def _place(rng: np.random.Generator, motion: str, seconds: Array) -> tuple[Array
     cycle = (0.6 * speed * seconds + phase).astype(np.float32)
     sawtooth = cycle % 1.0
     wave = np.sin(2 * np.pi * cycle)
-    x = rng.uniform(-0.25, 0.25) + np.zeros_like(cycle)
-    y = rng.uniform(-0.12, 0.12) + np.zeros_like(cycle)
-    size = rng.uniform(0.24, 0.34) + np.zeros_like(cycle)
+    x = rng.uniform(-0.15, 0.15) + np.zeros_like(cycle)
+    y = rng.uniform(-0.08, 0.08) + np.zeros_like(cycle)
+    size = rng.uniform(0.28, 0.36) + np.zeros_like(cycle)
     tilt = rng.uniform(-0.25, 0.25) + np.zeros_like(cycle)
     if motion in ("up", "down"):
         y = (0.5 - sawtooth if motion == "up" else sawtooth - 0.5) * 1.3
@@ -133,13 +133,11 @@ def render(split: str, index: int) -> tuple[NDArray[np.uint8], int]:
     distance = SHAPES[shape](own_x, own_y) * size * HEIGHT  # about pixels
     inside = np.clip(0.5 - distance, 0, 1)[..., None]
 
-    brightness = _fading(rng, seconds, 0.2, 0.8)[:, None]
-    gap = rng.choice((-1.0, 1.0)) * _fading(rng, seconds, 0.3, 0.5)[:, None]
-    other = np.where((brightness + gap > 1.0) | (brightness + gap < 0.0), brightness - gap, brightness + gap)
-    ground = brightness + _fading(rng, seconds, -0.25, 0.25, 3)
-    figure = other + _fading(rng, seconds, -0.25, 0.25, 3)
-    ground = ground[:, None, None] + 0.10 * _texture(rng, 4 * x, 4 * y, seconds)[..., None]
-    figure = figure[:, None, None] + 0.10 * _texture(rng, own_x, own_y, seconds)[..., None]
+    # The object is brighter than the ground in every channel, whatever the colours.
+    ground = _fading(rng, seconds, 0.05, 0.45, 3)[:, None, None]
+    figure = ground + _fading(rng, seconds, 0.25, 0.55, 3)[:, None, None]
+    ground = ground + 0.05 * _texture(rng, 4 * x, 4 * y, seconds)[..., None]
+    figure = figure + 0.05 * _texture(rng, own_x, own_y, seconds)[..., None]
     frames = ground * (1 - inside) + figure * inside
     frames += 0.02 * rng.standard_normal((*x.shape, 1), dtype=np.float32)
     return (np.clip(frames, 0, 1, out=frames) * 255 + 0.5).astype(np.uint8), label

@@ -5,7 +5,7 @@
 | r3d18       | here: SCE's R3D-18                    | 20,023,872 |   512 | 1               |
 | r3d50       | pytorchvideo: "Slow-only" R3D-50      | 31,634,496 |  2048 | 1               |
 | r2plus1d18  | torchvision: R(2+1)D-18               | 31,300,125 |   512 | 8               |
-| tiny3d      | here: for demos and tests on CPUs     |    310,320 |   128 | 4               |
+| tiny3d      | here: for demos and tests on CPUs     |    291,984 |   128 | 4               |
 
 State keys of r3d18 and r3d50 are pytorchvideo's (`blocks.0.conv.weight`, ...), those of r2plus1d18 torchvision's, so
 that weights travel. pytorchvideo and torchvision are imported only here, and only when asked for.
@@ -135,16 +135,24 @@ def r2plus1d18() -> tuple[nn.Module, int]:
 
 
 def tiny3d() -> tuple[nn.Module, int]:
-    """Four convolutions for clips of about 8 x 48 x 48: trains on two CPU cores in minutes."""
-    blocks: list[nn.Module] = []
-    widths = (3, 16, 32, 64, 128)
-    for level, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-        stride = (1 if level % 2 == 0 else 2, 2, 2)
-        conv = nn.Conv3d(fan_in, fan_out, (1 if level == 0 else 3, 5 if level == 0 else 3, 5 if level == 0 else 3), stride, (0 if level == 0 else 1, 2 if level == 0 else 1, 2 if level == 0 else 1), bias=False)
+    """Four convolutions for clips of about 8 x 40 x 40: trains on two CPU cores in minutes.
+
+    Each clip's channels are standardised first, which takes away most of what the colour augmentations vary: without
+    it a network of this size finds nothing to hold on to in the few minutes of the demo (measured, see the recipe).
+    """
+    blocks: list[nn.Module] = [nn.InstanceNorm3d(3)]
+    for fan_in, fan_out, kernel, stride in (
+        (3, 16, (1, 5, 5), (1, 2, 2)),
+        (16, 32, (3, 3, 3), (2, 2, 2)),
+        (32, 64, (3, 3, 3), (1, 2, 2)),
+        (64, 128, (3, 3, 3), (2, 2, 2)),
+    ):
+        padding = [side // 2 for side in kernel]
+        conv = nn.Conv3d(fan_in, fan_out, kernel, stride, padding, bias=False)
         blocks.append(nn.Sequential(conv, nn.BatchNorm3d(fan_out), nn.ReLU(inplace=True)))
     network = PooledBlocks(nn.ModuleList(blocks))
     _initialise(network)
-    return network, widths[-1]
+    return network, 128
 
 
 BACKBONES: dict[str, Callable[[], tuple[nn.Module, int]]] = {

@@ -1,0 +1,80 @@
+"""Small real videos, made once per session with PyAV, and helpers to run programs as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sce_video.data import synthetic
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+TINY_RECIPE = [
+    "data.num_frames=4",
+    "data.clip_seconds=0.8",
+    "augment.size=32",
+    "model.backbone=tiny3d",
+    "model.hidden=32",
+    "model.projection=16",
+    "sce.queue=40",
+    "optim.batch=8",
+    "optim.epochs=4",
+    "optim.name=sgd",
+    "optim.lr_per_256=1.0",
+    "optim.warmup_epochs=1",
+    "monitor.train=''",
+    "monitor.val=''",
+    "system.workers=0",
+    "system.log_every=1",
+]
+
+
+@pytest.fixture(scope="session")
+def conformance() -> dict[str, Any]:
+    """Input -> expected value, measured on the reference implementation."""
+    loaded: dict[str, Any] = json.loads((ROOT / "tests/data/conformance.json").read_text())
+    return loaded
+
+
+def numbered_frames(num_frames: int, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+    """Frames uint8 [T, H, W, 3] that show their own number as a brightness, over a smooth random picture."""
+    rng = np.random.default_rng(seed)
+    picture = rng.uniform(0, 60, (height // 8, width // 8, 3)).repeat(8, axis=0).repeat(8, axis=1)
+    levels = 20 + np.arange(num_frames) % 16 * 10
+    return (picture[None] + levels[:, None, None, None]).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `class_a/0.mp4 ...` of 32 H.264 files in 4 classes, with train.csv and val.csv."""
+    folder = tmp_path_factory.mktemp("videos")
+    lines: dict[str, list[str]] = {"train": ["path,label"], "val": ["path,label"]}
+    for index in range(32):
+        frames, label = synthetic.render("train", index)
+        name = f"class_{label % 4}/{index:02d}.mp4"
+        (folder / name).parent.mkdir(exist_ok=True)
+        synthetic.encode(folder / name, frames[:60, :48, :64], gop=12)
+        lines["val" if index >= 24 else "train"].append(f"{name},{label % 4}")
+    for split, rows in lines.items():
+        (folder / f"{split}.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def run_tool(
+    name: str, *arguments: str, cwd: Path, processes: int = 0, timeout: float = 240, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run tools/<name>.py with this Python, or under torchrun with `processes` processes."""
+    command = [sys.executable]
+    if processes:
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command += [str(ROOT / "tools" / f"{name}.py"), *arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
