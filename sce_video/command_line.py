@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -102,21 +103,26 @@ def _check_value(key: str, value: Any, schema: type) -> None:
 
 
 def run_program(program: str, schema: type[S], action: Callable[[S], object]) -> None:
-    """Compose `configs/<program>/base.yaml` with the command line and call `action` with the checked options.
-
-    Ends the process with one line on stderr and exit code 2 for bad input, 70 when training had to stop.
-    """
+    """Compose `configs/<program>/base.yaml` with the command line and call `action` with the checked options."""
     ConfigStore.instance().store(name=f"{program}_schema", node=schema)
     # Hydra 1.3 warns without version_base, 1.4 warns with it.
     version = {"version_base": None} if hydra.__version__.startswith("1.3") else {}
 
     @hydra.main(config_path=f"pkg://sce_video.configs.{program}", config_name="base", **version)
     def main(composed: DictConfig) -> None:
-        action(typed(composed, schema))
+        with errors_as_exit_codes():  # inside, for Hydra turns every exception into exit code 1
+            action(typed(composed, schema))
 
-    try:
+    with errors_as_exit_codes():
         check_overrides(sys.argv[1:], schema, RECIPES / program / "recipe")
-        main()
+    main()
+
+
+@contextmanager
+def errors_as_exit_codes() -> Iterator[None]:
+    """End the process with one line on stderr and code 2 for bad input, 70 when training had to stop."""
+    try:
+        yield
     except (InputError, Stopped) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_STOPPED)

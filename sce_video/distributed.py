@@ -9,6 +9,7 @@ Batch norm is synchronised on both kinds of device: torch's own `SyncBatchNorm` 
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=10)  # a rank that is this late at a collective is taken for dead
@@ -94,6 +95,36 @@ def broadcast_module(module: nn.Module) -> None:
             dist.broadcast(tensor.detach(), src=0)
 
 
+def parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a module so that gradients are averaged over ranks; the module itself in a single process.
+
+    Buffers are not sent around at every step: they are equal by construction (the queue is filled with gathered keys,
+    batch norms use global statistics), and the queue alone would be 64 MiB a step.
+    """
+    if not active():
+        return module
+    # torch 2.15 renamed the option and warns about the old name.
+    options = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None, **{name: False})
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is the all-reduce of the gradients: every rank's loss depends on every rank's term."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
 class BatchNormAcrossRanks(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose training statistics are those of all ranks' rows together (formula version for CPUs).
 
@@ -110,11 +141,11 @@ class BatchNormAcrossRanks(nn.modules.batchnorm._BatchNorm):
         axes = [axis for axis in range(input.dim()) if axis != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
         sums = torch.cat([input.sum(axes), input.new_full((1,), input.numel() / input.shape[1])])
-        sums = differentiable.all_reduce(sums)
+        sums = _SumOverRanks.apply(sums)
         count = sums[-1].detach()
         average = sums[:-1] / count
         centred = input - average.view(shape)
-        variance = differentiable.all_reduce((centred * centred).sum(axes)) / count
+        variance = _SumOverRanks.apply((centred * centred).sum(axes)) / count
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 assert self.num_batches_tracked is not None
@@ -138,8 +169,10 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
         synced = BatchNormAcrossRanks(
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
         )
-        synced.to(next(iter((*module.parameters(), *module.buffers()))).dtype)
-        synced.load_state_dict(module.state_dict())
+        # The same parameters, not copies: the target's stay frozen.
+        synced.weight, synced.bias = module.weight, module.bias
+        synced.running_mean, synced.running_var = module.running_mean, module.running_var
+        synced.num_batches_tracked = module.num_batches_tracked
         return synced.train(module.training)
     for name, child in module.named_children():
         setattr(module, name, synchronise_batch_norm(child, device))

@@ -102,6 +102,7 @@ class RunLog:
         self.processes = processes
         self._bar: tqdm[Any] | None = None
         self._board: Any = None
+        self._restart_clock(start_step)
         if folder is None:
             return
         self._drop_after(start_step)
@@ -111,7 +112,6 @@ class RunLog:
             self._board = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1)  # type: ignore[no-untyped-call]
         if sys.stderr.isatty():
             self._bar = tqdm(total=total_steps, initial=start_step, dynamic_ncols=True, unit="step", bar_format="{l_bar}{bar}| {postfix}")
-        self._restart_clock(start_step)
 
     def _restart_clock(self, step: int) -> None:
         self._since, self._since_step, self._waited = time.perf_counter(), step, 0.0
@@ -147,7 +147,7 @@ class RunLog:
 
     def waited(self, seconds: float) -> None:
         """Count time in which the step waited for data."""
-        self._waited += seconds if self.folder is not None else 0
+        self._waited += seconds
 
     def step(self, step: int, figures: dict[str, float], *, lr: float) -> None:
         """Log step `step` (counted from 1): figures, learning rate, speed, share of time waited for data, time left."""

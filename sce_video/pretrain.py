@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from . import __version__, augment, checkpoint, distributed, optim, schedules
 from .command_line import check_run_folder
@@ -170,14 +169,9 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
 
 def train(run: Run, log: RunLog) -> None:
     """Take all steps that are left."""
-    cfg, device = run.cfg, run.device
+    cfg = run.cfg
     batches = iter(load_batches(run))
-    network = run.method
-    if distributed.active():
-        # Buffers are equal by construction: the queue from gathered keys, batch norms from global statistics.
-        network = DistributedDataParallel(
-            run.method, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-        )
+    network = distributed.parallel(run.method, run.device)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     failures: list[Failure] = []
     while run.step < run.total_steps:

@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
 
+from sce_video.command_line import typed
+from sce_video.config import PretrainConfig
 from sce_video.data import synthetic
 
 ROOT = Path(__file__).parent.parent
@@ -78,3 +82,22 @@ def run_tool(
     command += [str(ROOT / "tools" / f"{name}.py"), *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def compose_pretrain(*overrides: str) -> PretrainConfig:
+    """The options of tools/pretrain.py with these overrides, as the program gets them."""
+    ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
+    with initialize_config_module("sce_video.configs.pretrain", version_base="1.3"):
+        return typed(compose("base", list(overrides)), PretrainConfig)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of every logged step, checked to be consecutive."""
+    steps = [record for record in records(folder) if "train/loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, len(steps) + 1))
+    return [record["train/loss"] for record in steps]

@@ -1,0 +1,171 @@
+"""The program as users run it: real processes, real kills, real bad input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY_RECIPE, losses, records, run_tool
+
+from sce_video import checkpoint
+
+
+def options(videos: Path, out: str, *more: str) -> list[str]:
+    return [*TINY_RECIPE, f"data.train={videos / 'train.csv'}", f"out={out}", *more]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_run_continues_exactly(videos: Path, tmp_path: Path, workers: int) -> None:
+    """40 steps at once, and 17 + kill -9 in the middle of an epoch + the rest: same weights, queue and losses."""
+    common = ["optim.epochs=14", "optim.batch=8", "system.save_every=4", f"system.workers={workers}"]
+    whole = run_tool("pretrain", *options(videos, "whole", *common, "system.workers=0"), cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, str(ROOT / "tools/pretrain.py"), *options(videos, "parts", *common)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    log = tmp_path / "parts/log.jsonl"
+    deadline = time.time() + 120
+    while time.time() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= 17):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    seen = len(log.read_text().splitlines())
+    assert 17 <= seen < 42, "killed in the middle"
+    rest = run_tool("pretrain", *options(videos, "parts", *common), cwd=tmp_path)
+    assert rest.returncode == 0, rest.stderr
+    assert "continuing" in rest.stderr
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 42
+    states = [checkpoint.load(checkpoint.find(tmp_path / name))[0] for name in ("whole", "parts")]
+    assert checkpoint.state_digest(states[0]) == checkpoint.state_digest(states[1])
+
+
+def test_finished_run_is_not_trained_again(videos: Path, tmp_path: Path) -> None:
+    first = run_tool("pretrain", *options(videos, "run", "optim.epochs=1"), cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/checkpoints").rglob("*.pt")}
+    again = run_tool("pretrain", *options(videos, "run", "optim.epochs=1"), cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "done: run folder run" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run/checkpoints").rglob("*.pt")} == before
+
+
+def test_accumulation_enqueues_once_per_step(videos: Path, tmp_path: Path) -> None:
+    """Two micro-batches of 4 push the keys of one batch of 8: 3 steps move the pointer by 3 * 16 = 48."""
+    result = run_tool("pretrain", *options(videos, "run", "optim.accumulate=2", "optim.epochs=1"), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    state, _ = checkpoint.load(checkpoint.find(tmp_path / "run"))
+    assert state["method"]["queue.pointer"] == 48 % 40
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_bf16_and_monitor_and_unlabelled_folder(videos: Path, tmp_path: Path) -> None:
+    unlabelled = tmp_path / "my videos"
+    for path in videos.rglob("*.mp4"):
+        (unlabelled / "deep/er").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, unlabelled / "deep/er" / f"{path.parent.name} {path.name}")
+    lists = [f"monitor.train={videos / 'train.csv'}", f"monitor.val={videos / 'val.csv'}", "monitor.every_epochs=2"]
+    result = run_tool(
+        "pretrain", *options(videos, "run", "optim.precision=bf16", *lists), f"data.train={unlabelled}", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    scored = [record for record in records(tmp_path / "run") if "eval/knn_top1" in record]
+    assert [record["step"] for record in scored] == [0, 8, 16], "untrained, every second epoch, the end"
+    assert "untrained network: kNN" in result.stderr
+    assert (tmp_path / "run/tb").is_dir(), "tensorboard is among the dev requirements"
+
+
+BAD_INPUT = [
+    (["data.train=nowhere.csv"], "manifest 'nowhere.csv' does not exist"),
+    (["data.train={videos}/train.csv", "data.root=nowhere"], "root 'nowhere' is not a folder"),
+    (["data.train=broken.csv"], "broken.csv:3: 3 columns where the header has 2"),
+    (["data.train=broken.txt"], "broken.txt:2: 'no_video 3' is not"),
+    (["data.train=unreadable"], "none of 8 videos tried (of 8) can be read"),
+    (["optim.batch=25", "sce.queue=64"], "optim.batch (25) is larger than the data (24 videos)"),
+    (["optim.batch=9", "optim.accumulate=2"], "optim.batch (9) must be divisible by processes (1) x optim.accumulate"),
+    (["sce.queue=15"], "sce.queue (15) must hold at least one step's keys, 2 * optim.batch = 16"),
+    (["sce.coef=0.5"], "unknown option 'sce.coef': did you mean sce.coeff?"),
+    (["+sce.coef=0.5"], "unknown option 'sce.coef': did you mean sce.coeff?"),
+    (["optim.epochs=many"], "option optim.epochs=many: Value 'many' of type 'str' could not be converted to Integer"),
+    (["recipe=sce_r3d19"], "recipe 'sce_r3d19' is not one of demo, sce_r2plus1d18_k400"),
+    (["sce.coeff=1.5"], "sce.coeff (1.5) must be in [0, 1]"),
+    (["optim.precision=fp16"], "optim.precision=fp16 needs a GPU"),
+    (["augment.view1.hue=0.7"], "hue (0.7) must be in [0, 0.5]"),
+    (["model.backbone=r3d19"], "backbone 'r3d19' is not one of"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD_INPUT, ids=[" ".join(case[0]) for case in BAD_INPUT])
+def test_bad_input_is_one_line_and_nothing_is_written(
+    overrides: list[str], message: str, videos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.csv").write_text("path,label\na.mp4,1\nb,c.mp4,2\n")
+    (tmp_path / "broken.txt").write_text("a.mp4 1\nno_video 3\n")
+    (tmp_path / "unreadable").mkdir()
+    for name in "abcdefgh":
+        (tmp_path / "unreadable" / f"{name}.mp4").write_bytes(b"<html>404</html>")
+    before = sorted(tmp_path.rglob("*"))
+    overrides = [override.format(videos=videos) for override in overrides]
+    result = run_tool("pretrain", *options(videos, "run"), *overrides, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_folder_of_another_recipe_is_left_alone(videos: Path, tmp_path: Path) -> None:
+    first = run_tool("pretrain", *options(videos, "run", "optim.epochs=1"), cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+    result = run_tool("pretrain", *options(videos, "run", "optim.epochs=1", "sce.coeff=0.7"), cwd=tmp_path)
+    assert result.returncode == 2
+    assert "out=run holds a run of another recipe (sce.coeff: 0.5 there, 0.7 here)" in result.stderr
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()} == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").write_text("mine")
+    result = run_tool("pretrain", *options(videos, "other"), cwd=tmp_path)
+    assert result.returncode == 2 and "no run folder" in result.stderr
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+
+
+def test_unreadable_videos_are_replaced_counted_and_bounded(videos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(videos, data)
+    (data / "class_0/00.mp4").write_bytes(b"")
+    allowed = run_tool("pretrain", *options(data, "run", "data.max_bad_fraction=0.05"), cwd=tmp_path)
+    assert allowed.returncode == 0, allowed.stderr
+    assert "replaced an unreadable video (1 so far)" in allowed.stderr
+    listed = (tmp_path / "run/skipped_videos.csv").read_text().splitlines()
+    assert listed[0] == "path,count,reason"
+    assert listed[1].startswith(f"{data / 'class_0/00.mp4'},4,"), "once per epoch"
+    again = run_tool("pretrain", *options(data, "again", "data.max_bad_fraction=0.05"), cwd=tmp_path)
+    assert again.returncode == 0 and losses(tmp_path / "again") == losses(tmp_path / "run"), "a deterministic rule"
+    stopped = run_tool("pretrain", *options(data, "strict"), cwd=tmp_path)
+    assert stopped.returncode == 70
+    assert "1 of 24 videos could not be read, more than data.max_bad_fraction (0.01) allows" in stopped.stderr
+
+
+def test_non_finite_loss_stops_before_the_update(videos: Path, tmp_path: Path) -> None:
+    result = run_tool(
+        "pretrain", *options(videos, "run", "optim.lr_per_256=1e30", "system.save_every=1"), cwd=tmp_path
+    )
+    assert result.returncode == 70
+    assert "nothing was updated" in result.stderr and "lr " in result.stderr and ".mp4" in result.stderr
+    assert "Traceback" not in result.stderr
+    state, _ = checkpoint.load(checkpoint.find(tmp_path / "run"))
+    assert all(torch.isfinite(value).all() for value in state["method"].values() if value.is_floating_point())
+
+
+def test_help_shows_commands_first() -> None:
+    for tool in ("pretrain", "retrieval"):
+        result = run_tool(tool, "--help", cwd=ROOT)
+        assert result.returncode == 0
+        commands = [line for line in result.stdout.splitlines() if f"tools/{tool}.py" in line]
+        assert len(commands) >= 3
