@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -166,6 +167,8 @@ def read_backbone(path: str | Path) -> dict[str, Tensor]:
     Raises InputError if there is no backbone in it.
     """
     if Path(path).is_file():
+        if not zipfile.is_zipfile(path):
+            raise InputError(f"{path} is not a weight file: torch.save has written zip archives since torch 1.6")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:

@@ -88,12 +88,12 @@ class Augment:
         name = "augment.temporal_difference_probability"
         _require(self.temporal_difference_probability, name, lambda value: 0 <= value <= 1, "in [0, 1]")
         for number, view in ((1, self.view1), (2, self.view2)):
-            if isinstance(view, View) and _given(self.size) and view.blur_probability > 0:
-                if view.blur_kernel % 2 == 0 or view.blur_kernel // 2 >= self.size:
-                    raise InputError(
-                        f"augment.view{number}.blur_kernel ({view.blur_kernel}) must be odd and under twice "
-                        f"augment.size ({self.size})"
-                    )
+            blurred = isinstance(view, View) and _given(self.size) and view.blur_probability > 0
+            if blurred and (view.blur_kernel % 2 == 0 or view.blur_kernel // 2 >= self.size):
+                raise InputError(
+                    f"augment.view{number}.blur_kernel ({view.blur_kernel}) must be odd and under twice "
+                    f"augment.size ({self.size})"
+                )
 
 
 @dataclass
@@ -212,7 +212,11 @@ class PretrainConfig:
     system: System = field(default_factory=System)
 
     def __post_init__(self) -> None:
-        if isinstance(self.sce, SCEOptions) and isinstance(self.optim, Optim) and _given(self.sce.queue, self.optim.batch):
+        if (
+            isinstance(self.sce, SCEOptions)
+            and isinstance(self.optim, Optim)
+            and _given(self.sce.queue, self.optim.batch)
+        ):
             views = 2 if self.sce.symmetric else 1
             if self.sce.queue < views * self.optim.batch:
                 raise InputError(

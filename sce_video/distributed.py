@@ -31,7 +31,7 @@ def session(device: str) -> Iterator[torch.device]:
     device: `cpu`, `cuda`, or `auto` (cuda when there is one).
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    local = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")) if kind == "cuda" else None)
+    local = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else kind)
     if kind == "cuda":
         torch.cuda.set_device(local)
     if "RANK" not in os.environ:
@@ -45,18 +45,22 @@ def session(device: str) -> Iterator[torch.device]:
 
 
 def active() -> bool:
+    """Whether this process is one of a group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
+    """Return this process's number, from 0."""
     return dist.get_rank() if active() else 0
 
 
 def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if active() else 1
 
 
 def barrier() -> None:
+    """Wait until all ranks are here."""
     if active():
         dist.barrier()
 
@@ -106,7 +110,8 @@ def parallel(module: nn.Module, device: torch.device) -> nn.Module:
     # torch 2.15 renamed the option and warns about the old name.
     options = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None, **{name: False})
+    arguments: dict[str, Any] = {"device_ids": [device] if device.type == "cuda" else None, name: False}
+    return DistributedDataParallel(module, **arguments)
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -153,7 +158,7 @@ class BatchNormAcrossRanks(nn.modules.batchnorm._BatchNorm):
                 factor = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
                 self.running_mean.lerp_(average, factor)
                 self.running_var.lerp_(variance * count / (count - 1), factor)
-        output = centred * torch.rsqrt(variance + self.eps).view(shape)
+        output: Tensor = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             output = output * self.weight.view(shape) + self.bias.view(shape)
         return output
@@ -164,7 +169,8 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
     if not active():
         return module
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return converted
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         synced = BatchNormAcrossRanks(
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats

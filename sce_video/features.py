@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,14 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> FrozenEncoder
     if Path(path).is_file():
         if backbone is None:
             raise InputError(f"{path} is a weight file: say which network it is for (backbone=r3d18, ...)")
-        about = {"backbone": backbone, "mean": 0.45, "std": 0.225, "num_frames": 8, "clip_seconds": 2.56, "size": 224}
+        about: dict[str, Any] = {
+            "backbone": backbone,
+            "mean": 0.45,
+            "std": 0.225,
+            "num_frames": 8,
+            "clip_seconds": 2.56,
+            "size": 224,
+        }
     else:
         about = checkpoint.load(checkpoint.find(path))[1]["encoder"]
     network, _ = backbones.build(about["backbone"])
@@ -78,7 +85,7 @@ def test_crops(frames: Tensor, *, size: int, num_crops: int) -> Tensor:
     frames uint8 [T, h, w, 3] -> float in 0..1 [num_crops, 3, T, size, size].
     """
     clip = frames.permute(3, 0, 1, 2).float() / 255
-    clip = augment.resize(clip, crops.short_side(*clip.shape[-2:], size))
+    clip = augment.resize(clip, crops.short_side(clip.shape[-2], clip.shape[-1], size))
     boxes = crops.three_crops(clip.shape[-2], clip.shape[-1], size)
     boxes = boxes if num_crops == 3 else boxes[1:2]
     return torch.stack([clip[..., b.top : b.top + size, b.left : b.left + size] for b in boxes])

@@ -111,7 +111,13 @@ class RunLog:
 
             self._board = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1)  # type: ignore[no-untyped-call]
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, initial=start_step, dynamic_ncols=True, unit="step", bar_format="{l_bar}{bar}| {postfix}")
+            self._bar = tqdm(
+                total=total_steps,
+                initial=start_step,
+                dynamic_ncols=True,
+                unit="step",
+                bar_format="{l_bar}{bar}| {postfix}",
+            )
 
     def _restart_clock(self, step: int) -> None:
         self._since, self._since_step, self._waited = time.perf_counter(), step, 0.0

@@ -63,9 +63,7 @@ class LARS(torch.optim.Optimizer):
             decayed = torch._foreach_add([gradients[i] for i in matrices], weights, alpha=weight_decay)
             norms = zip(torch._foreach_norm(weights), torch._foreach_norm(decayed), strict=True)
             # torch.where keeps the decision on the device: no synchronisation in the step.
-            trust = [
-                torch.where((p > 0) & (g > 0), trust_coefficient * p / g, torch.ones_like(p)) for p, g in norms
-            ]
+            trust = [torch.where((p > 0) & (g > 0), trust_coefficient * p / g, torch.ones_like(p)) for p, g in norms]
             for i, gradient, factor in zip(matrices, decayed, trust, strict=True):
                 gradients[i] = gradient * factor
         return gradients

@@ -16,29 +16,24 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from . import __version__, augment, checkpoint, distributed, optim, schedules
-from .command_line import check_run_folder
+from . import augment, distributed, schedules
 from .config import Precision, PretrainConfig
-from .data import loader
-from .data.dataset import Batch, ClipDataset, Failure
+from .data.dataset import Batch, Failure
 from .data.decode import DecodeError
-from .data.manifest import Video
-from .errors import InputError, Stopped
-from .log import RunLog, SkippedVideos
+from .errors import Stopped
+from .log import RunLog
 from .methods import Step
 from .methods.sce import SCE
 from .models import backbones
 from .models.encoder import MLP, Encoder
-from .monitor import Monitor
 from .randomness import generator
+from .run import Run, load_batches, save, set_up
 
 AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
@@ -67,26 +62,6 @@ def build_sce(cfg: PretrainConfig) -> SCE:
         symmetric=cfg.sce.symmetric,
         generator=generator(cfg.seed, "queue"),
     )
-
-
-@dataclass
-class Run:
-    """What is set up once and used in every step."""
-
-    cfg: PretrainConfig
-    device: torch.device
-    folder: Path
-    videos: list[Video]
-    steps_per_epoch: int
-    total_steps: int
-    method: Any  # see methods: online, forward, after_step
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    monitor: Monitor | None
-    skipped: SkippedVideos
-    workers: int  # decoding processes
-    step: int = 0  # optimiser steps taken
-    untrained: dict[str, float] = field(default_factory=dict)  # what the monitor scored before the first
 
 
 def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] = build_sce) -> Path:
@@ -121,57 +96,11 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] 
         return run.folder
 
 
-def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], device: torch.device) -> Run:
-    """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
-    folder = Path(cfg.out or f"runs/{cfg.name}")
-    known = check_run_folder(folder, cfg)
-    if cfg.optim.precision is Precision.fp16 and device.type != "cuda":
-        raise InputError("optim.precision=fp16 needs a GPU: use fp32 or bf16")
-    videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
-    steps_per_epoch = len(videos) // cfg.optim.batch
-    sampler(cfg, len(videos), 0, steps_per_epoch)  # refuses a batch that does not fit the data or the processes
-    loader.check_readable(videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
-    workers = loader.share_cores(device, cfg.system.workers)
-    monitor = build_monitor(cfg, device, workers)
-
-    torch.manual_seed(cfg.seed)  # for initial weights only: all else draws from keyed generators
-    method = distributed.synchronise_batch_norm(build_method(cfg).to(device), device)
-    distributed.broadcast_module(method)
-    optimizer = optim.build(
-        cfg.optim.name.value,
-        method.online,
-        lr=cfg.optim.lr,
-        momentum=cfg.optim.momentum,
-        weight_decay=cfg.optim.weight_decay,
-        trust_coefficient=cfg.optim.trust_coefficient,
-    )
-    run = Run(
-        cfg=cfg,
-        device=device,
-        folder=folder,
-        videos=videos,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=steps_per_epoch * cfg.optim.epochs,
-        method=method,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
-        monitor=monitor,
-        skipped=SkippedVideos(folder, len(videos), cfg.data.max_bad_fraction),
-        workers=workers,
-    )
-    resume(run)
-    distributed.barrier()  # nobody looks at the folder any more
-    if distributed.rank() == 0 and not known:
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
-    return run
-
-
 def train(run: Run, log: RunLog) -> None:
     """Take all steps that are left."""
     cfg = run.cfg
     batches = iter(load_batches(run))
-    network = distributed.parallel(run.method, run.device)
+    network: Any = distributed.parallel(run.method, run.device)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     failures: list[Failure] = []
     while run.step < run.total_steps:
@@ -277,105 +206,6 @@ def evaluate_and_save(run: Run, log: RunLog) -> None:
         log.message(f"epoch {epoch}: {scores(figures)} | untrained network: {scores(run.untrained)}")
     if distributed.rank() == 0 and (done or run.step % cfg.system.save_every == 0):
         save(run)
-
-
-def save(run: Run) -> None:
-    """Write a checkpoint of everything that counts."""
-    state = {
-        "method": run.method.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
-    }
-    meta = {
-        "version": __version__,
-        "torch": torch.__version__,
-        "videos": len(run.videos),
-        "untrained": run.untrained,
-        "encoder": {"backbone": run.cfg.model.backbone, "mean": run.cfg.augment.mean, "std": run.cfg.augment.std}
-        | clip(run.cfg),
-    }
-    checkpoint.save(run.folder / "checkpoints", run.step, state, meta, keep=run.cfg.system.keep)
-
-
-def resume(run: Run) -> None:
-    """Load the newest whole checkpoint of the run folder, if there is one."""
-    found = checkpoint.load_newest(run.folder / "checkpoints")
-    if found is None:
-        return
-    state, meta = found
-    if meta["videos"] != len(run.videos):
-        raise InputError(
-            f"{run.cfg.data.train} lists {len(run.videos)} videos, the run in {run.folder} began with {meta['videos']}: "
-            "the order of the data would change; restore the list, or choose another out="
-        )
-    run.method.load_state_dict(state["method"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
-    run.step, run.untrained = meta["step"], meta["untrained"]
-
-
-def sampler(cfg: PretrainConfig, num_rows: int, start_step: int, total_steps: int) -> loader.StepSampler:
-    """Return this rank's share of the steps from start_step on."""
-    return loader.StepSampler(
-        seed=cfg.seed,
-        num_rows=num_rows,
-        batch=cfg.optim.batch,
-        accumulate=cfg.optim.accumulate,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        start_step=start_step,
-        total_steps=total_steps,
-    )
-
-
-def load_batches(run: Run) -> Any:
-    """Return the loader of the micro-batches that are left."""
-    cfg = run.cfg
-    dataset = ClipDataset(
-        run.videos,
-        num_views=2,
-        num_frames=cfg.data.num_frames,
-        clip_seconds=cfg.data.clip_seconds,
-        area=(cfg.augment.area_min, cfg.augment.area_max),
-        ratio=(cfg.augment.ratio_min, cfg.augment.ratio_max),
-        difference_probability=cfg.augment.temporal_difference_probability,
-        seed=cfg.seed,
-        decoder=cfg.data.decoder.value,
-    )
-    return loader.build(
-        dataset,
-        sampler(cfg, len(run.videos), run.step, run.total_steps),
-        workers=run.workers,
-        pin_memory=run.device.type == "cuda",
-    )
-
-
-def clip(cfg: PretrainConfig) -> dict[str, float]:
-    """Return what the clips of this recipe are: num_frames, clip_seconds, size."""
-    return {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
-
-
-def build_monitor(cfg: PretrainConfig, device: torch.device, workers: int) -> Monitor | None:
-    """Return the online evaluation, if lists for it were given."""
-    if not cfg.monitor.train:
-        return None
-    bank, query = (
-        loader.read_videos(source, split=split, root=cfg.monitor.root, labels=cfg.monitor.labels.value)
-        for source, split in ((cfg.monitor.train, "train"), (cfg.monitor.val, "val"))
-    )
-    return Monitor(
-        bank,
-        query,
-        device=device,
-        mean=cfg.augment.mean,
-        std=cfg.augment.std,
-        clip=clip(cfg),
-        clips_per_video=cfg.monitor.clips_per_video,
-        k=cfg.monitor.k,
-        temp=cfg.monitor.temp,
-        decoder=cfg.data.decoder.value,
-        workers=workers,
-    )
 
 
 def describe(run: Run) -> str:

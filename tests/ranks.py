@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from conftest import compose_pretrain
-
 from torch import nn
 
 from sce_video import distributed

@@ -56,7 +56,8 @@ def test_jitter_equals_torchvision(name: str, ours: Any, theirs: Any, factors: A
     clips, factor = inputs(name), torch.tensor(factors)
     result = ours(clips, factor)
     assert (result - per_frame(clips, theirs, factor)).abs().max() <= tolerance
-    assert 0 <= result.min() and result.max() <= 1
+    assert result.min() >= 0
+    assert result.max() <= 1
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -197,9 +198,7 @@ def test_difference_clips_are_differences_of_their_halves() -> None:
         jitter_probability=0, gray_probability=0, blur_probability=0, flip_probability=0, solarize_probability=0
     )
     (frames,) = random_clips([(32, 32)], num_frames=4)
-    result = augment.apply(
-        view, [frames], augment.draw(view, keyed(1)), size=32, mean=0.0, std=1.0, differences=[True]
-    )
+    result = augment.apply(view, [frames], augment.draw(view, keyed(1)), size=32, mean=0.0, std=1.0, differences=[True])
     halves = frames.permute(3, 0, 1, 2).float()
     expected = augment.temporal_difference(halves[:, :2], halves[:, 2:]) / 255
     assert torch.allclose(result[0], expected, atol=1e-6)
@@ -216,7 +215,13 @@ def test_draws_follow_their_definition() -> None:
         ordered = values.sort().values
         steps = torch.arange(1, count + 1, dtype=torch.float64) / count
         assert max((ordered - steps).abs().max(), (ordered - steps + 1 / count).abs().max()) < 0.0138
-    for flags, p in ((drawn.jitter, 0.8), (drawn.gray, 0.5), (drawn.blur, 0.5), (drawn.solarize, 0.5), (drawn.flip, 0.5)):
+    for flags, p in (
+        (drawn.jitter, 0.8),
+        (drawn.gray, 0.5),
+        (drawn.blur, 0.5),
+        (drawn.solarize, 0.5),
+        (drawn.flip, 0.5),
+    ):
         assert abs(flags.double().mean().item() - p) < 4 * (p * (1 - p) / count) ** 0.5
     orders = {tuple(order) for order in drawn.order.tolist()}
     assert len(orders) == 24, "all orders of the four jitters"

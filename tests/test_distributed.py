@@ -62,7 +62,9 @@ def test_two_processes_train_as_one(
     single = torch.load(tmp_path / "1/rank0.pt", weights_only=True)
     for key, value in first.items():
         assert torch.equal(value, second[key]), f"{key} differs between ranks"
-        assert torch.allclose(value.double(), single[key].double(), atol=10 * tolerance), f"{key}: not as in one process"
+        assert torch.allclose(value.double(), single[key].double(), atol=10 * tolerance), (
+            f"{key}: not as in one process"
+        )
 
 
 def _whole_batch() -> tuple[Tensor, Tensor]:
@@ -110,8 +112,10 @@ def test_batch_norm_over_ranks_is_batch_norm_over_the_batch(tmp_path: Path) -> N
 
 def test_everything_is_the_identity_in_one_process() -> None:
     x = torch.arange(3.0, requires_grad=True)
-    assert distributed.world_size() == 1 and distributed.rank() == 0
-    assert torch.equal(distributed.gather(x), x) and not distributed.gather(x).requires_grad
+    assert distributed.world_size() == 1
+    assert distributed.rank() == 0
+    assert torch.equal(distributed.gather(x), x)
+    assert not distributed.gather(x).requires_grad
     assert torch.equal(distributed.mean(x), x)
     assert distributed.gather_objects("a") == ["a"]
     module = nn.Sequential(nn.BatchNorm3d(3))

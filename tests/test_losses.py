@@ -126,7 +126,9 @@ def test_equals_the_paper_term_by_term(coeff: float, with_keys: bool) -> None:
 def test_gradient_flows_through_the_query_only() -> None:
     query, key, queue = (random_units(n, 4, seed=n).requires_grad_() for n in (2, 2, 5))
     sce(query, key, queue, temp=0.1, temp_target=0.05, coeff=0.5, batch_keys=key).backward()
-    assert query.grad is not None and key.grad is None and queue.grad is None
+    assert query.grad is not None
+    assert key.grad is None
+    assert queue.grad is None
 
 
 def test_loss_is_float32_under_autocast() -> None:

@@ -65,9 +65,7 @@ def test_tiny_network_ignores_brightness_and_contrast() -> None:
 
 def test_backbone_from_ones_own_module(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_networks.py").write_text(
-        "from torch import nn\n"
-        "def flat():\n"
-        "    return nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()), 3\n"
+        "from torch import nn\ndef flat():\n    return nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()), 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     module, width = build("my_networks:flat")

@@ -29,7 +29,9 @@ def test_killed_run_continues_exactly(videos: Path, tmp_path: Path, workers: int
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, str(ROOT / "tools/pretrain.py"), *options(videos, "parts", *common)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     log = tmp_path / "parts/log.jsonl"
     deadline = time.time() + 120
     while time.time() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= 17):
@@ -131,7 +133,8 @@ def test_folder_of_another_recipe_is_left_alone(videos: Path, tmp_path: Path) ->
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").write_text("mine")
     result = run_tool("pretrain", *options(videos, "other"), cwd=tmp_path)
-    assert result.returncode == 2 and "no run folder" in result.stderr
+    assert result.returncode == 2
+    assert "no run folder" in result.stderr
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
 
 
@@ -146,18 +149,19 @@ def test_unreadable_videos_are_replaced_counted_and_bounded(videos: Path, tmp_pa
     assert listed[0] == "path,count,reason"
     assert listed[1].startswith(f"{data / 'class_0/00.mp4'},4,"), "once per epoch"
     again = run_tool("pretrain", *options(data, "again", "data.max_bad_fraction=0.05"), cwd=tmp_path)
-    assert again.returncode == 0 and losses(tmp_path / "again") == losses(tmp_path / "run"), "a deterministic rule"
+    assert again.returncode == 0
+    assert losses(tmp_path / "again") == losses(tmp_path / "run"), "a deterministic rule"
     stopped = run_tool("pretrain", *options(data, "strict"), cwd=tmp_path)
     assert stopped.returncode == 70
     assert "1 of 24 videos could not be read, more than data.max_bad_fraction (0.01) allows" in stopped.stderr
 
 
 def test_non_finite_loss_stops_before_the_update(videos: Path, tmp_path: Path) -> None:
-    result = run_tool(
-        "pretrain", *options(videos, "run", "optim.lr_per_256=1e30", "system.save_every=1"), cwd=tmp_path
-    )
+    result = run_tool("pretrain", *options(videos, "run", "optim.lr_per_256=1e30", "system.save_every=1"), cwd=tmp_path)
     assert result.returncode == 70
-    assert "nothing was updated" in result.stderr and "lr " in result.stderr and ".mp4" in result.stderr
+    assert "nothing was updated" in result.stderr
+    assert "lr " in result.stderr
+    assert ".mp4" in result.stderr
     assert "Traceback" not in result.stderr
     state, _ = checkpoint.load(checkpoint.find(tmp_path / "run"))
     assert all(torch.isfinite(value).all() for value in state["method"].values() if value.is_floating_point())

@@ -125,7 +125,8 @@ def test_target_keeps_its_own_batch_norm_statistics() -> None:
     model(x, where=0.0)
     assert model.target.training
     seen = [branch.backbone.running_mean for branch in (model.online, model.target)]
-    assert torch.allclose(*seen) and not torch.allclose(seen[0], torch.zeros(3))
+    assert torch.allclose(*seen)
+    assert not torch.allclose(seen[0], torch.zeros(3))
 
 
 def test_schedules_of_coeff_and_temperature() -> None:
@@ -135,7 +136,8 @@ def test_schedules_of_coeff_and_temperature() -> None:
     assert [model.coeff_at(w) for w in (0, 0.1, 0.2, 1)] == pytest.approx([1.0, 0.75, 0.5, 0.5])
     assert [model.temp_target_at(w) for w in (0, 0.1, 0.2, 1)] == pytest.approx([0.1, 0.075, 0.05, 0.05])
     constant = SCE(online, **settings)
-    assert constant.coeff_at(0) == 0.5 and constant.temp_target_at(0) == 0.05
+    assert constant.coeff_at(0) == 0.5
+    assert constant.temp_target_at(0) == 0.05
 
 
 def test_figures_tell_collapse_from_spread() -> None:

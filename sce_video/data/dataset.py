@@ -157,9 +157,7 @@ class ClipDataset(Dataset[Sample]):
             for draw in generators:
                 start, end = clip_times.random_clip(video.seconds, self.clip_seconds, draw)
                 boxes.append(
-                    crops.random_resized(
-                        video.height, video.width, area=self.area, ratio=self.ratio, generator=draw
-                    )
+                    crops.random_resized(video.height, video.width, area=self.area, ratio=self.ratio, generator=draw)
                 )
                 difference = torch.rand((), generator=draw).item() < self.difference_probability
                 first, last = clip_times.frame_window(video.fps, start, end, video.num_frames)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from types import TracebackType
 from typing import Any
@@ -63,10 +63,12 @@ def check_media(path: str) -> None:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise DecodeError(f"{path}: {os.strerror(error.errno or 0)}") from error
-    with os.fdopen(handle, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise DecodeError(f"{path}: not a regular file")
-        head = file.read(512)
+        head = os.read(handle, 512)
+    finally:
+        os.close(handle)
     if not head:
         raise DecodeError(f"{path}: the file is empty")
     known = (

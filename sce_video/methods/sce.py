@@ -77,9 +77,7 @@ class SCE(nn.Module):
     def coeff_at(self, where: float) -> float:
         """Return the weight of the positive at `where`."""
         return (
-            self.coeff
-            if where >= self.warmup
-            else schedules.linear(where / self.warmup, self.coeff_start, self.coeff)
+            self.coeff if where >= self.warmup else schedules.linear(where / self.warmup, self.coeff_start, self.coeff)
         )
 
     def momentum_at(self, where: float) -> float:

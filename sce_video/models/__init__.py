@@ -1,0 +1,1 @@
+"""Networks: backbones, heads and encoders, the momentum branch with its queue."""

@@ -147,7 +147,7 @@ def tiny3d() -> tuple[nn.Module, int]:
         (32, 64, (3, 3, 3), (1, 2, 2)),
         (64, 128, (3, 3, 3), (2, 2, 2)),
     ):
-        padding = [side // 2 for side in kernel]
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         conv = nn.Conv3d(fan_in, fan_out, kernel, stride, padding, bias=False)
         blocks.append(nn.Sequential(conv, nn.BatchNorm3d(fan_out), nn.ReLU(inplace=True)))
     network = PooledBlocks(nn.ModuleList(blocks))

@@ -57,9 +57,7 @@ class FrozenEncoder(nn.Module):
     it was trained on: num_frames, clip_seconds, size (pixels).
     """
 
-    def __init__(
-        self, backbone: nn.Module, name: str, *, mean: float, std: float, clip: dict[str, float]
-    ) -> None:
+    def __init__(self, backbone: nn.Module, name: str, *, mean: float, std: float, clip: dict[str, float]) -> None:
         super().__init__()
         self.backbone = backbone
         self.name = name

@@ -1,0 +1,192 @@
+"""A pretraining run as one object: set up with every check before the first write, saved, and resumed.
+
+What counts is in the checkpoint: online and target network with their batch-norm statistics, queue and pointer,
+optimiser, scaler, step. The order of the data and the schedules are functions of the step, so nothing else is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+
+from . import __version__, checkpoint, distributed, optim
+from .command_line import check_run_folder
+from .config import Precision, PretrainConfig
+from .data import loader
+from .data.dataset import Batch, ClipDataset
+from .data.manifest import Video
+from .errors import InputError
+from .log import SkippedVideos
+from .monitor import Monitor
+
+
+@dataclass
+class Run:
+    """What is set up once and used in every step."""
+
+    cfg: PretrainConfig
+    device: torch.device
+    folder: Path
+    videos: list[Video]
+    steps_per_epoch: int
+    total_steps: int
+    method: Any  # see methods: online, forward, after_step
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    monitor: Monitor | None
+    skipped: SkippedVideos
+    workers: int  # decoding processes
+    step: int = 0  # optimiser steps taken
+    untrained: dict[str, float] = field(default_factory=dict)  # what the monitor scored before the first
+
+
+def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], device: torch.device) -> Run:
+    """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
+    folder = Path(cfg.out or f"runs/{cfg.name}")
+    known = check_run_folder(folder, cfg)
+    if cfg.optim.precision is Precision.fp16 and device.type != "cuda":
+        raise InputError("optim.precision=fp16 needs a GPU: use fp32 or bf16")
+    videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
+    steps_per_epoch = len(videos) // cfg.optim.batch
+    sampler(cfg, len(videos), 0, steps_per_epoch)  # refuses a batch that does not fit the data or the processes
+    loader.check_readable(videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
+    workers = loader.share_cores(device, cfg.system.workers)
+    monitor = build_monitor(cfg, device, workers)
+
+    torch.manual_seed(cfg.seed)  # for initial weights only: all else draws from keyed generators
+    method: Any = distributed.synchronise_batch_norm(build_method(cfg).to(device), device)
+    distributed.broadcast_module(method)
+    optimizer = optim.build(
+        cfg.optim.name.value,
+        method.online,
+        lr=cfg.optim.lr,
+        momentum=cfg.optim.momentum,
+        weight_decay=cfg.optim.weight_decay,
+        trust_coefficient=cfg.optim.trust_coefficient,
+    )
+    run = Run(
+        cfg=cfg,
+        device=device,
+        folder=folder,
+        videos=videos,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps_per_epoch * cfg.optim.epochs,
+        method=method,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
+        monitor=monitor,
+        skipped=SkippedVideos(folder, len(videos), cfg.data.max_bad_fraction),
+        workers=workers,
+    )
+    resume(run)
+    distributed.barrier()  # nobody looks at the folder any more
+    if distributed.rank() == 0 and not known:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
+    return run
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of everything that counts."""
+    state = {
+        "method": run.method.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+    }
+    meta = {
+        "version": __version__,
+        "torch": torch.__version__,
+        "videos": len(run.videos),
+        "untrained": run.untrained,
+        "encoder": {"backbone": run.cfg.model.backbone, "mean": run.cfg.augment.mean, "std": run.cfg.augment.std}
+        | clip(run.cfg),
+    }
+    checkpoint.save(run.folder / "checkpoints", run.step, state, meta, keep=run.cfg.system.keep)
+
+
+def resume(run: Run) -> None:
+    """Load the newest whole checkpoint of the run folder, if there is one."""
+    quiet = distributed.rank() != 0
+    found = checkpoint.load_newest(run.folder / "checkpoints", report=lambda text: None if quiet else print(text))
+    if found is None:
+        return
+    state, meta = found
+    if meta["videos"] != len(run.videos):
+        raise InputError(
+            f"{run.cfg.data.train} lists {len(run.videos)} videos, the run in {run.folder} began with {meta['videos']}: "
+            "the order of the data would change; restore the list, or choose another out="
+        )
+    run.method.load_state_dict(state["method"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.step, run.untrained = meta["step"], meta["untrained"]
+
+
+def sampler(cfg: PretrainConfig, num_rows: int, start_step: int, total_steps: int) -> loader.StepSampler:
+    """Return this rank's share of the steps from start_step on."""
+    return loader.StepSampler(
+        seed=cfg.seed,
+        num_rows=num_rows,
+        batch=cfg.optim.batch,
+        accumulate=cfg.optim.accumulate,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        start_step=start_step,
+        total_steps=total_steps,
+    )
+
+
+def load_batches(run: Run) -> DataLoader[Batch]:
+    """Return the loader of the micro-batches that are left."""
+    cfg = run.cfg
+    dataset = ClipDataset(
+        run.videos,
+        num_views=2,
+        num_frames=cfg.data.num_frames,
+        clip_seconds=cfg.data.clip_seconds,
+        area=(cfg.augment.area_min, cfg.augment.area_max),
+        ratio=(cfg.augment.ratio_min, cfg.augment.ratio_max),
+        difference_probability=cfg.augment.temporal_difference_probability,
+        seed=cfg.seed,
+        decoder=cfg.data.decoder.value,
+    )
+    return loader.build(
+        dataset,
+        sampler(cfg, len(run.videos), run.step, run.total_steps),
+        workers=run.workers,
+        pin_memory=run.device.type == "cuda",
+    )
+
+
+def clip(cfg: PretrainConfig) -> dict[str, float]:
+    """Return what the clips of this recipe are: num_frames, clip_seconds, size."""
+    return {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
+
+
+def build_monitor(cfg: PretrainConfig, device: torch.device, workers: int) -> Monitor | None:
+    """Return the online evaluation, if lists for it were given."""
+    if not cfg.monitor.train:
+        return None
+    bank, query = (
+        loader.read_videos(source, split=split, root=cfg.monitor.root, labels=cfg.monitor.labels.value)
+        for source, split in ((cfg.monitor.train, "train"), (cfg.monitor.val, "val"))
+    )
+    return Monitor(
+        bank,
+        query,
+        device=device,
+        mean=cfg.augment.mean,
+        std=cfg.augment.std,
+        clip=clip(cfg),
+        clips_per_video=cfg.monitor.clips_per_video,
+        k=cfg.monitor.k,
+        temp=cfg.monitor.temp,
+        decoder=cfg.data.decoder.value,
+        workers=workers,
+    )

@@ -1,0 +1,180 @@
+"""At every instant there is a whole checkpoint, and a damaged one is never loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import sce_video
+from sce_video import checkpoint
+from sce_video.errors import InputError
+from sce_video.models import backbones
+
+
+def state(value: float) -> checkpoint.State:
+    return {"method": {"online.backbone.blocks.0.weight": torch.full((64, 64), value)}, "step": 3, "scaler": {}}
+
+
+def test_newest_is_loaded_and_old_ones_are_deleted(tmp_path: Path) -> None:
+    for step in (1, 2, 10, 9):
+        checkpoint.save(tmp_path, step, state(step), {"note": step}, keep=2)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000010", "step_00000009"]
+    loaded, meta = checkpoint.load_newest(tmp_path)
+    assert meta["step"] == meta["note"] == 10
+    assert checkpoint.state_digest(loaded) == checkpoint.state_digest(state(10)) == meta["state_digest"]
+    assert checkpoint.load_newest(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("damage", ["bit", "half", "empty", "no_meta"])
+def test_damaged_checkpoint_is_named_and_passed_over(damage: str, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, state(1), {}, keep=9)
+    newest = checkpoint.save(tmp_path, 2, state(2), {}, keep=9)
+    content = bytearray((newest / "state.pt").read_bytes())
+    if damage == "bit":
+        content[len(content) // 2] ^= 1
+        (newest / "state.pt").write_bytes(content)
+        torch.load(newest / "state.pt", weights_only=True)  # torch itself does not notice
+    elif damage == "no_meta":
+        (newest / "meta.json").unlink()
+    else:
+        (newest / "state.pt").write_bytes(content[: 0 if damage == "empty" else len(content) // 2])
+    said: list[str] = []
+    loaded, _ = checkpoint.load_newest(tmp_path, report=said.append)
+    assert checkpoint.state_digest(loaded) == checkpoint.state_digest(state(1))
+    assert len(said) == 1
+    assert "step_00000002 is damaged" in said[0]
+
+
+def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
+    (checkpoint.save(tmp_path, 1, state(1), {}, keep=9) / "state.pt").write_bytes(b"")
+    with pytest.raises(InputError, match="all 1 checkpoints in .* are damaged"):
+        checkpoint.load_newest(tmp_path, report=lambda _: None)
+
+
+SAVE_FOREVER = """
+import sys, torch
+from pathlib import Path
+from sce_video import checkpoint
+step = 0
+while True:
+    step += 1
+    state = {"method": {"w": torch.full((700, 700), float(step))}}
+    checkpoint.save(Path(sys.argv[1]), step, state, {}, keep=2)
+    print(step, flush=True)
+"""
+
+
+def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for trial in range(6):
+        folder = tmp_path / str(trial)
+        command = [sys.executable, "-c", SAVE_FOREVER, str(folder)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        with process.stdout:
+            process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.15))
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        for path in checkpoint.checkpoints(folder):
+            loaded, meta = checkpoint.load(path)
+            assert loaded["method"]["w"][0, 0] == meta["step"]
+        checkpoint.save(folder, 10**6, state(0), {}, keep=2)
+        assert not list(folder.glob(".writing_*")), "leftovers are swept"
+
+
+def test_failed_save_leaves_the_old_one(tmp_path: Path) -> None:
+    """A limit on file size stands in for a full disk: torch then raises RuntimeError without an errno."""
+    checkpoint.save(tmp_path, 1, state(1), {}, keep=2)
+    script = (
+        "import resource, signal, sys, torch; from pathlib import Path; from sce_video import checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try: checkpoint.save(Path(sys.argv[1]), 2, {'w': torch.zeros(1 << 20)}, {}, keep=1)\n"
+        "except (OSError, RuntimeError): sys.exit(7)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    assert checkpoint.load_newest(tmp_path) is not None
+
+
+def test_digest_tells_states_apart() -> None:
+    base = {"a": {"w": torch.zeros(2), "n": 1}, "l": [torch.ones(1)]}
+    same = {"l": [torch.ones(1)], "a": {"n": 1, "w": torch.zeros(2)}}
+    assert checkpoint.state_digest(base) == checkpoint.state_digest(same)
+    for other in (
+        {**base, "l": [torch.zeros(1)]},
+        {**base, "a": {"w": torch.zeros(2), "n": 2}},
+        {**base, "a": {"w": torch.zeros(2, dtype=torch.float64), "n": 1}},
+        {**base, "a": {"w": torch.zeros(1, 2), "n": 1}},
+    ):
+        assert checkpoint.state_digest(other) != checkpoint.state_digest(base)
+
+
+@pytest.mark.parametrize("prefix", ["", "trunk.model.", "model.", "online.backbone."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict"])
+def test_backbones_are_read_from_known_layouts(prefix: str, wrapper: str | None, tmp_path: Path) -> None:
+    network, width = backbones.build("tiny3d")
+    weights = {prefix + key: value for key, value in network.state_dict().items()}
+    weights["momentum_trunk.model.blocks.1.0.weight"] = torch.zeros(1)
+    weights["projector.layers.0.weight"] = torch.zeros(1)
+    torch.save({wrapper: weights} if wrapper else weights, tmp_path / "w.pt")
+    backbone = checkpoint.read_backbone(tmp_path / "w.pt")
+    for key, value in network.state_dict().items():
+        assert torch.equal(backbone[key], value)
+    encoder = sce_video.load_encoder(tmp_path / "w.pt", backbone="tiny3d")
+    clips = torch.randint(256, (2, 3, 8, 40, 40), dtype=torch.uint8)
+    expected = network.eval()((clips.float() / 255 - 0.45) / 0.225)
+    assert torch.allclose(encoder(clips), expected)
+    assert encoder(clips).shape == (2, width)
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(InputError, match="not a weight file"):
+        checkpoint.read_backbone(tmp_path / "text.pt")
+
+    torch.save({"w": Evil(tmp_path / "marker")}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="not a weight file that can be read safely"):
+        checkpoint.read_backbone(tmp_path / "evil.pt")
+    assert not (tmp_path / "marker").exists()
+
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="no backbone in .*its keys begin with \\['fc'\\]"):
+        checkpoint.read_backbone(tmp_path / "other.pt")
+    with pytest.raises(InputError, match="no checkpoint in"):
+        checkpoint.read_backbone(tmp_path / "nothing")
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_half_filled_backbone_is_refused(tmp_path: Path) -> None:
+    network, _ = backbones.build("tiny3d")
+    weights = {key: value for key, value in network.state_dict().items() if "blocks.4" not in key}
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="fills 19 of 24 tensors of tiny3d; missing e.g. blocks.4"):
+        sce_video.load_encoder(tmp_path / "w.pt", backbone="tiny3d")
+    with pytest.raises(InputError, match="say which network it is for"):
+        sce_video.load_encoder(tmp_path / "w.pt")
+
+
+def test_meta_is_readable_by_people(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 5, state(1), {"encoder": {"backbone": "r3d18"}}, keep=1)
+    meta = json.loads((path / "meta.json").read_text())
+    assert meta["step"] == 5
+    assert meta["encoder"]["backbone"] == "r3d18"
+    assert meta["sha256"] == checkpoint.file_digest(path / "state.pt")

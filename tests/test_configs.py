@@ -1,0 +1,97 @@
+"""Every recipe composes, states what it must, and trains two steps with its real network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, compose_pretrain, losses, run_tool
+
+from sce_video.command_line import option_names
+from sce_video.config import PretrainConfig
+from sce_video.models import backbones
+from sce_video.pretrain import build_sce
+
+RECIPES = sorted(path.stem for path in (ROOT / "configs/pretrain/recipe").glob("*.yaml"))
+SCIENTIFIC = ["data.num_frames", "data.clip_seconds", "augment.size", "model.backbone", "sce.coeff", "optim.batch"]
+
+
+def test_all_recipes_are_there() -> None:
+    assert sorted(RECIPES) == sorted(
+        ["demo", "sce_r3d18_k200", "sce_r3d18_k400", "sce_r3d18_k400_112", "sce_r3d50_k400_8f", "sce_r3d50_k400_16f"]
+        + ["sce_r2plus1d18_k400", "sce_r3d18_ucf101"]
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_composes(name: str) -> None:
+    cfg = compose_pretrain(f"recipe={name}", "data.train=x.csv")
+    assert cfg.name == name
+    assert cfg.model.backbone in backbones.BACKBONES
+    text = (ROOT / f"configs/pretrain/recipe/{name}.yaml").read_text()
+    assert len(text.splitlines()) <= 45
+    assert "${" not in text
+    if name != "demo":
+        for word in ("What", "Source", "Status", "Expected", "Cost", "Command"):
+            assert f"# {word}: " in text
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("sce_r3d")])
+def test_published_values(name: str) -> None:
+    """Section 0 of the specification, for what all of the paper's video runs share."""
+    cfg = compose_pretrain(f"recipe={name}", "data.train=x.csv")
+    assert (cfg.sce.coeff, cfg.sce.temp, cfg.sce.temp_target, cfg.sce.momentum) == (0.5, 0.1, 0.05, 0.99)
+    assert (cfg.augment.area_min, cfg.augment.area_max, cfg.augment.temporal_difference_probability) == (
+        0.2,
+        0.766,
+        0.2,
+    )
+    assert (cfg.augment.view1.blur_probability, cfg.augment.view1.solarize_probability) == (1.0, 0.0)
+    assert (cfg.augment.view2.blur_probability, cfg.augment.view2.solarize_probability) == (0.1, 0.2)
+    assert (cfg.optim.name.value, cfg.optim.lr_per_256, cfg.optim.weight_decay) == ("lars", 2.4, 1e-6)
+    assert cfg.optim.lr == pytest.approx(4.8 if cfg.optim.batch == 512 else 0.6)
+    expected = {"sce_r3d18_k200": 32768, "sce_r3d18_ucf101": 4096}
+    assert cfg.sce.queue == expected.get(name, 65536)
+
+
+def test_learning_rate_is_scaled_like_the_references(conformance: dict[str, list[dict[str, float]]]) -> None:
+    for case in conformance["lr_scaling_linear"]:
+        cfg = compose_pretrain(
+            f"optim.lr_per_256={case['initial_lr']}", f"optim.batch={case['batch']}", "sce.queue=100000"
+        )
+        assert cfg.optim.lr == pytest.approx(case["lr"])
+
+
+def test_learnable_parameters_are_the_references() -> None:
+    """R3D-18 with both heads: 22,389,312 learnable, 44,252,288 with the target."""
+    method = build_sce(compose_pretrain("recipe=sce_r3d18_k400", "data.train=x.csv", "sce.queue=1024"))
+    assert sum(p.numel() for p in method.online.parameters()) == 22_389_312
+    assert sum(p.numel() for p in method.parameters()) == 44_252_288
+
+
+def test_every_option_is_explained() -> None:
+    source = (ROOT / "sce_video/config.py").read_text() + (ROOT / "sce_video/augment/pipeline.py").read_text()
+    for name in option_names(PretrainConfig):
+        assert f"    {name.split('.')[-1]}: " in source
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "demo"])
+def test_recipe_takes_two_steps_with_its_real_network(name: str, videos: Path, tmp_path: Path) -> None:
+    overrides = ["augment.size=32", "optim.batch=4", "optim.epochs=1", "optim.warmup_epochs=0", "sce.queue=16"]
+    overrides += ["system.workers=0", "system.log_every=1", "optim.precision=fp32", "data.clip_seconds=1.0"]
+    overrides += ["augment.view1.blur_kernel=9", "augment.view2.blur_kernel=9"]
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join((videos / "train.csv").read_text().splitlines()[:9]) + "\n")
+    result = run_tool(
+        "pretrain",
+        f"recipe={name}",
+        f"data.train={few}",
+        f"data.root={videos}",
+        "out=run",
+        *overrides,
+        cwd=tmp_path,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(losses(tmp_path / "run")) == 2
