@@ -143,7 +143,7 @@ class Optim:
     momentum: float = 0.9  # AdamW: first beta
     trust_coefficient: float = 0.001  # LARS only
     accumulate: int = 1  # micro-batches per step
-    precision: Precision = Precision.fp32  # of the networks; the loss is always float32
+    precision: Precision = Precision.fp32  # of the networks; the loss is always float32; on a CPU only fp32
 
     def __post_init__(self) -> None:
         _require(self.batch, "optim.batch", lambda value: value >= 2, "at least 2: batch norm needs it")

@@ -102,7 +102,7 @@ class RunLog:
         self.processes = processes
         self._bar: tqdm[Any] | None = None
         self._board: Any = None
-        self._restart_clock(start_step)
+        self.restart_clock(start_step)
         if folder is None:
             return
         self._drop_after(start_step)
@@ -115,11 +115,11 @@ class RunLog:
                 total=total_steps,
                 initial=start_step,
                 dynamic_ncols=True,
-                unit="step",
-                bar_format="{l_bar}{bar}| {postfix}",
+                bar_format="{percentage:3.0f}%|{bar:16}| {desc}",
             )
 
-    def _restart_clock(self, step: int) -> None:
+    def restart_clock(self, step: int) -> None:
+        """Measure speed and waiting from here on; called again after whatever is not training."""
         self._since, self._since_step, self._waited = time.perf_counter(), step, 0.0
 
     def _drop_after(self, step: int) -> None:
@@ -133,7 +133,7 @@ class RunLog:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line that a kill cut off
-            if record.get("step", 0) <= step:
+            if 0 < step >= record.get("step", 0):  # a run without checkpoint begins anew
                 kept.append(line + "\n")
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
@@ -165,7 +165,7 @@ class RunLog:
         wait = 100 * self._waited / seconds
         left = _duration(seconds / steps * (self.total_steps - step))
         memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-        self._restart_clock(step)
+        self.restart_clock(step)
         self._record(
             step,
             {**{f"train/{name}": value for name, value in figures.items()}, "train/lr": lr},
@@ -183,7 +183,7 @@ class RunLog:
         if self._bar is None:
             print(line, file=sys.stderr, flush=True)
         else:
-            self._bar.set_postfix_str(line, refresh=False)
+            self._bar.set_description_str(line, refresh=False)
             self._bar.update(step - self._bar.n)
 
     def evaluation(self, step: int, figures: dict[str, float]) -> None:

@@ -204,6 +204,7 @@ def evaluate_and_save(run: Run, log: RunLog) -> None:
         figures = run.monitor.score(run.method.online.backbone)
         log.evaluation(run.step, figures)
         log.message(f"epoch {epoch}: {scores(figures)} | untrained network: {scores(run.untrained)}")
+        log.restart_clock(run.step)
     if distributed.rank() == 0 and (done or run.step % cfg.system.save_every == 0):
         save(run)
 

@@ -50,8 +50,9 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
     """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
     folder = Path(cfg.out or f"runs/{cfg.name}")
     known = check_run_folder(folder, cfg)
-    if cfg.optim.precision is Precision.fp16 and device.type != "cuda":
-        raise InputError("optim.precision=fp16 needs a GPU: use fp32 or bf16")
+    if cfg.optim.precision is not Precision.fp32 and device.type != "cuda":
+        # torch's CPU convolutions give now and then non-finite gradients in bfloat16 (seen with 2.11 and 2.15).
+        raise InputError(f"optim.precision={cfg.optim.precision.value} needs a GPU: add optim.precision=fp32")
     videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
     steps_per_epoch = len(videos) // cfg.optim.batch
     sampler(cfg, len(videos), 0, steps_per_epoch)  # refuses a batch that does not fit the data or the processes
@@ -87,8 +88,11 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
     resume(run)
     distributed.barrier()  # nobody looks at the folder any more
     if distributed.rank() == 0 and not known:
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
+        except OSError as error:
+            raise InputError(f"out={folder} cannot be written ({error.strerror}): choose another out=") from error
     return run
 
 

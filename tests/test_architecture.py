@@ -111,8 +111,13 @@ def test_loads_are_safe() -> None:
         text = path.read_text()
         calls = re.findall(r"torch\.load\((.*)\)", text)
         assert all("weights_only=True" in call for call in calls), path
-        for forbidden in ("shell=True", "_target_", "torch.hub", "yaml.load(", "eval(", "exec("):
+        for forbidden in ("shell=True", "instantiate(", "torch.hub", "yaml.load(", "eval(", "exec("):
             assert forbidden not in text.replace(".eval()", ""), (path, forbidden)
+
+
+def test_configs_are_data() -> None:
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        assert "_target_" not in path.read_text()
 
 
 def test_importing_the_package_is_cheap() -> None:

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
 from sce_video import augment
 from sce_video.augment.blur import gaussian_kernel
+from sce_video.models.backbones import import_torchvision
 from sce_video.randomness import generator
+
+import_torchvision()  # also where its operators do not match torch
+import torchvision.transforms.v2.functional as TF  # noqa: E402
 
 
 def inputs(name: str) -> Tensor:

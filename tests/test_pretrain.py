@@ -68,20 +68,29 @@ def test_accumulation_enqueues_once_per_step(videos: Path, tmp_path: Path) -> No
     assert len(losses(tmp_path / "run")) == 3
 
 
-def test_bf16_and_monitor_and_unlabelled_folder(videos: Path, tmp_path: Path) -> None:
+def test_monitor_and_unlabelled_folder(videos: Path, tmp_path: Path) -> None:
     unlabelled = tmp_path / "my videos"
     for path in videos.rglob("*.mp4"):
         (unlabelled / "deep/er").mkdir(parents=True, exist_ok=True)
         shutil.copy(path, unlabelled / "deep/er" / f"{path.parent.name} {path.name}")
     lists = [f"monitor.train={videos / 'train.csv'}", f"monitor.val={videos / 'val.csv'}", "monitor.every_epochs=2"]
-    result = run_tool(
-        "pretrain", *options(videos, "run", "optim.precision=bf16", *lists), f"data.train={unlabelled}", cwd=tmp_path
-    )
+    result = run_tool("pretrain", *options(videos, "run", *lists), f"data.train={unlabelled}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     scored = [record for record in records(tmp_path / "run") if "eval/knn_top1" in record]
     assert [record["step"] for record in scored] == [0, 8, 16], "untrained, every second epoch, the end"
     assert "untrained network: kNN" in result.stderr
     assert (tmp_path / "run/tb").is_dir(), "tensorboard is among the dev requirements"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_on_a_gpu(videos: Path, tmp_path: Path, precision: str) -> None:
+    result = run_tool("pretrain", *options(videos, "run", f"optim.precision={precision}"), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    whole = run_tool("pretrain", *options(videos, "whole"), cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert losses(tmp_path / "run")[0] == pytest.approx(losses(tmp_path / "whole")[0], abs=0.2)
 
 
 BAD_INPUT = [
@@ -98,8 +107,9 @@ BAD_INPUT = [
     (["optim.epochs=many"], "option optim.epochs=many: Value 'many' of type 'str' could not be converted to Integer"),
     (["recipe=sce_r3d19"], "recipe 'sce_r3d19' is not one of demo, sce_r2plus1d18_k400"),
     (["sce.coeff=1.5"], "sce.coeff (1.5) must be in [0, 1]"),
-    (["optim.precision=fp16"], "optim.precision=fp16 needs a GPU"),
+    (["optim.precision=bf16"], "optim.precision=bf16 needs a GPU: add optim.precision=fp32"),
     (["augment.view1.hue=0.7"], "hue (0.7) must be in [0, 0.5]"),
+    (["out=broken.txt/run"], "out=broken.txt/run cannot be written (Not a directory)"),
     (["model.backbone=r3d19"], "backbone 'r3d19' is not one of"),
 ]
 

@@ -181,9 +181,10 @@ class PyAVReader(FrameReader):
         # parent has converted a frame, and starts a thread per core in every worker.
         self._convert = av.video.reformatter.VideoReformatter()
         try:
-            self._container = av.open(
-                path, metadata_errors="ignore", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}
-            )
+            # Titles that are not UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
+            lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+            whitelists = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+            self._container = av.open(path, options=whitelists, **lenient)
             if not self._container.streams.video:
                 raise DecodeError(f"{path}: no video stream in it")
             self._stream = self._container.streams.video[0]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -117,8 +118,10 @@ def r3d18() -> tuple[nn.Module, int]:
 
 def r3d50() -> tuple[nn.Module, int]:
     """The Slow-only R3D-50 of pytorchvideo with a (1, 7, 7) stem instead of its default (3, 7, 7)."""
-    _torchvision()  # pytorchvideo's heads import it
-    from pytorchvideo.models.resnet import create_resnet
+    import_torchvision()  # pytorchvideo's heads import it
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")  # used by it at import
+        from pytorchvideo.models.resnet import create_resnet
 
     network = create_resnet(model_depth=50, stem_conv_kernel_size=(1, 7, 7), head=None)
     return PooledBlocks(network.blocks), 2048
@@ -126,7 +129,7 @@ def r3d50() -> tuple[nn.Module, int]:
 
 def r2plus1d18() -> tuple[nn.Module, int]:
     """Torchvision's R(2+1)D-18 (Tran et al., 2018) without its classifier."""
-    _torchvision()
+    import_torchvision()
     from torchvision.models.video import r2plus1d_18
 
     network = r2plus1d_18(weights=None)
@@ -181,7 +184,7 @@ def build(name: str) -> tuple[nn.Module, int]:
     return module, width
 
 
-def _torchvision() -> types.ModuleType:
+def import_torchvision() -> types.ModuleType:
     """Import torchvision, also next to a CPU-only torch whose operators its CUDA wheel does not find.
 
     That pair fails with `operator torchvision::nms does not exist` while registering operators that we never call; with

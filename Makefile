@@ -1,0 +1,16 @@
+# check: everything that is quick; test: everything; demo: the README's main job.
+.PHONY: check lint test demo
+
+lint:
+	ruff format --check .
+	ruff check .
+	mypy
+
+check: lint
+	pytest -q -m "not slow and not gpu"
+
+test:
+	pytest -q
+
+demo:
+	python tools/pretrain.py
