@@ -7,7 +7,7 @@ lint:
 	mypy
 
 check: lint
-	pytest -q -m "not slow and not gpu"
+	pytest -q -n 2 -m "not slow and not gpu"
 
 test:
 	pytest -q

@@ -80,7 +80,7 @@ def save(folder: Path, step: int, state: State, meta: dict[str, Any], *, keep: i
     final = folder / f"step_{step:08d}"
     work = folder / f".writing_{step:08d}_{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".writing_*"):
+    for left_over in (*folder.glob(".writing_*"), *folder.glob(".deleting_*")):
         shutil.rmtree(left_over, ignore_errors=True)
     work.mkdir()
     try:
@@ -96,14 +96,21 @@ def save(folder: Path, step: int, state: State, meta: dict[str, Any], *, keep: i
         (work / "meta.json").write_text(json.dumps(described, indent=2))
         _synced(work / "meta.json")
         if final.exists():  # a damaged one of the same step, or resume would have begun after it
-            shutil.rmtree(final)
+            _delete(final)
         work.rename(final)
         _synced(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     for old in checkpoints(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        _delete(old)
     return final
+
+
+def _delete(path: Path) -> None:
+    """Take away the final name first: a kill in the middle leaves no half checkpoint under it."""
+    doomed = path.with_name(f".deleting_{path.name}")
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -35,7 +35,11 @@ ROUGH = ["optim.epochs=7", "optim.lr_per_256=0.02"]
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance", "recipe"), [("float32", 1e-5, GENTLE), ("float64", 1e-10, ROUGH)], ids=["float32", "float64"]
+    ("dtype", "tolerance", "recipe"),
+    [
+        pytest.param("float32", 1e-5, GENTLE, id="float32"),
+        pytest.param("float64", 1e-10, ROUGH, id="float64", marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_train_as_one(
     videos: Path, tmp_path: Path, dtype: str, tolerance: float, recipe: list[str]

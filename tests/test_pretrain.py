@@ -21,10 +21,9 @@ def options(videos: Path, out: str, *more: str) -> list[str]:
     return [*TINY_RECIPE, f"data.train={videos / 'train.csv'}", f"out={out}", *more]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_run_continues_exactly(videos: Path, tmp_path: Path, workers: int) -> None:
-    """40 steps at once, and 17 + kill -9 in the middle of an epoch + the rest: same weights, queue and losses."""
-    common = ["optim.epochs=14", "optim.batch=8", "system.save_every=4", f"system.workers={workers}"]
+def test_killed_run_continues_exactly(videos: Path, tmp_path: Path) -> None:
+    """42 steps at once, and 17 + kill -9 in the middle of an epoch + the rest: same weights, queue and losses."""
+    common = ["optim.epochs=14", "optim.batch=8", "system.save_every=4", "system.workers=2"]
     whole = run_tool("pretrain", *options(videos, "whole", *common, "system.workers=0"), cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, str(ROOT / "tools/pretrain.py"), *options(videos, "parts", *common)]
