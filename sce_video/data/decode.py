@@ -182,7 +182,7 @@ class PyAVReader(FrameReader):
         self._convert = av.video.reformatter.VideoReformatter()
         try:
             # Titles that are not UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
-            lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+            lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
             whitelists = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
             self._container = av.open(path, options=whitelists, **lenient)
             if not self._container.streams.video:
