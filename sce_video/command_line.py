@@ -89,7 +89,7 @@ def check_overrides(arguments: Sequence[str], schema: type, recipes: Path | None
             continue
         if key == "recipe" and recipes is not None:
             known = sorted(path.stem for path in recipes.glob("*.yaml"))
-            if override.value() not in known and not own_folder:
+            if not (override.is_sweep_override() or override.value() in known or own_folder):
                 raise InputError(f"recipe {override.value()!r} is not one of {', '.join(known)}")
         elif key not in names:
             raise _unknown(key, schema)

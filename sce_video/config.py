@@ -187,7 +187,7 @@ class System:
     device: Device = Device.auto
     workers: int = -1  # decoding processes per training process; -1: one per core of its share
     log_every: int = 20  # steps
-    save_every: int = 500  # steps; the last step is always saved
+    save_every: int = 200  # steps; the last step is always saved
     keep: int = 2  # checkpoints
 
     def __post_init__(self) -> None:
