@@ -39,14 +39,10 @@ def _synced(path: Path) -> None:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()  # not hashlib.file_digest, which Python 3.10 has not
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -69,10 +69,10 @@ def typed(composed: DictConfig, schema: type[S]) -> S:
     return result
 
 
-RECIPES = Path(str(resources.files("sce_video.configs")))
+CONFIGS = Path(str(resources.files("sce_video.configs")))
 
 
-def check_overrides(arguments: Sequence[str], schema: type, recipes: Path | None) -> None:
+def check_overrides(arguments: Sequence[str], schema: type, recipes: Path) -> None:
     """Refuse unknown options, wrong types and unknown recipes on the command line before Hydra sees them."""
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     own_folder = any(argument.startswith(("--config-dir", "-cd")) for argument in arguments)
@@ -87,7 +87,7 @@ def check_overrides(arguments: Sequence[str], schema: type, recipes: Path | None
         key = override.key_or_group
         if key.split(".")[0].split("/")[0] == "hydra":
             continue
-        if key == "recipe" and recipes is not None:
+        if key == "recipe" and recipes.is_dir():
             known = sorted(path.stem for path in recipes.glob("*.yaml"))
             if not (override.is_sweep_override() or override.value() in known or own_folder):
                 raise InputError(f"recipe {override.value()!r} is not one of {', '.join(known)}")
@@ -116,7 +116,7 @@ def run_program(program: str, schema: type[S], action: Callable[[S], object]) ->
             action(typed(composed, schema))
 
     with errors_as_exit_codes():
-        check_overrides(sys.argv[1:], schema, RECIPES / program / "recipe")
+        check_overrides(sys.argv[1:], schema, CONFIGS / program / "recipe")
     main()
 
 

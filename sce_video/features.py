@@ -86,8 +86,8 @@ def test_crops(frames: Tensor, *, size: int, num_crops: int) -> Tensor:
     """
     clip = frames.permute(3, 0, 1, 2).float() / 255
     clip = augment.resize(clip, crops.short_side(clip.shape[-2], clip.shape[-1], size))
-    boxes = crops.three_crops(clip.shape[-2], clip.shape[-1], size)
-    boxes = boxes if num_crops == 3 else boxes[1:2]
+    height, width = clip.shape[-2:]
+    boxes = crops.three_crops(height, width, size) if num_crops == 3 else [crops.center_crop(height, width, size)]
     return torch.stack([clip[..., b.top : b.top + size, b.left : b.left + size] for b in boxes])
 
 
