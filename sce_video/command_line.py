@@ -22,7 +22,6 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from .config import PretrainConfig
 from .errors import InputError, Stopped
 
 EXIT_BAD_INPUT = 2
@@ -130,10 +129,10 @@ def errors_as_exit_codes() -> Iterator[None]:
         sys.exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_STOPPED)
 
 
-def check_run_folder(folder: Path, cfg: PretrainConfig) -> bool:
-    """Return whether `folder` is a run of this very recipe, to be continued; False if it is new or empty.
+def check_run_folder(folder: Path, cfg: Any) -> bool:
+    """Return whether `folder` is a run with these very options, to be continued; False if it is new or empty.
 
-    What changes nothing that is learnt (`system`, `monitor`, `out`) may differ.
+    cfg: a training program's options. What changes nothing that is learnt (`system`, `monitor`, `out`) may differ.
 
     Raises InputError for a folder with a run of another recipe, or with other things.
     """
@@ -156,6 +155,15 @@ def check_run_folder(folder: Path, cfg: PretrainConfig) -> bool:
             "give the same options to continue it"
         )
     return True
+
+
+def start_run_folder(folder: Path, cfg: Any) -> None:
+    """Make a new run folder with the options in it: the first thing that a run writes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
+    except OSError as error:
+        raise InputError(f"out={folder} cannot be written ({error.strerror}): choose another out=") from error
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every option of every program, typed and explained.
+"""Every option of pretraining, typed and explained; `evaluation_config.py` has those of the other programs.
 
 A recipe (`configs/pretrain/recipe/*.yaml`) states every scientific value; plumbing has its defaults here. Rules between
 options stand in `__post_init__` and are raised before any device work. *See* `command_line.typed` for how a command
@@ -59,9 +59,9 @@ class Data:
     max_bad_fraction: float = 0.01  # of the videos; more unreadable ones stop the run
 
     def __post_init__(self) -> None:
-        _require(self.num_frames, "data.num_frames", lambda value: value >= 1, "at least 1")
-        _require(self.clip_seconds, "data.clip_seconds", lambda value: value > 0, "positive")
-        _require(self.max_bad_fraction, "data.max_bad_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
+        require(self.num_frames, "data.num_frames", lambda value: value >= 1, "at least 1")
+        require(self.clip_seconds, "data.clip_seconds", lambda value: value > 0, "positive")
+        require(self.max_bad_fraction, "data.max_bad_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
 
 
 @dataclass
@@ -80,15 +80,15 @@ class Augment:
     view2: View = field(default_factory=View)
 
     def __post_init__(self) -> None:
-        _require(self.size, "augment.size", lambda value: value >= 16, "at least 16 pixels")
-        _require(self.area_min, "augment.area_min", lambda value: 0 < value <= 1, "in (0, 1]")
-        _require(self.area_max, "augment.area_max", lambda value: 0 < value <= 1, "in (0, 1]")
-        if _given(self.area_min, self.area_max) and self.area_min > self.area_max:
+        require(self.size, "augment.size", lambda value: value >= 16, "at least 16 pixels")
+        require(self.area_min, "augment.area_min", lambda value: 0 < value <= 1, "in (0, 1]")
+        require(self.area_max, "augment.area_max", lambda value: 0 < value <= 1, "in (0, 1]")
+        if given(self.area_min, self.area_max) and self.area_min > self.area_max:
             raise InputError(f"augment.area_min ({self.area_min}) is above augment.area_max ({self.area_max})")
         name = "augment.temporal_difference_probability"
-        _require(self.temporal_difference_probability, name, lambda value: 0 <= value <= 1, "in [0, 1]")
+        require(self.temporal_difference_probability, name, lambda value: 0 <= value <= 1, "in [0, 1]")
         for number, view in ((1, self.view1), (2, self.view2)):
-            blurred = isinstance(view, View) and _given(self.size) and view.blur_probability > 0
+            blurred = isinstance(view, View) and given(self.size) and view.blur_probability > 0
             if blurred and (view.blur_kernel % 2 == 0 or view.blur_kernel // 2 >= self.size):
                 raise InputError(
                     f"augment.view{number}.blur_kernel ({view.blur_kernel}) must be odd and under twice "
@@ -121,11 +121,11 @@ class SCEOptions:
     temp_target_start: float | None = None
 
     def __post_init__(self) -> None:
-        _require(self.coeff, "sce.coeff", lambda value: 0 <= value <= 1, "in [0, 1]")
-        _require(self.temp, "sce.temp", lambda value: value > 0, "positive")
-        _require(self.temp_target, "sce.temp_target", lambda value: value > 0, "positive")
-        _require(self.momentum, "sce.momentum", lambda value: 0 <= value <= 1, "in [0, 1]")
-        _require(self.queue, "sce.queue", lambda value: value >= 1, "positive")
+        require(self.coeff, "sce.coeff", lambda value: 0 <= value <= 1, "in [0, 1]")
+        require(self.temp, "sce.temp", lambda value: value > 0, "positive")
+        require(self.temp_target, "sce.temp_target", lambda value: value > 0, "positive")
+        require(self.momentum, "sce.momentum", lambda value: 0 <= value <= 1, "in [0, 1]")
+        require(self.queue, "sce.queue", lambda value: value >= 1, "positive")
         if self.warmup_epochs == 0 and (self.coeff_start is not None or self.temp_target_start is not None):
             raise InputError("sce.coeff_start and sce.temp_target_start need sce.warmup_epochs above 0")
 
@@ -146,11 +146,11 @@ class Optim:
     precision: Precision = Precision.fp32  # of the networks; the loss is always float32; on a CPU only fp32
 
     def __post_init__(self) -> None:
-        _require(self.batch, "optim.batch", lambda value: value >= 2, "at least 2: batch norm needs it")
-        _require(self.epochs, "optim.epochs", lambda value: value >= 1, "at least 1")
-        _require(self.lr_per_256, "optim.lr_per_256", lambda value: value > 0, "positive")
-        _require(self.accumulate, "optim.accumulate", lambda value: value >= 1, "at least 1")
-        if _given(self.epochs, self.warmup_epochs) and not 0 <= self.warmup_epochs <= self.epochs:
+        require(self.batch, "optim.batch", lambda value: value >= 2, "at least 2: batch norm needs it")
+        require(self.epochs, "optim.epochs", lambda value: value >= 1, "at least 1")
+        require(self.lr_per_256, "optim.lr_per_256", lambda value: value > 0, "positive")
+        require(self.accumulate, "optim.accumulate", lambda value: value >= 1, "at least 1")
+        if given(self.epochs, self.warmup_epochs) and not 0 <= self.warmup_epochs <= self.epochs:
             raise InputError(
                 f"optim.warmup_epochs ({self.warmup_epochs}) must be between 0 and optim.epochs ({self.epochs})"
             )
@@ -175,7 +175,7 @@ class MonitorOptions:
     temp: float = 0.07  # of their votes
 
     def __post_init__(self) -> None:
-        _require(self.every_epochs, "monitor.every_epochs", lambda value: value >= 1, "at least 1")
+        require(self.every_epochs, "monitor.every_epochs", lambda value: value >= 1, "at least 1")
         if bool(self.train) != bool(self.val):
             raise InputError("monitor.train (the bank) and monitor.val (the queries) go together: give both or none")
 
@@ -192,8 +192,8 @@ class System:
 
     def __post_init__(self) -> None:
         for name in ("log_every", "save_every", "keep"):
-            _require(getattr(self, name), f"system.{name}", lambda value: value >= 1, "at least 1")
-        _require(self.workers, "system.workers", lambda value: value >= -1, "at least -1")
+            require(getattr(self, name), f"system.{name}", lambda value: value >= 1, "at least 1")
+        require(self.workers, "system.workers", lambda value: value >= -1, "at least -1")
 
 
 @dataclass
@@ -215,7 +215,7 @@ class PretrainConfig:
         if (
             isinstance(self.sce, SCEOptions)
             and isinstance(self.optim, Optim)
-            and _given(self.sce.queue, self.optim.batch)
+            and given(self.sce.queue, self.optim.batch)
         ):
             views = 2 if self.sce.symmetric else 1
             if self.sce.queue < views * self.optim.batch:
@@ -225,37 +225,12 @@ class PretrainConfig:
                 )
 
 
-@dataclass
-class RetrievalConfig:
-    """tools/retrieval.py"""
-
-    checkpoint: str = MISSING  # run folder, checkpoint folder, or weight file (then give backbone)
-    train: str = MISSING  # the bank: as data.train, with labels; or `synthetic`
-    test: str = MISSING  # the queries
-    root: str = ""
-    labels: Labels = Labels.file  # folder: a video's class is the name of its folder
-    backbone: str = ""  # of a weight file that does not say
-    clips_per_video: int = 10
-    num_crops: int = 3  # 1: centre; 3: along the longer side
-    num_frames: int = 0  # 0: as in pretraining
-    clip_seconds: float = 0.0  # 0: as in pretraining
-    size: int = 0  # crop, pixels; 0: 8/7 of the pretraining size
-    seed: int = 0  # of the random-weights row
-    out: str = ""  # JSON file; empty: retrieval_<test>.json in the run folder, numbered if there is one already
-    decoder: Decoder = Decoder.auto
-    device: Device = Device.auto
-    workers: int = -1
-
-    def __post_init__(self) -> None:
-        _require(self.num_crops, "num_crops", lambda value: value in (1, 3), "1 or 3")
-        _require(self.clips_per_video, "clips_per_video", lambda value: value >= 1, "at least 1")
-
-
-def _given(*values: Any) -> bool:
+def given(*values: Any) -> bool:
+    """Whether no value is missing: while OmegaConf builds a schema, fields still hold its marker for missing ones."""
     return all(value != MISSING for value in values)
 
 
-def _require(value: Any, name: str, rule: Callable[[Any], bool], words: str) -> None:
-    # While OmegaConf builds a schema, fields still hold the marker for missing values.
-    if _given(value) and not rule(value):
+def require(value: Any, name: str, rule: Callable[[Any], bool], words: str) -> None:
+    """Raise InputError unless the rule holds for an option's value, where there is one."""
+    if given(value) and not rule(value):
         raise InputError(f"{name} ({value}) must be {words}")

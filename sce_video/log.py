@@ -13,14 +13,17 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
+from . import distributed
 from .errors import Stopped
+
+T = TypeVar("T")
 
 
 def _duration(seconds: float) -> str:
@@ -70,6 +73,12 @@ class SkippedVideos:
                 f"({self.max_fraction:g}) allows; they are listed in {self.path}, e.g. {next(iter(self.reasons.values()))}"
             )
         return new
+
+    def report(self, failures: Sequence[tuple[str, str]], log: RunLog) -> None:
+        """Count the unreadable videos of all ranks (called by all at the same step) and name the new ones."""
+        everywhere = [failure for share in distributed.gather_objects(failures) for failure in share]
+        for reason in self.add(everywhere, write=distributed.rank() == 0):
+            log.message(f"replaced an unreadable video ({len(self.reasons)} so far): {reason}")
 
 
 class RunLog:
@@ -151,9 +160,12 @@ class RunLog:
         """Whether `step` (counted from 1) is one to log; reading figures waits for the device, so do it only then."""
         return step % self.every == 0 or step == self.total_steps
 
-    def waited(self, seconds: float) -> None:
-        """Count time in which the step waited for data."""
-        self._waited += seconds
+    def fetch(self, batches: Iterator[T]) -> T:
+        """Return the next batch and count the time it was waited for."""
+        before = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - before
+        return batch
 
     def step(self, step: int, figures: dict[str, float], *, lr: float) -> None:
         """Log step `step` (counted from 1): figures, learning rate, speed, share of time waited for data, time left."""
@@ -175,8 +187,9 @@ class RunLog:
         epoch = min((step - 1) // self.steps_per_epoch, epochs - 1) + 1
         line = (
             f"ep {epoch}/{epochs} it {(step - 1) % self.steps_per_epoch + 1}/{self.steps_per_epoch} | "
-            f"loss {figures['loss']:.4f} | lr {lr:.2e} m {figures['ema_momentum']:.4f} | "
-            f"{clips_per_second:.0f} clips/s ({clips_per_second / self.processes:.0f}/proc) | data {wait:.0f}%"
+            f"loss {figures['loss']:.4f} | lr {lr:.2e}"
+            + (f" m {figures['ema_momentum']:.4f}" if "ema_momentum" in figures else "")
+            + f" | {clips_per_second:.0f} clips/s ({clips_per_second / self.processes:.0f}/proc) | data {wait:.0f}%"
             + (f" | mem {memory:.1f}G" if memory else "")
             + f" | ETA {left}"
         )

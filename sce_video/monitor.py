@@ -49,7 +49,7 @@ class Monitor:
         bank, query = self._extract(encoder, self.bank), self._extract(encoder, self.query)
         bank_labels = torch.tensor([self.bank_ids[row] for row in bank.rows])
         query_labels = torch.tensor([self.query_ids[row] for row in query.rows])
-        pair = (query.features, query_labels, bank.features, bank_labels)
+        pair = (query.features["backbone"], query_labels, bank.features["backbone"], bank_labels)
         return {
             "knn_top1": metrics.knn_accuracy(*pair, k=self.k, temp=self.temp),
             "r_at_1": metrics.recall_at_k(*pair, ks=(1,))[1],
@@ -57,16 +57,14 @@ class Monitor:
             "videos_listed": float(len(self.bank) + len(self.query)),
         }
 
-    def _extract(self, encoder: nn.Module, videos: Sequence[Video]) -> features.Features:
-        return features.extract(
-            encoder,
-            videos,
-            device=self.device,
+    def _extract(self, encoder: FrozenEncoder, videos: Sequence[Video]) -> features.Features:
+        views = features.Views(
             clips_per_video=self.clips_per_video,
             num_crops=1,
             num_frames=int(self.clip["num_frames"]),
             clip_seconds=self.clip["clip_seconds"],
             size=features.test_size(int(self.clip["size"])),
-            decoder=self.decoder,
-            workers=self.workers,
+        )
+        return features.extract(
+            encoder, videos, views, device=self.device, decoder=self.decoder, workers=self.workers
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -72,22 +72,34 @@ class LARS(torch.optim.Optimizer):
 def without_decay_on_vectors(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Group parameters so that only those of two or more dimensions are decayed (biases and norms are not)."""
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    return [
+    groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def by_depth(stages: Sequence[Iterable[nn.Parameter]], weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Group the parameters of stages, input first, with `lr_scale` = layer_decay ** (stages behind it); 1 for the last.
+
+    The program multiplies its learning rate by a group's lr_scale (Clark et al., 2020, for finetuning).
+    """
+    return [
+        {**group, "lr_scale": layer_decay ** (len(stages) - 1 - depth)}
+        for depth, parameters in enumerate(stages)
+        for group in without_decay_on_vectors(parameters, weight_decay)
     ]
 
 
 def build(
-    name: str, module: nn.Module, *, lr: float, momentum: float, weight_decay: float, trust_coefficient: float
+    name: str, groups: list[dict[str, Any]], *, lr: float, momentum: float, trust_coefficient: float
 ) -> torch.optim.Optimizer:
-    """Build `lars`, `sgd` or `adamw` over the trainable parameters; vectors are never decayed.
+    """Build `lars`, `sgd` or `adamw` over groups of parameters, each with its weight_decay.
 
     momentum is SGD's and LARS's, and AdamW's first beta.
     """
-    groups = without_decay_on_vectors(module.parameters(), weight_decay)
     if name == "lars":
-        return LARS(groups, lr, momentum, weight_decay, trust_coefficient)
+        return LARS(groups, lr, momentum, trust_coefficient=trust_coefficient)
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=momentum)
     if name == "adamw":

@@ -13,14 +13,13 @@ Read next: `methods/sce.py`, `data/dataset.py`, `augment/pipeline.py`.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import augment, distributed, schedules
 from .config import Precision, PretrainConfig
@@ -33,7 +32,7 @@ from .methods.sce import SCE
 from .models import backbones
 from .models.encoder import MLP, Encoder
 from .randomness import generator
-from .run import Run, load_batches, save, set_up
+from .run import Run, check_finite, load_batches, save, set_up
 
 AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
@@ -112,13 +111,16 @@ def train(run: Run, log: RunLog) -> None:
             group["lr"] = lr
         steps, paths = [], []
         for micro in range(cfg.optim.accumulate):
-            batch = fetch(batches, log)
+            batch = log.fetch(batches)
             failures += batch.failures
             paths += batch.paths
             last = micro == cfg.optim.accumulate - 1
             with nullcontext() if last or network is run.method else network.no_sync():
                 steps.append(forward_backward(run, network, batch, where))
-        loss, gradient_norm = check_finite(run, steps, paths, lr)
+        losses = [step.loss for step in steps]
+        loss, gradient_norm = check_finite(
+            losses, run.method.online, run.optimizer, run.scaler, paths, step=run.step, lr=lr
+        )
         run.scaler.step(run.optimizer)
         run.scaler.update()
         if math.isfinite(gradient_norm):  # else fp16 overflowed and the optimiser has skipped the step
@@ -130,16 +132,9 @@ def train(run: Run, log: RunLog) -> None:
             figures |= {"loss": loss, "gradient_norm": gradient_norm, "ema_momentum": run.method.momentum_at(where)}
             log.step(run.step, figures, lr=lr)
         if log.due(run.step) or not distributed.active():
-            failures = report_failures(run, log, failures)
+            run.skipped.report(failures, log)
+            failures = []
         evaluate_and_save(run, log)
-
-
-def fetch(batches: Iterator[Batch], log: RunLog) -> Batch:
-    """Return the next micro-batch and count the time it was waited for."""
-    before = time.perf_counter()
-    batch = next(batches)
-    log.waited(time.perf_counter() - before)
-    return batch
 
 
 def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -> Step:
@@ -165,35 +160,6 @@ def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -
         step: Step = network(views, where)
     run.scaler.scale(step.loss / cfg.optim.accumulate).backward()  # type: ignore[no-untyped-call]
     return step
-
-
-def check_finite(run: Run, steps: list[Step], paths: list[str], lr: float) -> tuple[float, float]:
-    """Return the loss and gradient norm of all ranks together; the step's one synchronisation with the device.
-
-    Raises Stopped on every rank, before any update, when they are not finite. Under fp16 a gradient norm alone may
-    overflow: the scaler then skips the step and lowers its scale.
-    """
-    run.scaler.unscale_(run.optimizer)
-    gradients = [p.grad for p in run.method.online.parameters() if p.grad is not None]
-    local = torch.stack([step.loss.detach() for step in steps]).mean()
-    both: Tensor = torch.stack([distributed.mean(local), torch.nn.utils.get_total_norm(gradients).to(local.dtype)])
-    loss, gradient_norm = both.tolist()
-    if math.isfinite(loss) and (math.isfinite(gradient_norm) or run.scaler.is_enabled()):
-        return loss, gradient_norm
-    guilty = [] if math.isfinite(loss) != math.isfinite(local.item()) else paths
-    files = [path for share in distributed.gather_objects(guilty) for path in share]
-    raise Stopped(
-        f"loss {loss} and gradient norm {gradient_norm} at step {run.step} (lr {lr:.3g}): nothing was updated; the "
-        f"last checkpoint is good. Likely the learning rate is too high. The batch's files: {', '.join(files)}"
-    )
-
-
-def report_failures(run: Run, log: RunLog, failures: list[Failure]) -> list[Failure]:
-    """Count the unreadable videos of all ranks and name the new ones; return an empty list for the next ones."""
-    everywhere = [failure for share in distributed.gather_objects(failures) for failure in share]
-    for reason in run.skipped.add(everywhere, write=distributed.rank() == 0):
-        log.message(f"replaced an unreadable video ({len(run.skipped.reasons)} so far): {reason}")
-    return []
 
 
 def evaluate_and_save(run: Run, log: RunLog) -> None:

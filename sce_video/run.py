@@ -6,22 +6,23 @@ optimiser, scaler, step. The order of the data and the schedules are functions o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import __version__, checkpoint, distributed, optim
-from .command_line import check_run_folder
+from .command_line import check_run_folder, start_run_folder
 from .config import Precision, PretrainConfig
 from .data import loader
-from .data.dataset import Batch, ClipDataset
+from .data.dataset import Batch, ClipDataset, RandomResized
 from .data.manifest import Video
-from .errors import InputError
+from .errors import InputError, Stopped
 from .log import SkippedVideos
 from .monitor import Monitor
 
@@ -55,7 +56,9 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
         raise InputError(f"optim.precision={cfg.optim.precision.value} needs a GPU: add optim.precision=fp32")
     videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
     steps_per_epoch = len(videos) // cfg.optim.batch
-    sampler(cfg, len(videos), 0, steps_per_epoch)  # refuses a batch that does not fit the data or the processes
+    loader.steps(
+        len(videos), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, 0, steps_per_epoch
+    )  # refuses a batch that does not fit the data or the processes
     loader.check_readable(videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
     workers = loader.share_cores(device, cfg.system.workers)
     monitor = build_monitor(cfg, device, workers)
@@ -65,10 +68,9 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
     distributed.broadcast_module(method)
     optimizer = optim.build(
         cfg.optim.name.value,
-        method.online,
+        optim.without_decay_on_vectors(method.online.parameters(), cfg.optim.weight_decay),
         lr=cfg.optim.lr,
         momentum=cfg.optim.momentum,
-        weight_decay=cfg.optim.weight_decay,
         trust_coefficient=cfg.optim.trust_coefficient,
     )
     run = Run(
@@ -88,11 +90,7 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
     resume(run)
     distributed.barrier()  # nobody looks at the folder any more
     if distributed.rank() == 0 and not known:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
-        except OSError as error:
-            raise InputError(f"out={folder} cannot be written ({error.strerror}): choose another out=") from error
+        start_run_folder(folder, cfg)
     return run
 
 
@@ -132,17 +130,34 @@ def resume(run: Run) -> None:
     run.step, run.untrained = meta["step"], meta["untrained"]
 
 
-def sampler(cfg: PretrainConfig, num_rows: int, start_step: int, total_steps: int) -> loader.StepSampler:
-    """Return this rank's share of the steps from start_step on."""
-    return loader.StepSampler(
-        seed=cfg.seed,
-        num_rows=num_rows,
-        batch=cfg.optim.batch,
-        accumulate=cfg.optim.accumulate,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        start_step=start_step,
-        total_steps=total_steps,
+def check_finite(
+    losses: Sequence[Tensor],
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    paths: Sequence[str],
+    *,
+    step: int,
+    lr: float,
+) -> tuple[float, float]:
+    """Return the loss and gradient norm of all ranks together; the step's one synchronisation with the device.
+
+    losses: this rank's, one per micro-batch; paths: its files. Raises Stopped on every rank, before any update, when
+    they are not finite. Under fp16 a gradient norm alone may overflow: the scaler then skips the step and lowers its
+    scale.
+    """
+    scaler.unscale_(optimizer)
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    local = torch.stack([loss.detach() for loss in losses]).mean()
+    both: Tensor = torch.stack([distributed.mean(local), torch.nn.utils.get_total_norm(gradients).to(local.dtype)])
+    loss, gradient_norm = both.tolist()
+    if math.isfinite(loss) and (math.isfinite(gradient_norm) or scaler.is_enabled()):
+        return loss, gradient_norm
+    guilty = [] if math.isfinite(loss) != math.isfinite(local.item()) else paths
+    files = [path for share in distributed.gather_objects(guilty) for path in share]
+    raise Stopped(
+        f"loss {loss} and gradient norm {gradient_norm} at step {step} (lr {lr:.3g}): nothing was updated; the last "
+        f"checkpoint is good. Likely the learning rate is too high. The batch's files: {', '.join(files)}"
     )
 
 
@@ -154,15 +169,16 @@ def load_batches(run: Run) -> DataLoader[Batch]:
         num_views=2,
         num_frames=cfg.data.num_frames,
         clip_seconds=cfg.data.clip_seconds,
-        area=(cfg.augment.area_min, cfg.augment.area_max),
-        ratio=(cfg.augment.ratio_min, cfg.augment.ratio_max),
+        draw_box=RandomResized(
+            area=(cfg.augment.area_min, cfg.augment.area_max), ratio=(cfg.augment.ratio_min, cfg.augment.ratio_max)
+        ),
         difference_probability=cfg.augment.temporal_difference_probability,
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
     )
     return loader.build(
         dataset,
-        sampler(cfg, len(run.videos), run.step, run.total_steps),
+        loader.steps(len(run.videos), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, run.step, run.total_steps),
         workers=run.workers,
         pin_memory=run.device.type == "cuda",
     )

@@ -13,7 +13,17 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "sce_video"
 LAYERS = {
-    0: ["errors", "randomness", "losses", "schedules", "metrics", "data.clips", "data.crops", "distributed"],
+    0: [
+        "errors",
+        "randomness",
+        "losses",
+        "schedules",
+        "metrics",
+        "data.clips",
+        "data.crops",
+        "data.media",
+        "distributed",
+    ],
     1: ["models.backbones", "data.decode", "data.manifest", "data.synthetic", "augment", "optim", "checkpoint", "log"],
     2: ["models.encoder"],
     3: ["models.momentum", "data.dataset"],

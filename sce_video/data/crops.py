@@ -39,6 +39,22 @@ def random_resized(
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
+def random_scaled(
+    height: int, width: int, *, size: int, short_sides: tuple[int, int], generator: torch.Generator
+) -> Box:
+    """Draw the box that is a random crop of `size` x `size` after scaling the short side to a random whole number.
+
+    short_sides: its range, both ends included, at least `size`; (256, 320) for crops of 224 is the protocol of linear
+    probes and finetuning (SCE, section 4). The box is given in pixels of the unscaled frame, so that scaling and
+    cropping are one resampling; its side is rounded to a whole pixel.
+    """
+    low, high = short_sides
+    draw = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    short = low + int(draw[0] * (high - low + 1))
+    side = max(1, min(round(min(height, width) * size / short), height, width))
+    return Box(int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1)), side, side)
+
+
 def short_side(height: int, width: int, size: int) -> tuple[int, int]:
     """Return (height, width) scaled so that the shorter side is `size`; the longer one is rounded down, ratio kept."""
     if height <= width:

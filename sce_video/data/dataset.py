@@ -1,17 +1,17 @@
-"""From a row of the manifest to clips: random views for pretraining, evenly spread clips for evaluation.
+"""From a row of the manifest to clips: random views for training, evenly spread clips for evaluation.
 
 One open and one decode pass per video, for all its clips. Clips leave the worker as uint8 crops of their native size
 and are resized on the device: no rounding, and fewer bytes than the resized clip. Clips of different sizes travel as
 one flat buffer (`Packed`), which costs one shared-memory handle and one copy to the device per view.
 
 Everything random is keyed by (seed, epoch, row, view): a sample does not depend on the worker, rank or order.
-A video that cannot be read is replaced in pretraining by one drawn from (seed, epoch, row, attempt), and reported;
-in evaluation it is reported and never replaced.
+A video that cannot be read is replaced in training by one drawn from (seed, epoch, row, attempt), and reported; in
+evaluation it is reported and never replaced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ from . import clips as clip_times
 from . import crops
 from .decode import DecodeError, open_video
 from .manifest import Video
+
+DrawBox = Callable[[int, int, torch.Generator], crops.Box]  # (height, width, generator) -> the part of the frame
 
 ATTEMPTS = 10  # substitutes tried before the run stops: by then the data is not there at all
 
@@ -44,9 +46,10 @@ class Packed:
 
     @staticmethod
     def pack(clips: Sequence[Tensor]) -> Packed:
-        """Copy uint8 clips [T, h, w, 3] into one buffer."""
+        """Copy uint8 clips [T, h, w, 3] into one buffer; a single clip is taken as it is."""
         shapes = torch.tensor([clip.shape for clip in clips]).reshape(-1, 4)
-        return Packed(torch.cat([clip.reshape(-1) for clip in clips]), shapes)
+        flat = [clip.reshape(-1) for clip in clips]
+        return Packed(torch.cat(flat) if len(flat) > 1 else flat[0], shapes)
 
     def unpack(self) -> list[Tensor]:
         """Return the clips as views of the buffer."""
@@ -68,6 +71,7 @@ class Sample:
 
     row: int
     path: str
+    source: int = -1  # the row whose video was read: another one where a video had to be replaced
     epoch: int = 0
     clips: list[Tensor] = field(default_factory=list)
     differences: list[bool] = field(default_factory=list)
@@ -79,6 +83,7 @@ class Batch:
     """Samples by view: `views[v]` holds view v of every sample. Samples without clips are only among the failures."""
 
     rows: list[int]
+    sources: list[int]
     epochs: list[int]
     views: list[Packed]
     differences: list[list[bool]]
@@ -91,15 +96,37 @@ class Batch:
         return self
 
 
+@dataclass(frozen=True)
+class RandomResized:
+    """Boxes for pretraining, see `crops.random_resized`."""
+
+    area: tuple[float, float]
+    ratio: tuple[float, float]
+
+    def __call__(self, height: int, width: int, generator: torch.Generator) -> crops.Box:
+        return crops.random_resized(height, width, area=self.area, ratio=self.ratio, generator=generator)
+
+
+@dataclass(frozen=True)
+class RandomScaled:
+    """Boxes for training with labels, see `crops.random_scaled`."""
+
+    size: int
+    short_sides: tuple[int, int]
+
+    def __call__(self, height: int, width: int, generator: torch.Generator) -> crops.Box:
+        return crops.random_scaled(height, width, size=self.size, short_sides=self.short_sides, generator=generator)
+
+
 class ClipDataset(Dataset[Sample]):
-    """Random views of the videos, for pretraining. Indexed by (epoch, row).
+    """Random views of the videos, for training. Indexed by (epoch, row).
 
     Args:
         videos: the manifest.
         num_views: clips per video, each at its own random time and place.
         num_frames: frames per clip, spread evenly over clip_seconds.
         clip_seconds: length of a clip; shorter videos give what they have.
-        area, ratio: random resized crop, see `crops.random_resized`; one box per clip.
+        draw_box: which part of the frame a clip shows, one box per clip; `RandomResized` or `RandomScaled`.
         difference_probability: per clip, to become a temporal difference.
         seed: of the run.
         decoder: see `decode.open_video`.
@@ -112,18 +139,16 @@ class ClipDataset(Dataset[Sample]):
         num_views: int,
         num_frames: int,
         clip_seconds: float,
-        area: tuple[float, float],
-        ratio: tuple[float, float],
-        difference_probability: float,
+        draw_box: DrawBox,
         seed: int,
+        difference_probability: float = 0.0,
         decoder: str = "auto",
     ) -> None:
         self.videos = videos
         self.num_views = num_views
         self.num_frames = num_frames
         self.clip_seconds = clip_seconds
-        self.area = area
-        self.ratio = ratio
+        self.draw_box = draw_box
         self.difference_probability = difference_probability
         self.seed = seed
         self.decoder = decoder
@@ -146,7 +171,7 @@ class ClipDataset(Dataset[Sample]):
             except DecodeError as error:
                 failures.append(Failure(path, str(error)))
                 continue
-            return Sample(row, path, epoch, clips, differences, failures)
+            return Sample(row, path, source, epoch, clips, differences, failures)
         tried = "\n  ".join(failure.reason for failure in failures)
         raise DecodeError(f"row {row} and {ATTEMPTS - 1} substitutes could not be read:\n  {tried}")
 
@@ -156,9 +181,7 @@ class ClipDataset(Dataset[Sample]):
             indices, differences, boxes = [], [], []
             for draw in generators:
                 start, end = clip_times.random_clip(video.seconds, self.clip_seconds, draw)
-                boxes.append(
-                    crops.random_resized(video.height, video.width, area=self.area, ratio=self.ratio, generator=draw)
-                )
+                boxes.append(self.draw_box(video.height, video.width, draw))
                 difference = torch.rand((), generator=draw).item() < self.difference_probability
                 first, last = clip_times.frame_window(video.fps, start, end, video.num_frames)
                 index = first + clip_times.uniform_subsample(last - first, self.num_frames)
@@ -177,9 +200,10 @@ class ClipDataset(Dataset[Sample]):
 
 
 class EvaluationDataset(Dataset[Sample]):
-    """Evenly spread clips of each video at full frame size, for features. Indexed by row.
+    """Evenly spread clips of each video, whole frames, for features. Indexed by row.
 
-    A video that cannot be read gives a sample without clips that names the failure.
+    Frames whose short side is above max_short_side are scaled down to it (and rounded) as they are decoded, so that one
+    large video does not take gigabytes. A video that cannot be read gives a sample without clips that names the failure.
     """
 
     def __init__(
@@ -189,12 +213,14 @@ class EvaluationDataset(Dataset[Sample]):
         clips_per_video: int,
         num_frames: int,
         clip_seconds: float,
+        max_short_side: int | None = None,
         decoder: str = "auto",
     ) -> None:
         self.videos = videos
         self.clips_per_video = clips_per_video
         self.num_frames = num_frames
         self.clip_seconds = clip_seconds
+        self.max_short_side = max_short_side
         self.decoder = decoder
 
     def __len__(self) -> int:
@@ -209,10 +235,11 @@ class EvaluationDataset(Dataset[Sample]):
                 indices = [
                     first + clip_times.uniform_subsample(last - first, self.num_frames) for first, last in windows
                 ]
-                clips = list(video.read(torch.cat(indices)).split(self.num_frames))
+                frames = video.read(torch.cat(indices), max_short_side=self.max_short_side)
         except DecodeError as error:
             return Sample(row, path, failures=[Failure(path, str(error))])
-        return Sample(row, path, clips=clips, differences=[False] * len(clips))
+        clips = list(frames.split(self.num_frames))
+        return Sample(row, path, row, clips=clips, differences=[False] * len(clips))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -221,6 +248,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     views = range(len(read[0].clips)) if read else range(0)
     return Batch(
         rows=[sample.row for sample in read],
+        sources=[sample.source for sample in read],
         epochs=[sample.epoch for sample in read],
         views=[Packed.pack([sample.clips[view] for sample in read]) for view in views],
         differences=[[sample.differences[view] for sample in read] for view in views],

@@ -8,15 +8,13 @@ files with edit lists, packed B-frames, MPEG-TS), so those files go to PyAV, as 
 wheel. `FrameReader.decoder` tells which one reads a file.
 
 A reader belongs to the process that opened it: open it in the worker, close it there, never keep one across a fork.
-Only regular files whose first bytes are a known container's reach a decoder: playlists and lists of files, which make
-FFmpeg open other files or the network whatever their name is, do not (RELIABILITY: S1).
+Only files that `media.check_media` lets through reach a decoder.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from types import TracebackType
@@ -24,15 +22,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .crops import short_side
+from .media import DecodeError, check_media
+
+__all__ = ["DECODERS", "FORMATS", "DecodeError", "FrameReader", "check_media", "open_video"]
 
 DECODERS = ("auto", "decord", "pyav")
 # The demuxers that PyAV may use, by FFmpeg's names: media containers, nothing that refers to other files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
-
-
-class DecodeError(RuntimeError):
-    """This file cannot be read as a video; the message says why and names it."""
 
 
 def open_video(path: str, decoder: str = "auto") -> FrameReader:
@@ -57,35 +57,6 @@ def open_video(path: str, decoder: str = "auto") -> FrameReader:
     return reader
 
 
-def check_media(path: str) -> None:
-    """Raise DecodeError unless `path` is a regular file that begins like a media container."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as error:
-        raise DecodeError(f"{path}: {os.strerror(error.errno or 0)}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise DecodeError(f"{path}: not a regular file")
-        head = os.read(handle, 512)
-    finally:
-        os.close(handle)
-    if not head:
-        raise DecodeError(f"{path}: the file is empty")
-    known = (
-        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"pnot")  # MP4, MOV, 3GP
-        or head[:4] == b"\x1aE\xdf\xa3"  # Matroska, WebM
-        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
-        or head[:3] == b"FLV"
-        or head[:4] == b"OggS"
-        or head[:4] == b"0&\xb2u"  # ASF, WMV
-        or head[:4] in (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")  # MPEG program and video streams
-        or (head[0] == 0x47 and head[188:189] == b"G")  # MPEG-TS
-        or (head[4:5] == b"G" and head[196:197] == b"G")  # M2TS
-    )
-    if not known:
-        raise DecodeError(f"{path}: its first bytes are not those of a video container")
-
-
 class FrameReader:
     """What both readers offer. `num_frames`, `fps` (Fraction), `height`, `width` (as shown), `seconds`."""
 
@@ -103,18 +74,37 @@ class FrameReader:
         """Duration: num_frames / fps."""
         return self.num_frames / self.fps
 
-    def read(self, indices: Sequence[int] | Tensor) -> Tensor:
+    def read(self, indices: Sequence[int] | Tensor, *, max_short_side: int | None = None) -> Tensor:
         """Return the frames at `indices` (any order, repeats allowed): uint8 RGB [N, height, width, 3].
+
+        One forward pass, each frame copied straight to its places. max_short_side: larger frames are scaled down to it
+        (bilinear, rounded) one by one, so that memory does not follow the size of the video.
 
         Raises DecodeError when the file breaks off before one of them, IndexError for an index outside the video.
         """
-        wanted = torch.as_tensor(indices, dtype=torch.long)
-        unique, places = wanted.unique(return_inverse=True)  # sorted: one forward pass
-        if len(unique) and not 0 <= int(unique[0]) <= int(unique[-1]) < self.num_frames:
-            raise IndexError(f"{self.path} has {self.num_frames} frames, asked for {wanted.tolist()}")
-        return self._read_sorted(unique.tolist())[places]
+        wanted = torch.as_tensor(indices, dtype=torch.long).tolist()
+        unique = sorted(set(wanted))
+        if unique and not 0 <= unique[0] <= unique[-1] < self.num_frames:
+            raise IndexError(f"{self.path} has {self.num_frames} frames, asked for {wanted}")
+        places: dict[int, list[int]] = {index: [] for index in unique}
+        for place, index in enumerate(wanted):
+            places[index].append(place)
+        output = torch.empty((len(wanted), *_limited(self.height, self.width, max_short_side), 3), dtype=torch.uint8)
+        found: set[int] = set()
+        for index, image in self._images(unique) if unique else ():
+            if image.shape[:2] != (self.height, self.width):
+                raise DecodeError(f"{self.path}: frame {index} is of another size than the first")
+            frame = _scaled_down(torch.from_numpy(np.ascontiguousarray(image)), output.shape[1:3])
+            found.add(index)
+            for place in places[index]:
+                output[place] = frame
+        if len(found) < len(unique):
+            missing = next(index for index in unique if index not in found)
+            raise DecodeError(f"{self.path}: breaks off before frame {missing} of {self.num_frames}")
+        return output
 
-    def _read_sorted(self, indices: list[int]) -> Tensor:
+    def _images(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
+        """Yield (index, image uint8 [height, width, 3]) for sorted indices; those the file does not hold are left out."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -152,11 +142,12 @@ class DecordReader(FrameReader):
         except self._errors as error:
             raise DecodeError(f"{path}: decord: {_first_line(error)}") from error
 
-    def _read_sorted(self, indices: list[int]) -> Tensor:
+    def _images(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
         try:
-            return torch.from_numpy(self._reader.get_batch(indices).asnumpy())
+            images = self._reader.get_batch(indices).asnumpy()
         except self._errors as error:
             raise DecodeError(f"{self.path}: decord: {_first_line(error)}") from error
+        yield from zip(indices, images, strict=True)
 
     def close(self) -> None:
         self._reader = None
@@ -245,34 +236,27 @@ class PyAVReader(FrameReader):
         image = self._convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
         return np.rot90(image, k=round(getattr(frame, "rotation", 0) / 90) % 4)
 
-    def _read_sorted(self, indices: list[int]) -> Tensor:
-        images: dict[int, Any] = {}
+    def _images(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
+        left = set(indices)
         try:
             if self._times:
                 wanted = {self._times[i]: i for i in indices}
                 last = self._times[indices[-1]]
                 for frame in self._frames(self._times[indices[0]]):
                     if frame.pts in wanted:
-                        images[wanted[frame.pts]] = self._rgb(frame)
+                        left.discard(wanted[frame.pts])
+                        yield wanted[frame.pts], self._rgb(frame)
                     if frame.pts is not None and frame.pts >= last:
                         break
-            if len(images) < len(indices):
-                images = self._read_forward(set(indices))
+            if left:  # not where the index said: what a plain forward decode shows is right
+                end = max(indices)
+                for position, frame in enumerate(self._frames(0)):
+                    if position in indices:
+                        yield position, self._rgb(frame)
+                    if position == end:
+                        break
         except self._errors as error:
             raise DecodeError(f"{self.path}: {_first_line(error)}") from error
-        if len(images) < len(indices):
-            missing = next(i for i in indices if i not in images)
-            raise DecodeError(f"{self.path}: breaks off before frame {missing} of {self.num_frames}")
-        return torch.from_numpy(np.stack([images[i] for i in indices]))
-
-    def _read_forward(self, wanted: set[int]) -> dict[int, Any]:
-        images = {}
-        for position, frame in enumerate(self._frames(0)):
-            if position in wanted:
-                images[position] = self._rgb(frame)
-                if len(images) == len(wanted):
-                    break
-        return images
 
     def close(self) -> None:
         self._container.close()
@@ -280,3 +264,17 @@ class PyAVReader(FrameReader):
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _limited(height: int, width: int, max_short_side: int | None) -> tuple[int, int]:
+    if max_short_side is None or min(height, width) <= max_short_side:
+        return height, width
+    return short_side(height, width, max_short_side)
+
+
+def _scaled_down(image: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Scale uint8 [H, W, 3] to `size` if it has another one."""
+    if image.shape[:2] == size:
+        return image
+    scaled = F.interpolate(image.permute(2, 0, 1)[None].float(), size=list(size), mode="bilinear")
+    return scaled[0].permute(1, 2, 0).round().to(torch.uint8)

@@ -84,6 +84,20 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, row) for row in block[start : start + size]]
 
 
+def steps(num_rows: int, seed: int, batch: int, accumulate: int, start_step: int, total_steps: int) -> StepSampler:
+    """Return this rank's share of the steps in [start_step, total_steps)."""
+    return StepSampler(
+        seed=seed,
+        num_rows=num_rows,
+        batch=batch,
+        accumulate=accumulate,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        start_step=start_step,
+        total_steps=total_steps,
+    )
+
+
 def read_videos(source: str, *, split: str, root: str = "", labels: str = "file") -> list[Video]:
     """Read a manifest (see data.manifest), or the built-in videos of `split` (train, val) for the word `synthetic`.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +48,7 @@ class Video(NamedTuple):
 
     path: str
     label: str | None
+    line: int = 0  # of the list it was read from, from 1; 0 for a folder
 
 
 def read(path: str | Path, root: str | Path | None = None, *, labels: str = "file") -> list[Video]:
@@ -71,7 +72,7 @@ def read(path: str | Path, root: str | Path | None = None, *, labels: str = "fil
     if not videos:
         raise InputError(f"{str(path)!r} holds no video (known endings: {' '.join(sorted(VIDEO_SUFFIXES))})")
     if labels == "folder":
-        videos = [Video(video.path, Path(video.path).parent.name) for video in videos]
+        videos = [video._replace(label=Path(video.path).parent.name) for video in videos]
     return videos
 
 
@@ -91,6 +92,34 @@ def label_ids(*lists: Iterable[Video]) -> tuple[list[str], list[list[int]]]:
     names_sorted = sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
     index = {name: i for i, name in enumerate(names_sorted)}
     return names_sorted, [[index[video.label] for video in videos if video.label is not None] for videos in rows]
+
+
+def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:
+    """Return, as sentences, what makes results on these two labelled lists doubtful; empty if nothing does.
+
+    The same video in both (with its lines), classes that only one of them has, numbered classes with gaps.
+    """
+    doubts = []
+    in_train = {os.path.normpath(video.path): video.line for video in train}
+    shared = [video for video in test if os.path.normpath(video.path) in in_train]
+    if shared:
+        first = shared[0]
+        doubts.append(
+            f"{len(shared)} of {len(test)} test videos are in the train list too, e.g. {first.path} (line "
+            f"{in_train[os.path.normpath(first.path)]} of the train list, line {first.line} of the test list)"
+        )
+    classes = [{video.label for video in videos if video.label is not None} for videos in (train, test)]
+    for name, own, other, others in (("train", *classes, "test"), ("test", *classes[::-1], "train")):
+        if only := sorted(own - other):
+            doubts.append(
+                f"{len(only)} of the {name} list's {len(own)} classes have no {others} video, e.g. {only[0]!r}"
+            )
+    numbers = sorted(int(label) for label in classes[0] | classes[1] if label.isdecimal())
+    if numbers and len(numbers) == len(classes[0] | classes[1]):
+        gaps = sorted(set(range(numbers[-1])) - set(numbers) - {0})  # counting from 1, as UCF101 does, is no gap
+        if gaps:
+            doubts.append(f"labels are numbers up to {numbers[-1]}, but no video has {gaps[0]} ({len(gaps)} such gaps)")
+    return doubts
 
 
 def _read_folder(folder: Path) -> list[Video]:
@@ -126,7 +155,9 @@ def _read_csv(path: Path, base: Path) -> list[Video]:
                 raise InputError(
                     f"{where}: {got} columns where the header has {len(columns)}; quote values with commas"
                 )
-            videos.append(Video(_checked(row["path"], base, where), (row.get("label") or "").strip() or None))
+            videos.append(
+                Video(_checked(row["path"], base, where), (row.get("label") or "").strip() or None, reader.line_num)
+            )
         return videos
 
 
@@ -147,5 +178,5 @@ def _read_list(path: Path, base: Path) -> list[Video]:
                         f"{where}: {line!r} is not `path label` or `path` with a video's ending "
                         f"({' '.join(sorted(VIDEO_SUFFIXES))}); for a table use a .csv with the header path,label"
                     )
-            videos.append(Video(_checked(name.strip("\"'"), base, where), label))
+            videos.append(Video(_checked(name.strip("\"'"), base, where), label, number))
     return videos

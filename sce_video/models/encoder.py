@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,13 +54,23 @@ class Encoder(nn.Module):
 class FrozenEncoder(nn.Module):
     """A backbone for use: uint8 clips in 0..255 or float clips in 0..1, [B, 3, T, H, W] -> features [B, width].
 
-    Normalises the clips as in pretraining. `name` is the backbone's, `clip` what
-    it was trained on: num_frames, clip_seconds, size (pixels).
+    Normalises the clips as in pretraining. `name` is the backbone's, `clip` what it was trained on:
+    num_frames, clip_seconds, size (pixels). `projector` is pretraining's, where the checkpoint has one.
     """
 
-    def __init__(self, backbone: nn.Module, name: str, *, mean: float, std: float, clip: dict[str, float]) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        name: str,
+        *,
+        mean: float,
+        std: float,
+        clip: dict[str, float],
+        projector: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.projector = projector
         self.name = name
         self.mean = mean
         self.std = std
@@ -71,3 +82,64 @@ class FrozenEncoder(nn.Module):
             clips = clips.float() / 255
         features: Tensor = self.backbone((clips - self.mean) / self.std)
         return features
+
+    def project(self, features: Tensor) -> Tensor:
+        """Return the projections [B, C] of features [B, width], not normalised."""
+        if self.projector is None:
+            raise ValueError(f"this {self.name} has no projector: its file held the backbone alone")
+        output: Tensor = self.projector(features)
+        return output
+
+
+class Classifier(nn.Module):
+    """Backbone, dropout and one linear layer: normalised clips [B, 3, T, H, W] -> logits [B, num_classes].
+
+    frozen: a linear probe: the backbone stays in evaluation mode and gets no gradient. freeze_norm: its batch norms stay
+    in evaluation mode and keep their affine parameters. The linear layer starts from N(0, 0.01), biases from 0.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        width: int,
+        num_classes: int,
+        *,
+        dropout: float,
+        frozen: bool = False,
+        freeze_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.linear = nn.Linear(width, num_classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+        self.dropout = dropout
+        self.frozen = frozen
+        self.freeze_norm = freeze_norm
+        backbone.requires_grad_(not frozen)
+        for norm in self._norms() if freeze_norm else ():
+            norm.requires_grad_(False)
+
+    def _norms(self) -> list[nn.Module]:
+        return [module for module in self.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Change the mode of what is trained; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        for norm in self._norms() if self.freeze_norm else ():
+            norm.eval()
+        return self
+
+    def forward(self, clips: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """Return logits. uniform [B, width] in [0, 1): a feature is dropped where it is below `dropout`; None: nowhere.
+
+        The draws are an argument so that they can be keyed by the clip, whatever its batch, rank or restart.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.backbone(clips)
+        if uniform is not None and self.dropout:
+            features = features * (uniform >= self.dropout) / (1 - self.dropout)
+        logits: Tensor = self.linear(features.to(self.linear.weight.dtype))
+        return logits

@@ -1,0 +1,178 @@
+"""What the programs that score frozen features have in common: two labelled lists, two encoders, one table.
+
+The second encoder is the same network with random weights: the floor of every table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint, distributed, encoders, features
+from .data import loader, manifest
+from .data.manifest import Video
+from .errors import InputError
+from .evaluation_config import EncoderOptions
+from .models.encoder import FrozenEncoder
+
+
+@dataclass
+class Task:
+    """Lists with their classes numbered together, and the encoders to compare, by their row's name."""
+
+    train: list[Video]
+    test: list[Video]
+    sources: dict[str, str]  # train, test: as given
+    classes: list[str]
+    ids: dict[str, list[int]]  # train, test: the class of each row
+    views: features.Views
+    checkpoint: str
+    encoders: dict[str, FrozenEncoder]
+
+    @property
+    def test_name(self) -> str:
+        return Path(self.sources["test"]).stem
+
+    def labels(self, found: features.Features, split: str) -> Tensor:
+        """Return the classes int64 [N] of the videos that could be read."""
+        return torch.tensor([self.ids[split][row] for row in found.rows])
+
+
+def prepare(cfg: EncoderOptions, train: str, test: str) -> Task:
+    """Read the lists and load the encoders; say on stderr what makes results on these lists doubtful."""
+    encoder = encoders.load_encoder(cfg.checkpoint, cfg.backbone or None)
+    lists = [
+        loader.read_videos(source, split=split, root=cfg.root, labels=cfg.labels.value)
+        for source, split in ((train, "train"), (test, "val"))
+    ]
+    classes, ids = manifest.label_ids(*lists)
+    warn(manifest.compare(*lists))
+    untrained = encoders.untrained_encoder(
+        encoder.name, seed=cfg.seed, mean=encoder.mean, std=encoder.std, clip=encoder.clip
+    )
+    return Task(
+        train=lists[0],
+        test=lists[1],
+        sources={"train": train, "test": test},
+        classes=classes,
+        ids={"train": ids[0], "test": ids[1]},
+        views=views_of(cfg, encoder),
+        checkpoint=str(cfg.checkpoint),
+        encoders={"checkpoint": encoder, "random weights": untrained},
+    )
+
+
+def warn(doubts: Sequence[str]) -> None:
+    """Print doubts about the lists on stderr, once for all ranks."""
+    for doubt in doubts if distributed.rank() == 0 else ():
+        print(f"warning: {doubt}", file=sys.stderr)
+
+
+def views_of(cfg: EncoderOptions, encoder: FrozenEncoder) -> features.Views:
+    """Return the views: as given, else as in pretraining (crops 8/7 of its size)."""
+    return features.Views(
+        clips_per_video=cfg.clips_per_video,
+        num_crops=cfg.num_crops,
+        num_frames=cfg.num_frames or int(encoder.clip["num_frames"]),
+        clip_seconds=cfg.clip_seconds or encoder.clip["clip_seconds"],
+        size=cfg.size or features.test_size(int(encoder.clip["size"])),
+    )
+
+
+def extract(
+    encoder: FrozenEncoder,
+    task: Task,
+    cfg: EncoderOptions,
+    device: torch.device,
+    *,
+    kinds: Sequence[str],
+    title: str,
+) -> tuple[features.Features, features.Features]:
+    """Return the features of the train and the test list."""
+    encoder.to(device)
+    return tuple(  # type: ignore[return-value]
+        features.extract(
+            encoder,
+            videos,
+            task.views,
+            device=device,
+            kinds=kinds,
+            decoder=cfg.decoder.value,
+            workers=loader.share_cores(device, cfg.workers),
+            cached=cfg.cache,
+            title=f"{title}, {name} list",
+        )
+        for name, videos in (("train", task.train), ("test", task.test))
+    )
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """Return what was compared, for the JSON file."""
+    return {
+        "checkpoint": task.checkpoint,
+        "backbone": task.encoders["checkpoint"].name,
+        "train": {"list": task.sources["train"], "videos": len(task.train)},
+        "test": {"list": task.sources["test"], "videos": len(task.test)},
+        "classes": len(task.classes),
+        "views": vars(task.views),
+    }
+
+
+def counted(task: Task, train: features.Features, test: features.Features) -> dict[str, Any]:
+    """Return how many videos were scored, and which could not be read."""
+    return {
+        "scored": {"train": len(train.rows), "test": len(test.rows)},
+        "decoded": train.decoded + test.decoded,
+        "unreadable": sorted({failure.path for failure in (*train.failures, *test.failures)}),
+    }
+
+
+def headline(result: dict[str, Any]) -> str:
+    """Return a line that says what was compared."""
+    views = result["views"]
+    return (
+        f"{result['test']['videos']} test videos, {result['train']['videos']} training videos, {result['classes']} "
+        f"classes; {result['backbone']}, {views['clips_per_video']} clips x {views['num_crops']} crops, "
+        f"{views['num_frames']} frames of {views['size']} px"
+    )
+
+
+def scored(result: dict[str, Any], row: dict[str, Any]) -> str:
+    """Return `scored/listed` of the test and the train list."""
+    return ", ".join(f"{row['scored'][split]}/{result[split]['videos']}" for split in ("test", "train"))
+
+
+def print_unreadable(result: dict[str, Any]) -> None:
+    """Name on stderr the videos that no row counts."""
+    for path in result["rows"]["checkpoint"]["unreadable"]:
+        print(f"not scored, unreadable: {path}", file=sys.stderr)
+
+
+def output_file(out: str, source: str, stem: str) -> Path:
+    """Return where a result goes; a file that exists is never written over.
+
+    out: as given; empty: `stem`.json beside the checkpoints, numbered if there is one already.
+    """
+    if out:
+        if os.path.exists(out):
+            raise InputError(f"out={out} exists: choose another file, or remove it")
+        return Path(out)
+    path = Path(source)
+    folder = path.parent if path.is_file() else checkpoint.find(path).parent.parent
+    names = [f"{stem}.json", *(f"{stem}_{number}.json" for number in range(2, 10_000))]
+    return next(folder / name for name in names if not (folder / name).exists())
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write a result and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written: {path}")
