@@ -38,8 +38,12 @@ setup(
     ],
     extras_require={
         "tracking": ["tensorboard>=2.17"],
+        "search": ["faiss-cpu>=1.8"],
+        "evaluation": ["scikit-learn>=1.5"],
         "dev": [
             "tensorboard>=2.17",
+            "faiss-cpu>=1.8",
+            "scikit-learn>=1.5",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

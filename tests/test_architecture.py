@@ -18,12 +18,13 @@ LAYERS = {
         "randomness",
         "losses",
         "schedules",
-        "metrics",
+        "search",
         "data.clips",
         "data.crops",
         "data.media",
         "distributed",
     ],
+    0.1: ["metrics", "low_shot"],
     1: ["models.backbones", "data.decode", "data.manifest", "data.synthetic", "augment", "optim", "checkpoint", "log"],
     2: ["models.encoder"],
     3: ["models.momentum", "data.dataset"],
@@ -33,7 +34,8 @@ LAYERS = {
     5: ["config"],
     5.1: ["command_line"],
     5.2: ["run"],
-    6: ["pretrain", "retrieval"],
+    5.3: ["benchmark.measure"],
+    6: ["pretrain", "retrieval", "benchmark"],
 }
 ONLY_IN = {
     "decord": ["data.decode"],
@@ -44,6 +46,8 @@ ONLY_IN = {
     "hydra": ["command_line"],
     "omegaconf": ["config", "command_line", "run"],
     "pickle": ["checkpoint"],
+    "faiss": ["search", "benchmark.retrieval"],
+    "sklearn": ["low_shot", "benchmark.retrieval"],
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 

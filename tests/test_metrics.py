@@ -59,7 +59,7 @@ def test_knn_equals_brute_force() -> None:
 
 def test_chunks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = recall_at_k(*data())
-    monkeypatch.setattr("sce_video.metrics.CHUNK", 5)
+    monkeypatch.setattr("sce_video.search.BANK_ROWS", 5)
     assert recall_at_k(*data()) == whole
 
 
