@@ -21,6 +21,7 @@ from .data import loader, manifest
 from .data.manifest import Video
 from .errors import InputError
 from .evaluation_config import EncoderOptions
+from .log import warn
 from .models.encoder import FrozenEncoder
 
 
@@ -70,12 +71,6 @@ def prepare(cfg: EncoderOptions, train: str, test: str) -> Task:
     )
 
 
-def warn(doubts: Sequence[str]) -> None:
-    """Print doubts about the lists on stderr, once for all ranks."""
-    for doubt in doubts if distributed.rank() == 0 else ():
-        print(f"warning: {doubt}", file=sys.stderr)
-
-
 def views_of(cfg: EncoderOptions, encoder: FrozenEncoder) -> features.Views:
     """Return the views: as given, else as in pretraining (crops 8/7 of its size)."""
     return features.Views(
@@ -98,7 +93,7 @@ def extract(
 ) -> tuple[features.Features, features.Features]:
     """Return the features of the train and the test list."""
     encoder.to(device)
-    return tuple(  # type: ignore[return-value]
+    found = [
         features.extract(
             encoder,
             videos,
@@ -111,7 +106,11 @@ def extract(
             title=f"{title}, {name} list",
         )
         for name, videos in (("train", task.train), ("test", task.test))
-    )
+    ]
+    if distributed.rank() == 0:
+        decoded, total = sum(part.decoded for part in found), sum(len(part.rows) for part in found)
+        print(f"{title}: {decoded} videos decoded, {total - decoded} taken from earlier runs", file=sys.stderr)
+    return found[0], found[1]
 
 
 def describe(task: Task) -> dict[str, Any]:
@@ -130,7 +129,6 @@ def counted(task: Task, train: features.Features, test: features.Features) -> di
     """Return how many videos were scored, and which could not be read."""
     return {
         "scored": {"train": len(train.rows), "test": len(test.rows)},
-        "decoded": train.decoded + test.decoded,
         "unreadable": sorted({failure.path for failure in (*train.failures, *test.failures)}),
     }
 

@@ -197,15 +197,16 @@ class FinetuneConfig:
             raise InputError("testing.select=val needs val=, a list beside train and test")
         if not self.checkpoint and isinstance(self.model, FinetuneModel) and self.model.random_weights:
             raise InputError("model.random_weights takes the network from checkpoint=: give one")
-        if not (self.checkpoint or self.backbone):
-            # Not an error while a schema is built: nothing is given then.
-            if given(self.train):
-                raise InputError("give checkpoint=..., or backbone=... to train from scratch")
-        if not self.checkpoint and given(self.train):
-            for name, value in (
-                ("data.num_frames", self.data.num_frames),
-                ("data.clip_seconds", self.data.clip_seconds),
-                ("augment.size", self.augment.size),
-            ):
-                if not value:
-                    raise InputError(f"{name} must be given: there is no checkpoint to take it from")
+        if not self.checkpoint and given(self.train):  # not while a schema is built
+            self._check_from_scratch()
+
+    def _check_from_scratch(self) -> None:
+        if not self.backbone:
+            raise InputError("give checkpoint=..., or backbone=... to train from scratch")
+        for name, value in (
+            ("data.num_frames", self.data.num_frames),
+            ("data.clip_seconds", self.data.clip_seconds),
+            ("augment.size", self.augment.size),
+        ):
+            if not value:
+                raise InputError(f"{name} must be given: there is no checkpoint to take it from")

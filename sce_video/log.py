@@ -33,6 +33,12 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{int(seconds) % 60:02d}s"
 
 
+def warn(doubts: Sequence[str]) -> None:
+    """Print sentences on stderr, once for all ranks."""
+    for doubt in doubts if distributed.rank() == 0 else ():
+        print(f"warning: {doubt}", file=sys.stderr)
+
+
 class SkippedVideos:
     """The unreadable videos met so far: counted, kept in `skipped_videos.csv`, and too many stop the run.
 

@@ -65,6 +65,4 @@ class Monitor:
             clip_seconds=self.clip["clip_seconds"],
             size=features.test_size(int(self.clip["size"])),
         )
-        return features.extract(
-            encoder, videos, views, device=self.device, decoder=self.decoder, workers=self.workers
-        )
+        return features.extract(encoder, videos, views, device=self.device, decoder=self.decoder, workers=self.workers)

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from . import augment, distributed, schedules
-from .config import Precision, PretrainConfig
+from .config import PretrainConfig
 from .data.dataset import Batch, Failure
 from .data.decode import DecodeError
 from .errors import Stopped
@@ -32,9 +32,7 @@ from .methods.sce import SCE
 from .models import backbones
 from .models.encoder import MLP, Encoder
 from .randomness import generator
-from .run import Run, check_finite, load_batches, save, set_up
-
-AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+from .run import AUTOCAST, Run, check_finite, load_batches, save, set_up
 
 
 def build_sce(cfg: PretrainConfig) -> SCE:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import distributed, evaluation, features, metrics
+from . import distributed, evaluation, metrics
 from .evaluation_config import RetrievalConfig
 from .models.encoder import FrozenEncoder
 
@@ -89,5 +89,3 @@ def print_table(result: dict[str, Any]) -> None:
             scored = f"   {evaluation.scored(result, row)}" if label == PROTOCOL else ""
             print(f"  {label:<30}" + "".join(f"{100 * value:7.1f}" for value in values) + scored)
     evaluation.print_unreadable(result)
-
-

@@ -26,6 +26,8 @@ from .errors import InputError, Stopped
 from .log import SkippedVideos
 from .monitor import Monitor
 
+AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+
 
 @dataclass
 class Run:

@@ -40,6 +40,12 @@ TINY_RECIPE = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests leave nothing in the user's cache, nor take anything from it."""
+    os.environ["SCE_VIDEO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def conformance() -> dict[str, Any]:
     """Input -> expected value, measured on the reference implementation."""

@@ -43,21 +43,20 @@ def by_hand(encoder: torch.nn.Module, path: str) -> torch.Tensor:
 def test_features_equal_one_view_at_a_time(videos: Path, run: Path) -> None:
     encoder = sce_video.load_encoder(run)
     listed = manifest.read(videos / "val.csv")
-    settings = {"device": torch.device("cpu"), "num_frames": 4, "clip_seconds": 0.8, "size": 37}
-    result = features.extract(encoder, listed, clips_per_video=2, num_crops=3, **settings)
+    views = features.Views(clips_per_video=2, num_crops=3, num_frames=4, clip_seconds=0.8, size=37)
+    result = features.extract(encoder, listed, views, device=torch.device("cpu"))
     assert result.rows == list(range(8))
     for row, video in enumerate(listed):
-        assert torch.allclose(result.features[row], by_hand(encoder, video.path), atol=1e-4)
-    more = features.extract(encoder, listed, clips_per_video=2, num_crops=3, workers=2, **settings)
-    assert torch.equal(more.features, result.features)
+        assert torch.allclose(result.features["backbone"][row], by_hand(encoder, video.path), atol=1e-6)
+    more = features.extract(encoder, listed, views, device=torch.device("cpu"), workers=2)
+    assert torch.equal(more.features["backbone"], result.features["backbone"])
 
 
 def test_unreadable_videos_are_listed_and_not_scored(videos: Path, run: Path, tmp_path: Path) -> None:
     listed = [*manifest.read(videos / "val.csv")[:3], Video(str(tmp_path / "gone.mp4"), "0")]
     listed[1], listed[3] = listed[3], listed[1]
-    settings = {"device": torch.device("cpu"), "num_frames": 4, "clip_seconds": 0.8, "size": 37}
-    encoder = sce_video.load_encoder(run)
-    result = features.extract(encoder, listed, clips_per_video=1, num_crops=1, **settings)
+    views = features.Views(clips_per_video=1, num_crops=1, num_frames=4, clip_seconds=0.8, size=37)
+    result = features.extract(sce_video.load_encoder(run), listed, views, device=torch.device("cpu"))
     assert result.rows == [0, 2, 3]
     assert [failure.path for failure in result.failures] == [str(tmp_path / "gone.mp4")]
 
@@ -71,9 +70,9 @@ def test_tool_prints_writes_and_never_overwrites(videos: Path, run: Path, tmp_pa
         assert word in result.stdout
     first = run / "retrieval_val.json"
     written = json.loads(first.read_text())
-    assert written["views_per_video"] == [2, 3]
-    recall = written["rows"]["checkpoint"]["recall_at_k"]
-    assert list(recall) == ["1", "5", "10", "20", "25"]
+    assert (written["views"]["clips_per_video"], written["views"]["num_crops"]) == (2, 3)
+    recall = written["rows"]["checkpoint"]["backbone, all views, centred"]["recall_at_k"]
+    assert list(recall) == ["1", "5", "10", "20", "25", "50"]
     assert sorted(recall.values()) == list(recall.values())
     before = first.read_bytes()
     again = run_tool("retrieval", *arguments, cwd=tmp_path)
@@ -88,7 +87,7 @@ def test_tool_prints_writes_and_never_overwrites(videos: Path, run: Path, tmp_pa
 
 def test_two_processes_score_the_same(videos: Path, run: Path, tmp_path: Path) -> None:
     arguments = [f"checkpoint={run}", f"train={videos / 'train.csv'}", f"test={videos / 'val.csv'}"]
-    arguments += ["clips_per_video=1", "workers=0"]
+    arguments += ["clips_per_video=1", "workers=0", "cache=false"]
     for processes in (0, 2):
         result = run_tool("retrieval", *arguments, f"out={processes}.json", cwd=tmp_path, processes=processes)
         assert result.returncode == 0, result.stderr

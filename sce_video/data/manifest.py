@@ -109,11 +109,9 @@ def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:
             f"{in_train[os.path.normpath(first.path)]} of the train list, line {first.line} of the test list)"
         )
     classes = [{video.label for video in videos if video.label is not None} for videos in (train, test)]
-    for name, own, other, others in (("train", *classes, "test"), ("test", *classes[::-1], "train")):
-        if only := sorted(own - other):
-            doubts.append(
-                f"{len(only)} of the {name} list's {len(own)} classes have no {others} video, e.g. {only[0]!r}"
-            )
+    for name, own, others in (("test", classes[0], classes[1]), ("train", classes[1], classes[0])):
+        if only := sorted(own - others):
+            doubts.append(f"{len(only)} of {len(own | others)} classes have no {name} video, e.g. {only[0]!r}")
     numbers = sorted(int(label) for label in classes[0] | classes[1] if label.isdecimal())
     if numbers and len(numbers) == len(classes[0] | classes[1]):
         gaps = sorted(set(range(numbers[-1])) - set(numbers) - {0})  # counting from 1, as UCF101 does, is no gap

@@ -120,6 +120,19 @@ class Classifier(nn.Module):
         for norm in self._norms() if freeze_norm else ():
             norm.requires_grad_(False)
 
+    def stages(self) -> list[list[nn.Parameter]]:
+        """Return the parameters stage by stage, input first: the backbone's blocks (or children), then the linear layer.
+
+        What lies in none of them belongs to the first.
+        """
+        blocks = getattr(self.backbone, "blocks", None)
+        parts = [list(part.parameters()) for part in (blocks if blocks is not None else self.backbone.children())]
+        parts = [parameters for parameters in parts if parameters]
+        placed = {id(parameter) for parameters in parts for parameter in parameters}
+        rest = [parameter for parameter in self.backbone.parameters() if id(parameter) not in placed]
+        first, *others = parts or [[]]
+        return [rest + first, *others, list(self.linear.parameters())]
+
     def _norms(self) -> list[nn.Module]:
         return [module for module in self.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 

@@ -1,0 +1,81 @@
+"""One table for a checkpoint on a data set, without training the network: kNN, retrieval, few-shot, linear.
+
+All figures come from one extraction of features (`features.py`), which the other programs share through the cache. Beside
+the checkpoint stands the same network with random weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import distributed, evaluation, low_shot, metrics
+from .evaluation_config import EvaluateConfig
+from .models.encoder import FrozenEncoder
+
+
+def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
+    """Score both encoders, print the table, write the JSON file and return what it holds (on every rank)."""
+    with distributed.session(cfg.device.value) as device:
+        task = evaluation.prepare(cfg, cfg.train, cfg.test)
+        out = evaluation.output_file(cfg.out, cfg.checkpoint, f"evaluate_{task.test_name}")
+        result: dict[str, Any] = evaluation.describe(task) | {
+            "knn": {"k": cfg.k, "temp": cfg.temp},
+            "repeats": cfg.repeats,
+            "rows": {},
+        }
+        for name, encoder in task.encoders.items():
+            result["rows"][name] = score(encoder, task, cfg, device, name)
+        if distributed.rank() == 0:
+            print_table(result, cfg)
+            evaluation.write_json(out, result)
+        return result
+
+
+def score(
+    encoder: FrozenEncoder, task: evaluation.Task, cfg: EvaluateConfig, device: torch.device, name: str
+) -> dict[str, Any]:
+    """Return one encoder's figures, in 0..1."""
+    train, test = evaluation.extract(encoder, task, cfg, device, kinds=("backbone",), title=name)
+    bank, bank_labels = train.features["backbone"], task.labels(train, "train")
+    query, query_labels = test.features["backbone"], task.labels(test, "test")
+    found = metrics.retrieval_scores(query, query_labels, bank, bank_labels)
+    knn = metrics.weighted_knn(query, query_labels, bank, bank_labels, k=cfg.k, temp=cfg.temp)
+    few = {
+        str(shots): low_shot.low_shot(
+            bank, bank_labels, query, query_labels, shots=shots, repeats=cfg.repeats, seed=cfg.seed
+        )
+        for shots in cfg.shots
+    }
+    linear = low_shot.linear_on_features(bank, bank_labels, query, query_labels, seed=cfg.seed)
+    return evaluation.counted(task, train, test) | {
+        "knn_top1": knn.accuracy,
+        "recall_at_k": {str(k): value for k, value in found.recall.items()},
+        "mean_average_precision": found.mean_average_precision,
+        "few_shot": few,
+        "linear": linear,
+        "knn_per_class": {task.classes[index]: value for index, value in sorted(knn.class_accuracy.items())},
+    }
+
+
+def print_table(result: dict[str, Any], cfg: EvaluateConfig) -> None:
+    """Print the rows in percent, and every video that is missing from them."""
+    print(evaluation.headline(result))
+    shots = [f"{count}-shot" for count in cfg.shots]
+    print(
+        f"{'':<16}{'kNN':>7}{'R@1':>7}{'R@5':>7}{'mAP':>7}"
+        + "".join(f"{name:>14}" for name in shots)
+        + f"{'linear':>9}   scored (test, train)"
+    )
+    for name, row in result["rows"].items():
+        values = [row["knn_top1"], row["recall_at_k"]["1"], row["recall_at_k"]["5"], row["mean_average_precision"]]
+        few = (f"{100 * one['mean']:.1f} +- {100 * one['std']:.1f}" for one in row["few_shot"].values())
+        print(
+            f"{name:<16}"
+            + "".join(f"{100 * value:7.1f}" for value in values)
+            + "".join(f"{text:>14}" for text in few)
+            + f"{100 * row['linear']['accuracy']:9.1f}   {evaluation.scored(result, row)}"
+        )
+    print(f"kNN: {cfg.k} neighbours, temperature {cfg.temp:g}; n-shot: mean and deviation of {cfg.repeats} draws")
+    evaluation.print_unreadable(result)

@@ -1,0 +1,282 @@
+"""The supervised loop: finetune a pretrained encoder for action recognition, or train a linear probe on it.
+
+    python tools/finetune.py recipe=ucf101 checkpoint=runs/k400 train=train.csv test=test.csv out=runs/k400_ucf
+    python tools/finetune.py recipe=linear_k400 checkpoint=runs/k400 train=train.csv test=val.csv
+
+One random clip per video and epoch, cross-entropy, then the full test protocol: probabilities averaged over
+clips x crops (`classification.py`). Which weights are tested is `testing.select`: the last, or the best on a validation
+list; best on the test list only when asked for, and the report says so.
+As in pretraining the step count is the only state of order and schedules; the same command on the same folder resumes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import augment, classification, distributed, schedules
+from .data.dataset import Batch, Failure
+from .data.decode import DecodeError
+from .errors import Stopped
+from .evaluation_config import FinetuneConfig, Select
+from .finetune_run import FinetuneRun, load_batches, load_best, save, set_up
+from .log import RunLog
+from .randomness import generator
+from .run import AUTOCAST, check_finite
+
+SELECTED = {
+    Select.last: "the last weights",
+    Select.val: "the weights that were best on the validation list",
+    Select.test: "the weights that were best on the test list itself (the usual practice; it flatters)",
+}
+
+
+def finetune(cfg: FinetuneConfig) -> list[dict[str, Any]]:
+    """Train and test as cfg says, or continue; with splits, one after another. Return what result.json holds, per split."""
+    with distributed.session(cfg.system.device.value) as device:
+        out = Path(cfg.out or f"runs/{cfg.name}")
+        results = [train_and_test(one, device) for one in split_configs(cfg, out)]
+        if cfg.splits and distributed.rank() == 0:
+            print_splits(out, cfg.splits, results)
+        return results
+
+
+def split_configs(cfg: FinetuneConfig, out: Path) -> list[FinetuneConfig]:
+    """Return the options of each split's run, or cfg itself."""
+    if not cfg.splits:
+        return [cfg]
+    configs = []
+    for split in cfg.splits:
+        lists = {name: getattr(cfg, name).replace("%", str(split)) for name in ("train", "test", "val")}
+        # Copies of the sections, so that the runs share nothing; replace() checks the options again.
+        configs.append(replace(copy.deepcopy(cfg), **lists, splits=[], out=str(out / f"split_{split}")))
+    return configs
+
+
+def train_and_test(cfg: FinetuneConfig, device: torch.device) -> dict[str, Any]:
+    """Train one run to its end, test it, write its files, and return its result."""
+    run = set_up(cfg, device)
+    main = distributed.rank() == 0
+    written = run.folder / "result.json"
+    if run.step == run.total_steps and written.exists():
+        result: dict[str, Any] = json.loads(written.read_text())
+        if main:
+            print(f"{run.folder} is done: top-1 {100 * result['test']['top1']:.2f} %")
+        return result
+    log = RunLog(
+        run.folder if main else None,
+        start_step=run.step,
+        total_steps=run.total_steps,
+        steps_per_epoch=run.steps_per_epoch,
+        clips_per_step=cfg.optim.batch,
+        every=cfg.system.log_every,
+        processes=distributed.world_size(),
+    )
+    try:
+        log.message(f"{'continuing' if run.step else 'training'} {describe(run)}")
+        train(run, log)
+        return test(run, log)
+    except DecodeError as error:
+        raise Stopped(f"no video can be read any more: {error}") from error
+    finally:
+        log.close()
+
+
+def train(run: FinetuneRun, log: RunLog) -> None:
+    """Take all steps that are left."""
+    cfg = run.cfg
+    batches = iter(load_batches(run))
+    network: Any = distributed.parallel(run.classifier, run.device)
+    warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
+    failures: list[Failure] = []
+    while run.step < run.total_steps:
+        lr = schedules.warmup_cosine(
+            run.step, base=cfg.optim.lr, warmup_steps=warmup_steps, total_steps=run.total_steps
+        )
+        for group in run.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        losses, right, paths = [], [], []
+        for micro in range(cfg.optim.accumulate):
+            batch = log.fetch(batches)
+            failures += batch.failures
+            paths += batch.paths
+            last = micro == cfg.optim.accumulate - 1
+            with nullcontext() if last or network is run.classifier else network.no_sync():
+                loss, correct = forward_backward(run, network, batch)
+            losses.append(loss)
+            right.append(correct)
+        loss_mean, gradient_norm = check_finite(
+            losses, run.classifier, run.optimizer, run.scaler, paths, step=run.step, lr=lr
+        )
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step += 1
+        if log.due(run.step):
+            top1 = distributed.mean(torch.cat(right).float().mean()).item()
+            log.step(run.step, {"loss": loss_mean, "gradient_norm": gradient_norm, "top1": top1}, lr=lr)
+        if log.due(run.step) or not distributed.active():
+            run.skipped.report(failures, log)
+            failures = []
+        look_and_save(run, log)
+
+
+def forward_backward(run: FinetuneRun, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Augment a micro-batch on the device, add its gradients, and return its loss and which rows were right (bool)."""
+    cfg = run.cfg
+    keys = list(zip(batch.epochs, batch.rows, strict=True))
+    view = cfg.augment.view
+    clips = augment.apply(
+        view,
+        batch.views[0].to(run.device).unpack(),
+        augment.draw(view, [generator(cfg.seed, "augment", *key) for key in keys]),
+        size=int(run.clip["size"]),
+        mean=run.encoder.mean,
+        std=run.encoder.std,
+    )
+    ids = run.lists.ids["train"]
+    # A replaced video brings its own label.
+    labels = torch.tensor([ids[source] for source in batch.sources], device=run.device)
+    targets = F.one_hot(labels, len(run.lists.classes)).float()
+    if cfg.augment.mixup_alpha:
+        clips, targets = mixup(clips, targets, mixup_shares(cfg.seed, keys, cfg.augment.mixup_alpha))
+    width = run.classifier.linear.in_features
+    draws = [torch.rand(width, generator=generator(cfg.seed, "dropout", *key)) for key in keys]
+    dtype = AUTOCAST.get(cfg.optim.precision)
+    with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
+        logits = network(clips, torch.stack(draws).to(run.device))
+    loss = F.cross_entropy(logits.float(), targets, label_smoothing=cfg.optim.label_smoothing)
+    run.scaler.scale(loss / cfg.optim.accumulate).backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), (logits.argmax(dim=1) == labels).detach()
+
+
+def mixup_shares(seed: int, keys: list[tuple[int, int]], alpha: float) -> Tensor:
+    """Return each clip's own share in [0, 1], float32 [B]: one draw from Beta(alpha, alpha) per pair of neighbours.
+
+    Neighbours are 0 and 1, 2 and 3, ...: with an even number of rows per process a clip's partner is the same for any
+    number of processes. A last one without partner stays whole.
+    """
+    shares = torch.ones(len(keys))
+    for first in range(0, len(keys) - 1, 2):
+        draw = np.random.default_rng(generator(seed, "mixup", *keys[first]).initial_seed())
+        shares[first : first + 2] = float(draw.beta(alpha, alpha))
+    return shares
+
+
+def mixup(clips: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Mix neighbouring clips [B, ...] and targets [B, L]: share * own + (1 - share) * partner's (Zhang et al., 2018)."""
+    partner = torch.arange(len(clips), device=clips.device) ^ 1
+    partner[-1] = len(clips) - 1 if len(clips) % 2 else partner[-1]
+    own = shares.to(clips.device)
+    mixed = [
+        own.view(-1, *[1] * (tensor.dim() - 1)) * tensor
+        + (1 - own).view(-1, *[1] * (tensor.dim() - 1)) * tensor[partner]
+        for tensor in (clips, targets)
+    ]
+    return mixed[0], mixed[1]
+
+
+def look_and_save(run: FinetuneRun, log: RunLog) -> None:
+    """Look at the selecting list every testing.every_epochs and at the end; save every system.save_every steps and then."""
+    cfg, done = run.cfg, run.step == run.total_steps
+    epoch, rest = divmod(run.step, run.steps_per_epoch)
+    if run.selecting and (done or (rest == 0 and epoch % cfg.testing.every_epochs == 0)):
+        figures, _ = look(run, run.selecting, quick=True)
+        log.evaluation(run.step, {f"{run.selecting}_{name}": figures[name] for name in ("top1", "top5")})
+        log.message(f"epoch {epoch}: {run.selecting} top-1 {100 * figures['top1']:.2f} % (1 view)")
+        if figures["top1"] > run.best_top1:
+            run.best_top1, run.best_step = figures["top1"], run.step
+            if distributed.rank() == 0 and cfg.testing.select is not Select.last:
+                save(run, folder="best", keep=1)
+        log.restart_clock(run.step)
+    if distributed.rank() == 0 and (done or run.step % cfg.system.save_every == 0):
+        save(run, keep=cfg.system.keep)
+
+
+def look(run: FinetuneRun, split: str, *, quick: bool) -> tuple[dict[str, float], classification.Predictions]:
+    """Return the scores on a list and the predictions; the classifier goes on training as before."""
+    run.classifier.eval()
+    predictions = classification.predict(
+        lambda clips: run.classifier((clips - run.encoder.mean) / run.encoder.std),
+        run.lists.videos[split],
+        run.views(quick=quick),
+        device=run.device,
+        decoder=run.cfg.data.decoder.value,
+        workers=run.workers,
+        title=f"{split} list",
+    )
+    run.classifier.train()
+    return classification.scores(predictions, run.lists.ids[split], len(run.lists.videos[split])), predictions
+
+
+def test(run: FinetuneRun, log: RunLog) -> dict[str, Any]:
+    """Run the full protocol with the selected weights, write the report's files, and return result.json's content."""
+    select = run.cfg.testing.select
+    if select is not Select.last:
+        load_best(run)
+    figures, predictions = look(run, "test", quick=False)
+    views = run.views()
+    result: dict[str, Any] = {
+        "checkpoint": run.cfg.checkpoint or None,
+        "weights": "random" if run.cfg.model.random_weights or not run.cfg.checkpoint else "checkpoint",
+        "backbone": run.encoder.name,
+        "frozen": run.cfg.model.frozen,
+        "train": {"list": run.cfg.train, "videos": len(run.lists.videos["train"])},
+        "test": {"list": run.cfg.test, **figures},
+        "views": vars(views),
+        "selected": SELECTED[select],
+        "step": run.total_steps if select is Select.last else run.best_step,
+        "unreadable": [failure.path for failure in predictions.failures],
+    }
+    if distributed.rank() == 0:
+        result["per_class"] = classification.write_report(
+            run.folder, predictions, run.lists.videos["test"], run.lists.ids["test"], run.lists.classes
+        )
+        (run.folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    missing = figures["listed"] - figures["scored"]
+    log.message(
+        f"test: top-1 {100 * figures['top1']:.2f} %, top-5 {100 * figures['top5']:.2f} % of "
+        f"{figures['scored']:.0f}/{figures['listed']:.0f} videos, {views.clips_per_video} clips x {views.num_crops} "
+        f"crops, {SELECTED[select]}"
+        + (f"; with the {missing:.0f} unreadable ones {100 * figures['top1_of_listed']:.2f} %" if missing else "")
+    )
+    for failure in predictions.failures:
+        log.message(f"not scored, unreadable: {failure.reason}")
+    log.message(f"done: {run.folder}/result.json, predictions.csv, per_class.csv, confusion.csv")
+    return result
+
+
+def describe(run: FinetuneRun) -> str:
+    """Return one line on what this run does, with the derived numbers."""
+    cfg = run.cfg
+    what = "a linear layer on a frozen" if cfg.model.frozen else "all of a"
+    start = f"from {cfg.checkpoint}" if cfg.checkpoint and not cfg.model.random_weights else "with random weights"
+    return (
+        f"{what} {run.encoder.name} {start}: {len(run.lists.videos['train'])} videos, {len(run.lists.classes)} classes, "
+        f"{cfg.optim.epochs} epochs x {run.steps_per_epoch} steps of {cfg.optim.batch}, lr {cfg.optim.lr:g}, "
+        f"{distributed.world_size()} process(es) on {run.device.type}, from step {run.step} of {run.total_steps}, into "
+        f"{run.folder}"
+    )
+
+
+def print_splits(out: Path, splits: list[int], results: list[dict[str, Any]]) -> None:
+    """Print the splits and their mean, and write them to splits.json."""
+    top = {name: [100 * result["test"][name] for result in results] for name in ("top1", "top5")}
+    print(f"{'split':<8}{'top-1':>8}{'top-5':>8}   scored")
+    for split, result, top1, top5 in zip(splits, results, *top.values(), strict=True):
+        print(f"{split:<8}{top1:8.2f}{top5:8.2f}   {result['test']['scored']:.0f}/{result['test']['listed']:.0f}")
+    means = {name: math.fsum(values) / len(values) for name, values in top.items()}
+    print(f"{'mean':<8}{means['top1']:8.2f}{means['top5']:8.2f}")
+    summary = {"splits": dict(zip(map(str, splits), results, strict=True)), "mean": means}
+    (out / "splits.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"written: {out / 'splits.json'}")

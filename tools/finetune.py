@@ -1,0 +1,13 @@
+"""Train a pretrained encoder with labels: finetuning, or a linear probe with model.frozen=true.
+
+python tools/finetune.py checkpoint=runs/demo train=synthetic test=synthetic
+python tools/finetune.py recipe=ucf101 checkpoint=runs/k400 train=train.csv test=test.csv out=runs/k400_ucf101
+torchrun --nproc-per-node 8 tools/finetune.py recipe=linear_k400 checkpoint=runs/k400 train=train.csv test=val.csv
+"""
+
+from sce_video.command_line import run_program
+from sce_video.evaluation_config import FinetuneConfig
+from sce_video.finetune import finetune
+
+if __name__ == "__main__":
+    run_program("finetune", FinetuneConfig, finetune)
