@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from . import distributed, evaluation, low_shot, metrics
 from .evaluation_config import EvaluateConfig
-from .models.encoder import FrozenEncoder
+from .features import Features
 
 
 def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
@@ -25,19 +23,16 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
             "repeats": cfg.repeats,
             "rows": {},
         }
-        for name, encoder in task.encoders.items():
-            result["rows"][name] = score(encoder, task, cfg, device, name)
+        for name, (train, test) in evaluation.extract(task, cfg, device, kinds=("backbone",)).items():
+            result["rows"][name] = score(train, test, task, cfg)
         if distributed.rank() == 0:
             print_table(result, cfg)
             evaluation.write_json(out, result)
         return result
 
 
-def score(
-    encoder: FrozenEncoder, task: evaluation.Task, cfg: EvaluateConfig, device: torch.device, name: str
-) -> dict[str, Any]:
+def score(train: Features, test: Features, task: evaluation.Task, cfg: EvaluateConfig) -> dict[str, Any]:
     """Return one encoder's figures, in 0..1."""
-    train, test = evaluation.extract(encoder, task, cfg, device, kinds=("backbone",), title=name)
     bank, bank_labels = train.features["backbone"], task.labels(train, "train")
     query, query_labels = test.features["backbone"], task.labels(test, "test")
     found = metrics.retrieval_scores(query, query_labels, bank, bank_labels)
@@ -49,7 +44,7 @@ def score(
         for shots in cfg.shots
     }
     linear = low_shot.linear_on_features(bank, bank_labels, query, query_labels, seed=cfg.seed)
-    return evaluation.counted(task, train, test) | {
+    return evaluation.counted(train, test) | {
         "knn_top1": knn.accuracy,
         "recall_at_k": {str(k): value for k, value in found.recall.items()},
         "mean_average_precision": found.mean_average_precision,

@@ -83,19 +83,13 @@ def views_of(cfg: EncoderOptions, encoder: FrozenEncoder) -> features.Views:
 
 
 def extract(
-    encoder: FrozenEncoder,
-    task: Task,
-    cfg: EncoderOptions,
-    device: torch.device,
-    *,
-    kinds: Sequence[str],
-    title: str,
-) -> tuple[features.Features, features.Features]:
-    """Return the features of the train and the test list."""
-    encoder.to(device)
-    found = [
-        features.extract(
-            encoder,
+    task: Task, cfg: EncoderOptions, device: torch.device, *, kinds: Sequence[str]
+) -> dict[str, tuple[features.Features, features.Features]]:
+    """Return for each encoder the features of the train and of the test list; every video is decoded once at most."""
+    networks = [encoder.to(device) for encoder in task.encoders.values()]
+    lists = [
+        features.extract_all(
+            networks,
             videos,
             task.views,
             device=device,
@@ -103,14 +97,15 @@ def extract(
             decoder=cfg.decoder.value,
             workers=loader.share_cores(device, cfg.workers),
             cached=cfg.cache,
-            title=f"{title}, {name} list",
+            title=f"{name} list",
         )
         for name, videos in (("train", task.train), ("test", task.test))
     ]
     if distributed.rank() == 0:
-        decoded, total = sum(part.decoded for part in found), sum(len(part.rows) for part in found)
-        print(f"{title}: {decoded} videos decoded, {total - decoded} taken from earlier runs", file=sys.stderr)
-    return found[0], found[1]
+        decoded = sum(max(part.decoded for part in parts) for parts in lists)
+        total = sum(len(parts[0].rows) for parts in lists)
+        print(f"{decoded} of {total} videos decoded, the others known from earlier runs", file=sys.stderr)
+    return dict(zip(task.encoders, zip(*lists, strict=True), strict=True))  # type: ignore[arg-type]
 
 
 def describe(task: Task) -> dict[str, Any]:
@@ -125,7 +120,7 @@ def describe(task: Task) -> dict[str, Any]:
     }
 
 
-def counted(task: Task, train: features.Features, test: features.Features) -> dict[str, Any]:
+def counted(train: features.Features, test: features.Features) -> dict[str, Any]:
     """Return how many videos were scored, and which could not be read."""
     return {
         "scored": {"train": len(train.rows), "test": len(test.rows)},

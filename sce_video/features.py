@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Views:
 
 
 class Features(NamedTuple):
-    """Features of the videos that could be read, float32 [N, width] on the CPU, by kind (see `extract`)."""
+    """Features of the videos that could be read, float32 [N, width] on the CPU, by kind (see `extract_all`)."""
 
     features: dict[str, Tensor]
     rows: list[int]  # of the manifest, ascending
@@ -140,8 +140,13 @@ def view_outputs(
             )
 
 
-def extract(
-    encoder: FrozenEncoder,
+def extract(encoder: FrozenEncoder, videos: Sequence[Video], views: Views, **options: Any) -> Features:
+    """Return one encoder's features; see `extract_all`."""
+    return extract_all([encoder], videos, views, **options)[0]
+
+
+def extract_all(
+    encoders: Sequence[FrozenEncoder],
     videos: Sequence[Video],
     views: Views,
     *,
@@ -151,116 +156,132 @@ def extract(
     workers: int = 0,
     cached: bool = False,
     title: str = "",
-) -> Features:
-    """Return the features of all videos in the manifest's order, on every rank.
+) -> list[Features]:
+    """Return the features of all videos in the manifest's order, for each encoder, on every rank, from one decode.
 
-    kinds: `backbone` (pooled backbone output) and `projector` (the projector's, where the encoder has one), averaged
-    over all views; `backbone_1_view` and `projector_1_view`, of the middle view alone. All kinds come from one pass.
-    cached: keep them on disk (see feature_cache), take from there what an earlier run of any program has left, and so
-    go on where an interrupted one stopped.
+    kinds: `backbone` (pooled backbone output) and `projector` (the projector's, where an encoder has one), averaged over
+    all views; `backbone_1_view` and `projector_1_view`, of the middle view alone.
+    cached: keep all kinds on disk (see feature_cache), take from there what an earlier run of any program has left, and
+    so go on where an interrupted one stopped.
 
     Raises InputError if no video could be read.
     """
-    cache = FeatureCache.of(encoder, {**vars(views), "decoder": decoder}) if cached else None
-    found, known = cache.load(videos, kinds) if cache else ([], {})
-    everywhere = set.intersection(*(set(rows) for rows in distributed.gather_objects(found)))
-    missing = [row for row in range(len(videos)) if row not in everywhere]
-    rows: list[int] = []
-    parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+    stores = [Store(encoder, videos, views, kinds, decoder, cached) for encoder in encoders]
+    missing = sorted(set.union(*(store.missing() for store in stores)))
+    active = [store for store in stores if store.missing()]
+    network = _SideBySide([store.encoder for store in active])
     failures: list[Failure] = []
-    pending = Pending(cache, videos)
-    network = _WithProjection(encoder)
-    outputs = view_outputs(
-        network,
-        videos,
-        views,
-        device=device,
-        decoder=decoder,
-        workers=workers,
-        rows=missing,
-        title=title,
-    )
     try:
-        for done, output, failed in outputs:
+        for rows, output, failed in view_outputs(
+            network,
+            videos,
+            views,
+            device=device,
+            decoder=decoder,
+            workers=workers,
+            rows=missing,
+            title=title,
+        ):
             failures += failed
-            if done:
-                summary = _summary(output, network.width, views)
-                rows += done
-                for kind in kinds:
-                    parts[kind].append(summary[kind])
-                pending.add(done, summary)
+            for store, own in zip(active, output.split(network.widths, dim=-1) if rows else (), strict=bool(rows)):
+                store.add(rows, own)
     finally:
-        pending.write()
-    own = {kind: torch.cat(tensors) if tensors else None for kind, tensors in parts.items()}
-    return _merge((everywhere, found, known), distributed.gather_objects((own, rows, failures)))
+        for store in active:
+            store.write()
+    return [store.merged(failures) for store in stores]
 
 
-class Pending:
-    """Features that are not on disk yet."""
+class _SideBySide:
+    """Clips -> all encoders' features and projections in one row; `widths` is known after the first batch."""
 
-    def __init__(self, cache: FeatureCache | None, videos: Sequence[Video]) -> None:
-        self.cache, self.videos = cache, videos
-        self.rows: list[int] = []
-        self.summaries: list[dict[str, Tensor]] = []
-        self.since = time.monotonic()
-
-    def add(self, rows: list[int], summary: dict[str, Tensor]) -> None:
-        """Take more, and write when enough is there."""
-        self.rows += rows
-        self.summaries.append(summary)
-        if len(self.rows) >= FLUSH_VIDEOS or time.monotonic() - self.since > FLUSH_SECONDS:
-            self.write()
-
-    def write(self) -> None:
-        """Write what is there, if there is a cache."""
-        if self.cache and self.rows:
-            arrays = {kind: torch.cat([summary[kind] for summary in self.summaries]) for kind in self.summaries[0]}
-            self.cache.add([self.videos[row] for row in self.rows], arrays)
-        self.rows, self.summaries, self.since = [], [], time.monotonic()
-
-
-class _WithProjection:
-    """Clips -> features and, behind them in the same row, projections where the encoder has a projector."""
-
-    def __init__(self, encoder: FrozenEncoder) -> None:
-        self.encoder = encoder
-        self.width = 0  # of the features; known after the first batch
+    def __init__(self, encoders: Sequence[FrozenEncoder]) -> None:
+        self.encoders = encoders
+        self.widths: list[int] = []
 
     def __call__(self, clips: Tensor) -> Tensor:
-        features: Tensor = self.encoder(clips)
-        self.width = features.shape[1]
+        outputs = []
+        for encoder in self.encoders:
+            features = encoder(clips)
+            projections = [] if encoder.projector is None else [encoder.project(features)]
+            outputs.append(torch.cat([features, *projections], dim=1))
+        self.widths = [output.shape[1] for output in outputs]
+        return torch.cat(outputs, dim=1)
+
+
+class Store:
+    """One encoder's features while they are being made: those from the cache, this rank's new ones, and those to write."""
+
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        videos: Sequence[Video],
+        views: Views,
+        kinds: Sequence[str],
+        decoder: str,
+        cached: bool,
+    ) -> None:
+        self.encoder, self.videos, self.views, self.kinds = encoder, videos, views, kinds
+        self.cache = FeatureCache.of(encoder, {**vars(views), "decoder": decoder}) if cached else None
+        self.found, self.known = self.cache.load(videos, kinds) if self.cache else ([], {})
+        # Machines may have caches of their own: what counts is what every rank has found.
+        self.everywhere = set.intersection(*(set(rows) for rows in distributed.gather_objects(self.found)))
+        self.rows: list[int] = []
+        self.parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+        self.unwritten: list[tuple[list[int], dict[str, Tensor]]] = []
+        self.since = time.monotonic()
+
+    def missing(self) -> set[int]:
+        """Return the rows that have to be decoded."""
+        return set(range(len(self.videos))) - self.everywhere
+
+    def add(self, rows: list[int], output: Tensor) -> None:
+        """Take outputs [len(rows), views, features + projections]."""
+        summary = {}
+        width = self._feature_width(output.shape[-1])
+        for name, piece in (("backbone", output[..., :width]), ("projector", output[..., width:])):
+            if piece.shape[-1]:
+                summary[name] = piece.mean(dim=1)
+                summary[f"{name}_1_view"] = piece[:, self.views.middle].clone()
+        self.rows += rows
+        for kind in self.kinds:
+            self.parts[kind].append(summary[kind])
+        if self.cache:
+            self.unwritten.append((rows, summary))
+            waiting = sum(len(rows) for rows, _ in self.unwritten)
+            if waiting >= FLUSH_VIDEOS or time.monotonic() - self.since > FLUSH_SECONDS:
+                self.write()
+
+    def write(self) -> None:
+        """Write what is not in the cache yet."""
+        if self.cache and self.unwritten:
+            summaries = [summary for _, summary in self.unwritten]
+            arrays = {kind: torch.cat([summary[kind] for summary in summaries]) for kind in summaries[0]}
+            self.cache.add([self.videos[row] for rows, _ in self.unwritten for row in rows], arrays)
+        self.unwritten, self.since = [], time.monotonic()
+
+    def merged(self, failures: list[Failure]) -> Features:
+        """Put what was known everywhere and the new ones of all ranks into the manifest's order."""
+        own = {kind: torch.cat(parts) if parts else None for kind, parts in self.parts.items()}
+        shares = distributed.gather_objects((own, self.rows, failures))
+        failures = [failure for _, _, failed in shares for failure in failed]
+        new_rows = [row for _, rows, _ in shares for row in rows]
+        kept_rows = self.everywhere - set(new_rows)
+        kept = [i for i, row in enumerate(self.found) if row in kept_rows]
+        rows = [self.found[i] for i in kept] + new_rows
+        if not rows:
+            raise InputError(
+                f"none of the videos could be read, e.g. {failures[0].reason if failures else 'empty list'}"
+            )
+        order = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__))
+        features = {}
+        for kind in self.kinds:
+            parts = [self.known[kind][kept]] if kept else []
+            parts += [part for tensors, _, _ in shares if (part := tensors[kind]) is not None]
+            features[kind] = torch.cat(parts)[order]
+        return Features(features, sorted(rows), failures, len(new_rows))
+
+    def _feature_width(self, total: int) -> int:
         if self.encoder.projector is None:
-            return features
-        return torch.cat([features, self.encoder.project(features)], dim=1)
-
-
-def _summary(output: Tensor, width: int, views: Views) -> dict[str, Tensor]:
-    """Split [B, views, width of features + of projections] into kinds, [B, ...] each."""
-    summary = {}
-    for name, piece in (("backbone", output[..., :width]), ("projector", output[..., width:])):
-        if piece.shape[-1]:
-            summary[name] = piece.mean(dim=1)
-            summary[f"{name}_1_view"] = piece[:, views.middle].clone()
-    return summary
-
-
-Known = tuple[set[int], list[int], dict[str, Tensor]]
-Share = tuple[dict[str, Tensor | None], list[int], list[Failure]]
-
-
-def _merge(known: Known, shares: list[Share]) -> Features:
-    """Put what was known everywhere and the shares of all ranks into the manifest's order."""
-    everywhere, found, tensors = known
-    failures = [failure for _, _, failed in shares for failure in failed]
-    kept = [i for i, row in enumerate(found) if row in everywhere]
-    rows = [found[i] for i in kept] + [row for _, own_rows, _ in shares for row in own_rows]
-    if not rows:
-        raise InputError(f"none of the videos could be read, e.g. {failures[0].reason if failures else 'empty list'}")
-    order = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__))
-    features = {}
-    for kind in shares[0][0]:
-        parts = [tensors[kind][kept]] if kept else []
-        parts += [part for own, _, _ in shares if (part := own[kind]) is not None]
-        features[kind] = torch.cat(parts)[order]
-    decoded = sum(len(own_rows) for _, own_rows, _ in shares)
-    return Features(features, sorted(rows), failures, decoded)
+            return total
+        last = [parameter for parameter in self.encoder.projector.parameters() if parameter.dim() == 2][-1]
+        return total - last.shape[0]

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from . import distributed, evaluation, metrics
 from .evaluation_config import RetrievalConfig
-from .models.encoder import FrozenEncoder
+from .features import Features
 
 KS = (1, 5, 10, 20, 25, 50)
 PROTOCOL = "backbone, all views, centred"
@@ -33,26 +31,28 @@ def retrieve(cfg: RetrievalConfig) -> dict[str, Any]:
         task = evaluation.prepare(cfg, cfg.train, cfg.test)
         out = evaluation.output_file(cfg.out, cfg.checkpoint, f"retrieval_{task.test_name}")
         result: dict[str, Any] = evaluation.describe(task) | {"rows": {}}
-        for name, encoder in task.encoders.items():
-            result["rows"][name] = score(encoder, task, cfg, device, name)
+        variants = choose(cfg, with_projector=task.encoders["checkpoint"].projector is not None)
+        found = evaluation.extract(task, cfg, device, kinds=sorted({kind for kind, _ in variants.values()}))
+        for name, (bank, query) in found.items():
+            result["rows"][name] = score(bank, query, task, variants)
         if distributed.rank() == 0:
             print_table(result)
             evaluation.write_json(out, result)
         return result
 
 
+def choose(cfg: RetrievalConfig, *, with_projector: bool) -> dict[str, tuple[str, bool]]:
+    """Return the variants to score: label -> (kind of feature, centred)."""
+    if not cfg.variants:
+        return {PROTOCOL: VARIANTS[PROTOCOL]}
+    return {label: kind for label, kind in VARIANTS.items() if with_projector or kind[0].startswith("backbone")}
+
+
 def score(
-    encoder: FrozenEncoder, task: evaluation.Task, cfg: RetrievalConfig, device: torch.device, name: str
+    bank: Features, query: Features, task: evaluation.Task, variants: dict[str, tuple[str, bool]]
 ) -> dict[str, Any]:
     """Return one encoder's scores by variant, and how many of the listed videos were scored."""
-    variants = {
-        label: kind
-        for label, kind in VARIANTS.items()
-        if label == PROTOCOL or (cfg.variants and (encoder.projector is not None or kind[0].startswith("backbone")))
-    }
-    kinds = sorted({kind for kind, _ in variants.values()})
-    bank, query = evaluation.extract(encoder, task, cfg, device, kinds=kinds, title=name)
-    row: dict[str, Any] = evaluation.counted(task, bank, query)
+    row: dict[str, Any] = evaluation.counted(bank, query)
     for label, (kind, center) in variants.items():
         found = metrics.retrieval_scores(
             query.features[kind],
