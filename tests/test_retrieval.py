@@ -9,14 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import TINY_RECIPE, run_tool
 
 import sce_video
-from sce_video import features
-from sce_video.data import manifest
-from sce_video.data.decode import open_video
-from sce_video.data.manifest import Video
 
 
 @pytest.fixture(scope="module")
@@ -26,39 +21,6 @@ def run(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run_tool("pretrain", *TINY_RECIPE, f"data.train={videos / 'train.csv'}", "out=run", cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder / "run"
-
-
-def by_hand(encoder: torch.nn.Module, path: str) -> torch.Tensor:
-    """Two clips of 4 frames over 0.8 s, three crops of 37 px each, one view at a time."""
-    outputs = []
-    with open_video(path) as video:  # 60 frames of 48 x 64 at 30 per second
-        for indices in ([0, 8, 16, 24], [36, 43, 51, 59]):
-            clip = video.read(indices).permute(3, 0, 1, 2).float() / 255
-            clip = torch.stack([F.interpolate(c[:, None], (37, 49), mode="bilinear")[:, 0] for c in clip])
-            for left in (0, 6, 12):
-                outputs.append(encoder(clip[None, :, :, :, left : left + 37])[0])
-    return torch.stack(outputs).mean(0)
-
-
-def test_features_equal_one_view_at_a_time(videos: Path, run: Path) -> None:
-    encoder = sce_video.load_encoder(run)
-    listed = manifest.read(videos / "val.csv")
-    views = features.Views(clips_per_video=2, num_crops=3, num_frames=4, clip_seconds=0.8, size=37)
-    result = features.extract(encoder, listed, views, device=torch.device("cpu"))
-    assert result.rows == list(range(8))
-    for row, video in enumerate(listed):
-        assert torch.allclose(result.features["backbone"][row], by_hand(encoder, video.path), atol=1e-6)
-    more = features.extract(encoder, listed, views, device=torch.device("cpu"), workers=2)
-    assert torch.equal(more.features["backbone"], result.features["backbone"])
-
-
-def test_unreadable_videos_are_listed_and_not_scored(videos: Path, run: Path, tmp_path: Path) -> None:
-    listed = [*manifest.read(videos / "val.csv")[:3], Video(str(tmp_path / "gone.mp4"), "0")]
-    listed[1], listed[3] = listed[3], listed[1]
-    views = features.Views(clips_per_video=1, num_crops=1, num_frames=4, clip_seconds=0.8, size=37)
-    result = features.extract(sce_video.load_encoder(run), listed, views, device=torch.device("cpu"))
-    assert result.rows == [0, 2, 3]
-    assert [failure.path for failure in result.failures] == [str(tmp_path / "gone.mp4")]
 
 
 def test_tool_prints_writes_and_never_overwrites(videos: Path, run: Path, tmp_path: Path) -> None:
