@@ -182,6 +182,8 @@ def _fit(
         raise InputError("classifying features needs scikit-learn: pip install 'sce_video[evaluation]'") from missing
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
+        # One video per class is what was asked for.
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than", UserWarning)
         model = LogisticRegression(C=regularisation, max_iter=steps).fit(rows, labels)
     for other in caught:
         if not issubclass(other.category, ConvergenceWarning):
