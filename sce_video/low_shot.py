@@ -180,7 +180,12 @@ def _fit(
         from sklearn.linear_model import LogisticRegression
     except ModuleNotFoundError as missing:
         raise InputError("classifying features needs scikit-learn: pip install 'sce_video[evaluation]'") from missing
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # reported by the caller as not_converged
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        # One video per class is what was asked for.
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than", UserWarning)
         model = LogisticRegression(C=regularisation, max_iter=steps).fit(rows, labels)
-    return model.predict(test), bool(model.n_iter_.max() < steps)
+    for other in caught:
+        if not issubclass(other.category, ConvergenceWarning):
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    return model.predict(test), not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)

@@ -1,0 +1,110 @@
+"""Measure a function in a process of its own: seconds of each repetition, and the peak of resident memory.
+
+Speed is compared as ratios between cases of one run on one machine; a time alone says little on shared cores. A case is a
+module-level function of a part's module with keyword arguments of plain values. It prepares its input and returns the
+function to be timed, which returns what it found (plain values), so that rivals can be seen to agree.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Measurement(NamedTuple):
+    """Seconds of each repetition (the warm-up is not in it), peak resident bytes of the process, and what was found."""
+
+    seconds: list[float]
+    peak_bytes: int
+    found: Any
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def machine(packages: Sequence[str]) -> str:
+    """Return lines that say when and where: date, CPU, cores, threads, versions of Python and of these packages, command."""
+    import torch
+
+    versions = ", ".join(f"{name} {_version(name)}" for name in packages)
+    return "\n".join(
+        [
+            f"date: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC",
+            f"machine: {_cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+            f"load before {os.getloadavg()[0]:.1f}",
+            f"versions: Python {platform.python_version()}, {versions}",
+            f"command: python {' '.join(sys.argv)}",
+        ]
+    )
+
+
+def measure(module: str, case: str, arguments: Mapping[str, Any], *, repeats: int, warm_up: int = 1) -> Measurement:
+    """Run `module.case(**arguments)` in a fresh Python and time the function that it returns; RuntimeError if it fails."""
+    request = json.dumps([module, case, dict(arguments), repeats, warm_up])
+    result = subprocess.run([sys.executable, "-m", __name__, request], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"case {case} failed with exit code {result.returncode}:\n{result.stderr}")
+    return Measurement(**json.loads(result.stdout.splitlines()[-1]))
+
+
+def table(rows: Mapping[str, Measurement], rival: str) -> str:
+    """Return one line per case: median and range of the seconds, peak memory, and its share of the rival's time."""
+    width = max(map(len, rows))
+    lines = [f"{'case':<{width}} {'median s':>9} {'min..max s':>15} {'peak GB':>8}  time / {rival}"]
+    for name, row in rows.items():
+        spread = f"{min(row.seconds):.2f}..{max(row.seconds):.2f}"
+        ratio = f"{row.median / rows[rival].median:.2f}"
+        lines.append(f"{name:<{width}} {row.median:9.2f} {spread:>15} {row.peak_bytes / 1e9:8.2f}  {ratio}")
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _peak_bytes() -> int:
+    """Peak resident memory since this program started. ru_maxrss would also hold the peak of the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _answer(module: str, case: str, arguments: dict[str, Any], repeats: int, warm_up: int) -> dict[str, Any]:
+    timed = getattr(importlib.import_module(module), case)(**arguments)
+    seconds, found = [], None
+    for repeat in range(warm_up + repeats):
+        start = time.perf_counter()
+        found = timed()
+        if repeat >= warm_up:
+            seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds, "peak_bytes": _peak_bytes(), "found": found}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(*json.loads(sys.argv[1]))))
