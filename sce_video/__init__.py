@@ -19,7 +19,7 @@ __all__ = ["__version__", "load_encoder"]
 def __getattr__(name: str) -> Any:
     # Importing the package stays quick: torch comes with the first use.
     if name == "load_encoder":
-        from .features import load_encoder
+        from .encoders import load_encoder
 
         return load_encoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, distributed, features, metrics
+from . import checkpoint, distributed, encoders, features, metrics
 from .config import RetrievalConfig
 from .data import loader
 from .data.manifest import Video, label_ids
@@ -27,14 +27,14 @@ KS = (1, 5, 10, 20, 25)
 def retrieve(cfg: RetrievalConfig) -> dict[str, Any]:
     """Run the protocol, print the table, write the JSON file and return what it holds."""
     with distributed.session(cfg.device.value) as device:
-        encoder = features.load_encoder(cfg.checkpoint, cfg.backbone or None)
+        encoder = encoders.load_encoder(cfg.checkpoint, cfg.backbone or None)
         train, test = (
             loader.read_videos(source, split=split, root=cfg.root, labels=cfg.labels.value)
             for source, split in ((cfg.train, "train"), (cfg.test, "val"))
         )
         classes, ids = label_ids(train, test)
         out = output_file(cfg)
-        untrained = features.untrained_encoder(
+        untrained = encoders.untrained_encoder(
             encoder.name, seed=cfg.seed, mean=encoder.mean, std=encoder.std, clip=encoder.clip
         )
         rows = {

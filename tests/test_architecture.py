@@ -13,17 +13,18 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "sce_video"
 LAYERS = {
-    0: ["errors", "randomness", "losses", "schedules", "metrics", "data.clips", "data.crops", "distributed"],
+    0: ["errors", "randomness", "losses", "schedules", "metrics", "data.clips", "data.crops", "distributed", "layouts"],
+    0.5: ["weight_files"],
     1: ["models.backbones", "data.decode", "data.manifest", "data.synthetic", "augment", "optim", "checkpoint", "log"],
     2: ["models.encoder"],
-    3: ["models.momentum", "data.dataset"],
+    3: ["models.momentum", "data.dataset", "encoders"],
     4: ["methods", "data.loader"],
     4.1: ["features"],
     4.2: ["monitor"],
     5: ["config"],
     5.1: ["command_line"],
     5.2: ["run"],
-    6: ["pretrain", "retrieval"],
+    6: ["pretrain", "retrieval", "export"],
 }
 ONLY_IN = {
     "decord": ["data.decode"],
@@ -33,7 +34,10 @@ ONLY_IN = {
     "torchvision": ["models.backbones"],
     "hydra": ["command_line"],
     "omegaconf": ["config", "command_line", "run"],
-    "pickle": ["checkpoint"],
+    "pickle": ["weight_files"],
+    "safetensors": ["weight_files", "export"],
+    "onnx": [],
+    "onnxruntime": ["export"],
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
