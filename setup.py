@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sce_video/__init__.py").read_text()).group(1)
+EXPORT = ["safetensors>=0.4.3", "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 
 setup(
     name="sce_video",
@@ -38,7 +39,9 @@ setup(
     ],
     extras_require={
         "tracking": ["tensorboard>=2.17"],
+        "export": EXPORT,
         "dev": [
+            *EXPORT,
             "tensorboard>=2.17",
             "pytest>=8",
             "pytest-timeout>=2.3",

@@ -251,6 +251,30 @@ class RetrievalConfig:
         _require(self.clips_per_video, "clips_per_video", lambda value: value >= 1, "at least 1")
 
 
+class Format(Enum):
+    pytorchvideo = "pytorchvideo"
+    slowfast = "slowfast"
+    torchvision = "torchvision"
+    safetensors = "safetensors"
+    onnx = "onnx"
+
+
+@dataclass
+class ExportConfig:
+    """tools/export.py"""
+
+    checkpoint: str = MISSING  # run folder, checkpoint folder, or weight file
+    to: Format = MISSING
+    out: str = MISSING  # file to write; must not exist
+    backbone: str = ""  # of a weight file whose shapes do not tell
+    num_frames: int = 0  # of the clip that proves it, and of the ONNX network; 0: as in pretraining
+    size: int = 0  # pixels, of the same; 0: as in pretraining
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "size"):
+            _require(getattr(self, name), name, lambda value: value >= 0, "at least 0")
+
+
 def _given(*values: Any) -> bool:
     return all(value != MISSING for value in values)
 
