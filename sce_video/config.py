@@ -229,12 +229,12 @@ class PretrainConfig:
 class RetrievalConfig:
     """tools/retrieval.py"""
 
-    checkpoint: str = MISSING  # run folder, checkpoint folder, or weight file (then give backbone)
+    checkpoint: str = MISSING  # run folder, checkpoint folder, or weight file
     train: str = MISSING  # the bank: as data.train, with labels; or `synthetic`
     test: str = MISSING  # the queries
     root: str = ""
     labels: Labels = Labels.file  # folder: a video's class is the name of its folder
-    backbone: str = ""  # of a weight file that does not say
+    backbone: str = ""  # of a weight file whose shapes do not tell
     clips_per_video: int = 10
     num_crops: int = 3  # 1: centre; 3: along the longer side
     num_frames: int = 0  # 0: as in pretraining

@@ -24,7 +24,7 @@ USUAL: dict[str, Any] = {"mean": 0.45, "std": 0.225, "num_frames": 8, "clip_seco
 
 
 class Fit(NamedTuple):
-    """How the tensors of a file fit a backbone: `matched` of `total`, and example keys of the three ways not to.
+    """How the tensors of a file fit a backbone: `matched` of `total`, and the keys of the three ways not to.
 
     missing: not in the file; differing: of another shape; unexpected: of the backbone by name, but not of this one.
     """
@@ -70,6 +70,7 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> FrozenEncoder
         raise InputError(_refusal(path, found, name, fitting, network))
     network.load_state_dict(found.backbone, strict=False)
     projector, note = _projector(contents.tensors, width)
+    ignored = [key for key in found.ignored if not (projector and key.startswith(layouts.PROJECTOR_PREFIXES))]
     about = {**USUAL, **about}
     return FrozenEncoder(
         network,
@@ -79,7 +80,7 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> FrozenEncoder
         clip={key: about[key] for key in ("num_frames", "clip_seconds", "size")},
         projector=projector,
         report=f"{path}: {fitting.matched} of {fitting.total} tensors of {name}, {_kind(found)}; {note}; "
-        f"{_ignored(found.ignored)}",
+        f"{_ignored(ignored)}",
     )
 
 

@@ -214,8 +214,8 @@ def how_to_load(to: str, encoder: FrozenEncoder, out: Path) -> str:
         )
     return {
         "pytorchvideo": "create_resnet(model_depth=50, stem_conv_kernel_size=(1, 7, 7), head=None).load_state_dict("
-        f'torch.load("{out}")["model_state"]); {clip}',
-        "torchvision": f'network.load_state_dict(torch.load("{out}"), strict=False), all but `fc`; {clip}',
+        f'torch.load("{out}", weights_only=True)["model_state"]); {clip}',
+        "torchvision": f'network.load_state_dict(torch.load("{out}", weights_only=True), strict=False), all but `fc`; {clip}',
         "safetensors": f'sce_video.load_encoder("{out}"); clips uint8, or float in 0..1',
         "onnx": f'onnxruntime.InferenceSession("{out}").run(["features"], {{"clips": ...}}); clips float32 in 0..1, of the '
         "exported number of frames and size, any batch",

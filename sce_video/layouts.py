@@ -29,6 +29,7 @@ Tensors = dict[str, Tensor]
 
 WRAPPERS = ("method", "state_dict", "model_state", "model")
 PREFIXES = ("online.backbone.", "trunk.model.", "backbone.", "model.", "")
+PROJECTOR_PREFIXES = ("online.projector.", "projector.")
 OURS = "sce_video"
 # Layout -> how the keys of its backbone and head begin, and how those of its classifier do, which is left out.
 _BODY = {"pytorchvideo": r"blocks\.\d+\.", "slowfast": r"s\d", "torchvision": r"stem\.\d|layer\d\."}
@@ -110,7 +111,7 @@ def from_backbone(backbone: Tensors, layout: str) -> Tensors:
 
 def to_projector(tensors: Tensors) -> Tensors | None:
     """Return the online projector as `layers.N...`, from `online.projector.` (ours) or `projector.` (eztorch), or None."""
-    for prefix in ("online.projector.", "projector."):
+    for prefix in PROJECTOR_PREFIXES:
         found = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix + "layers.")}
         if found:
             return found

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -75,7 +76,9 @@ def read(path: str | Path) -> WeightFile:
         start = file.read(16)
     if start[:4] == _ZIP or start.startswith(_OLD):
         try:
-            return WeightFile(_load(path, zipped=start[:4] == _ZIP), {})
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read, or refused below
+                return WeightFile(_load(path, zipped=start[:4] == _ZIP), {})
         except _DAMAGED as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path} is not a weight file that can be read safely: {reason}") from error
