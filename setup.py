@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sce_video/__init__.py").read_text()).group(1)
+EXPORT = ["safetensors>=0.4.3", "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 
 setup(
     name="sce_video",
@@ -40,7 +41,9 @@ setup(
         "tracking": ["tensorboard>=2.17"],
         "search": ["faiss-cpu>=1.8"],
         "evaluation": ["scikit-learn>=1.5"],
+        "export": EXPORT,
         "dev": [
+            *EXPORT,
             "tensorboard>=2.17",
             "faiss-cpu>=1.8",
             "scikit-learn>=1.5",

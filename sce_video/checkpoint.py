@@ -12,18 +12,18 @@ import json
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import layouts, weight_files
 from .errors import InputError
 
 FORMAT_VERSION = 1
+DESCRIPTION = "sce_video"  # key of the metadata in our safetensors files: JSON that says what the encoder is
 _NAME = re.compile(r"step_\d{8,}")
 
 State = dict[str, Any]
@@ -157,33 +157,65 @@ def find(path: str | Path) -> Path:
     raise InputError(f"no checkpoint in {str(path)!r}: give a run folder, a checkpoint folder or a weight file")
 
 
-# Where a backbone sits in the state dicts that we know: ours, the reference's, and files of a backbone alone.
-_PREFIXES = ("online.backbone.", "trunk.model.", "model.", "")
+class Contents(NamedTuple):
+    """What a checkpoint holds for use: its tensors by name, unwrapped, and the encoder's description where it has one.
+
+    about: backbone, mean, std, num_frames, clip_seconds, size; None for a weight file that does not say.
+    """
+
+    tensors: dict[str, Tensor]
+    about: dict[str, Any] | None
+
+
+def read(path: str | Path) -> Contents:
+    """Return the contents of a run folder, a checkpoint folder or a weight file of any kind that weight_files reads.
+
+    Raises InputError for no checkpoint or no weight file, a damaged one, or one that cannot be read safely.
+    """
+    if Path(path).is_file():
+        file = weight_files.read(path)
+        return Contents(layouts.unwrap(file.content), _description(path, file.metadata))
+    state, meta = load(find(path))
+    return Contents(layouts.unwrap(state), meta.get("encoder"))
+
+
+def _description(path: str | Path, metadata: dict[str, str]) -> dict[str, Any] | None:
+    if DESCRIPTION not in metadata:
+        return None
+    try:
+        about = json.loads(metadata[DESCRIPTION])
+        return {
+            "backbone": str(about["backbone"]),
+            **{name: float(about[name]) for name in ("mean", "std", "clip_seconds")},
+            **{name: int(about[name]) for name in ("num_frames", "size")},
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: its {DESCRIPTION} metadata does not describe an encoder ({error!r})") from error
+
+
+def found_backbone(path: str | Path, tensors: dict[str, Tensor]) -> layouts.Found:
+    """Return the backbone in `tensors`, read from `path`. Raises InputError if no layout that we know is in them."""
+    found = layouts.to_backbone(tensors)
+    if found is None:
+        begin = sorted({key.split(".")[0] for key in tensors})[:8]
+        raise InputError(
+            f"no backbone in {path}: its keys begin with {begin}; known are {', '.join(p for p in layouts.PREFIXES if p)} "
+            "or nothing, then pytorchvideo's, SlowFast's or torchvision's names"
+        )
+    return found
 
 
 def read_backbone(path: str | Path) -> dict[str, Tensor]:
     """Return the backbone's state dict with plain keys (`blocks.0.conv.weight`, ...), on the CPU.
 
-    path: a run folder, a checkpoint folder, or a file with a state dict, plain or under `state_dict`, `model` or
-    `method`; keys may begin with `online.backbone.` (ours), `trunk.model.` (the reference's), `model.` or nothing.
+    path: a run folder, a checkpoint folder, or a weight file: torch.save's (both formats) or safetensors. See layouts
+    for the wrappers, prefixes and names that are known; a classifier's weights are left out.
 
     Raises InputError if there is no backbone in it.
     """
-    if Path(path).is_file():
-        if not zipfile.is_zipfile(path):
-            raise InputError(f"{path} is not a weight file: torch.save has written zip archives since torch 1.6")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
-            raise InputError(f"{path} is not a weight file that can be read safely: {str(error)[:200]}") from error
-    else:
-        state, _ = load(find(path))
-    for wrapper in ("method", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
-    for prefix in _PREFIXES:
-        backbone = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-        if backbone and (prefix == _PREFIXES[0] or any(k.startswith(("blocks.", "stem.")) for k in backbone)):
-            return backbone
-    raise InputError(f"no backbone in {path}: its keys begin with {sorted({key.split('.')[0] for key in tensors})}")
+    return found_backbone(path, read(path).tensors).backbone
+
+
+def read_projector(path: str | Path) -> dict[str, Tensor] | None:
+    """Return the online projector's state dict (`layers.0.weight`, ...), ours or the reference's; None without one."""
+    return layouts.to_projector(read(path).tensors)

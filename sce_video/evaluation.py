@@ -56,9 +56,9 @@ def prepare(cfg: EncoderOptions, train: str, test: str) -> Task:
     ]
     classes, ids = manifest.label_ids(*lists)
     warn(manifest.compare(*lists))
-    untrained = encoders.untrained_encoder(
-        encoder.name, seed=cfg.seed, mean=encoder.mean, std=encoder.std, clip=encoder.clip
-    )
+    if distributed.rank() == 0:
+        print(encoder.report, file=sys.stderr)
+    untrained = encoders.untrained_like(encoder, seed=cfg.seed)
     return Task(
         train=lists[0],
         test=lists[1],

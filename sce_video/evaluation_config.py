@@ -1,4 +1,4 @@
-"""Every option of the programs that use an encoder, typed and explained: features, retrieval, evaluate, finetune.
+"""Every option of the programs that use an encoder, typed and explained.
 
 What is 0 or empty "as in pretraining" is taken from the checkpoint. Rules stand in `__post_init__`.
 """
@@ -210,3 +210,27 @@ class FinetuneConfig:
         ):
             if not value:
                 raise InputError(f"{name} must be given: there is no checkpoint to take it from")
+
+
+class Format(Enum):
+    pytorchvideo = "pytorchvideo"
+    slowfast = "slowfast"
+    torchvision = "torchvision"
+    safetensors = "safetensors"
+    onnx = "onnx"
+
+
+@dataclass
+class ExportConfig:
+    """tools/export.py"""
+
+    checkpoint: str = MISSING  # run folder, checkpoint folder, or weight file
+    to: Format = MISSING
+    out: str = MISSING  # file to write; must not exist
+    backbone: str = ""  # of a weight file whose shapes do not tell
+    num_frames: int = 0  # of the clip that proves it, and of the ONNX network; 0: as in pretraining
+    size: int = 0  # pixels, of the same; 0: as in pretraining
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "size"):
+            require(getattr(self, name), name, lambda value: value >= 0, "at least 0")

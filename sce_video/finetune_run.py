@@ -26,8 +26,6 @@ from .evaluation_config import FinetuneConfig, Select
 from .log import SkippedVideos, warn
 from .models.encoder import Classifier, FrozenEncoder
 
-MEAN, STD = 0.45, 0.225  # normalisation of clips in 0..1 where no checkpoint says
-
 
 @dataclass
 class Lists:
@@ -123,17 +121,14 @@ def load_or_build(cfg: FinetuneConfig) -> FrozenEncoder:
     """Return the encoder to start from: the checkpoint's, its network with random weights, or one from scratch."""
     if cfg.checkpoint:
         encoder = encoders.load_encoder(cfg.checkpoint, cfg.backbone or None)
-        if not cfg.model.random_weights:
-            return encoder
-        name, mean, std, clip = encoder.name, encoder.mean, encoder.std, encoder.clip
-    else:
-        name, mean, std = cfg.backbone, MEAN, STD
-        clip = {
-            "num_frames": cfg.data.num_frames,
-            "clip_seconds": cfg.data.clip_seconds,
-            "size": cfg.augment.size,
-        }
-    return encoders.untrained_encoder(name, seed=cfg.seed, mean=mean, std=std, clip=clip)
+        return encoders.untrained_like(encoder, seed=cfg.seed) if cfg.model.random_weights else encoder
+    clip = {
+        "num_frames": cfg.data.num_frames,
+        "clip_seconds": cfg.data.clip_seconds,
+        "size": cfg.augment.size,
+    }
+    usual = encoders.USUAL
+    return encoders.untrained_encoder(cfg.backbone, seed=cfg.seed, mean=usual["mean"], std=usual["std"], clip=clip)
 
 
 def read_lists(cfg: FinetuneConfig) -> Lists:

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from torch import nn
 
 from sce_video.command_line import typed
 from sce_video.config import PretrainConfig
@@ -107,3 +109,19 @@ def losses(folder: Path) -> list[float]:
     steps = [record for record in records(folder) if "train/loss" in record]
     assert [record["step"] for record in steps] == list(range(1, len(steps) + 1))
     return [record["train/loss"] for record in steps]
+
+
+def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every norm a gain, bias, mean and variance of its own (last gains start at 0 and would hide errors)."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm3d)):
+            for values, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.5, 0.5),
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+            ):
+                if values is not None:
+                    values.data.uniform_(low, high, generator=generator)
+    return network.eval()

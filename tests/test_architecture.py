@@ -23,8 +23,10 @@ LAYERS = {
         "data.crops",
         "data.media",
         "distributed",
+        "layouts",
     ],
     0.1: ["metrics", "low_shot"],
+    0.5: ["weight_files"],
     1: ["models.backbones", "data.decode", "data.manifest", "data.synthetic", "augment", "optim", "checkpoint", "log"],
     2: ["models.encoder"],
     3: ["models.momentum", "data.dataset", "encoders", "feature_cache"],
@@ -35,7 +37,7 @@ LAYERS = {
     5.1: ["command_line", "evaluation_config"],
     5.2: ["run", "finetune_run", "evaluation"],
     5.3: ["benchmark.measure"],
-    6: ["pretrain", "finetune", "retrieval", "evaluate", "feature_files", "benchmark"],
+    6: ["pretrain", "finetune", "retrieval", "evaluate", "feature_files", "export", "benchmark"],
 }
 ONLY_IN = {
     "decord": ["data.decode"],
@@ -45,7 +47,10 @@ ONLY_IN = {
     "torchvision": ["models.backbones"],
     "hydra": ["command_line"],
     "omegaconf": ["config", "evaluation_config", "command_line"],
-    "pickle": ["checkpoint"],
+    "pickle": ["weight_files"],
+    "safetensors": ["weight_files", "export", "feature_files"],
+    "onnx": [],
+    "onnxruntime": ["export"],
     "faiss": ["search", "benchmark.retrieval"],
     "sklearn": ["low_shot", "benchmark.retrieval"],
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import sce_video
 from sce_video import checkpoint
@@ -137,6 +138,41 @@ def test_backbones_are_read_from_known_layouts(prefix: str, wrapper: str | None,
     assert encoder(clips).shape == (2, width)
 
 
+@pytest.mark.parametrize("suffix", ["pt", "pyth", "safetensors"])
+def test_every_file_format_gives_the_same_backbone(suffix: str, tmp_path: Path) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+
+    network, _ = backbones.build("tiny3d")
+    state, path = network.state_dict(), tmp_path / f"w.{suffix}"
+    if suffix == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"model_state": state}, path, _use_new_zipfile_serialization=suffix == "pt")
+    read = checkpoint.read_backbone(path)
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[key], state[key]) for key in state)
+
+
+def test_backbone_and_projector_of_a_run_and_of_the_reference(tmp_path: Path) -> None:
+    online = {"online.backbone.blocks.0.weight": torch.ones(2), "online.projector.layers.0.weight": torch.zeros(2)}
+    target = {"target.projector.layers.0.weight": torch.ones(3), "queue.keys": torch.ones(2)}
+    checkpoint.save(tmp_path / "run/checkpoints", 1, {"method": {**target, **online}, "step": 1}, {}, keep=1)
+    assert list(checkpoint.read_backbone(tmp_path / "run")) == ["blocks.0.weight"]
+    projector = checkpoint.read_projector(tmp_path / "run")
+    assert projector is not None
+    assert torch.equal(projector["layers.0.weight"], torch.zeros(2))
+    # Lightning's file with options of OmegaConf, as the reference writes it.
+    state = {"momentum_projector.layers.0.weight": torch.ones(2), "projector.layers.0.weight": torch.zeros(2)}
+    state["trunk.model.blocks.0.weight"] = torch.ones(1)
+    torch.save({"state_dict": state, "hyper_parameters": OmegaConf.create({"a": [1]})}, tmp_path / "last.ckpt")
+    assert list(checkpoint.read_backbone(tmp_path / "last.ckpt")) == ["blocks.0.weight"]
+    projector = checkpoint.read_projector(tmp_path / "last.ckpt")
+    assert projector is not None
+    assert torch.equal(projector["layers.0.weight"], torch.zeros(2))
+    torch.save({"blocks.0.weight": torch.ones(1)}, tmp_path / "alone.pt")
+    assert checkpoint.read_projector(tmp_path / "alone.pt") is None
+
+
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(InputError, match="not a weight file"):
@@ -166,7 +202,7 @@ def test_half_filled_backbone_is_refused(tmp_path: Path) -> None:
     network, _ = backbones.build("tiny3d")
     weights = {key: value for key, value in network.state_dict().items() if "blocks.4" not in key}
     torch.save(weights, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="fills 19 of 24 tensors of tiny3d; missing e.g. blocks.4"):
+    with pytest.raises(InputError, match="fills 18 of 24 tensors of tiny3d; missing e.g. blocks.4"):
         sce_video.load_encoder(tmp_path / "w.pt", backbone="tiny3d")
     with pytest.raises(InputError, match="say which network it is for"):
         sce_video.load_encoder(tmp_path / "w.pt")

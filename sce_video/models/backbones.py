@@ -1,14 +1,16 @@
 """Video backbones: clips [B, 3, T, H, W] -> pooled features [B, width], by name or from one's own function.
 
-| name        | from                                  | parameters | width | temporal stride |
-|-------------|---------------------------------------|-----------:|------:|-----------------|
-| r3d18       | here: SCE's R3D-18                    | 20,023,872 |   512 | 1               |
-| r3d50       | pytorchvideo: "Slow-only" R3D-50      | 31,634,496 |  2048 | 1               |
-| r2plus1d18  | torchvision: R(2+1)D-18               | 31,300,125 |   512 | 8               |
-| tiny3d      | here: for demos and tests on CPUs     |    291,984 |   128 | 4               |
+| name              | from                                  | parameters | width | temporal stride |
+|-------------------|---------------------------------------|-----------:|------:|-----------------|
+| r3d18             | here: SCE's R3D-18                    | 20,023,872 |   512 | 1               |
+| r3d50             | pytorchvideo: "Slow-only" R3D-50      | 31,634,496 |  2048 | 1               |
+| r2plus1d18        | torchvision: R(2+1)D-18               | 31,300,125 |   512 | 8               |
+| r3d18_torchvision | torchvision: R3D-18                   | 33,166,272 |   512 | 8               |
+| tiny3d            | here: for demos and tests on CPUs     |    291,984 |   128 | 4               |
 
-State keys of r3d18 and r3d50 are pytorchvideo's (`blocks.0.conv.weight`, ...), those of r2plus1d18 torchvision's, so
-that weights travel. pytorchvideo and torchvision are imported only here, and only when asked for.
+State keys of r3d18 and r3d50 are pytorchvideo's (`blocks.0.conv.weight`, ...), those of r2plus1d18 and r3d18_torchvision
+torchvision's, so that weights travel (layouts, export). pytorchvideo and torchvision are imported only here, and only when
+asked for.
 To add one: a function `-> (module, width)` and a line in BACKBONES, or `model.backbone=my.module:function`.
 """
 
@@ -118,23 +120,40 @@ def r3d18() -> tuple[nn.Module, int]:
 
 def r3d50() -> tuple[nn.Module, int]:
     """The Slow-only R3D-50 of pytorchvideo with a (1, 7, 7) stem instead of its default (3, 7, 7)."""
-    import_torchvision()  # pytorchvideo's heads import it
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")  # used by it at import
-        from pytorchvideo.models.resnet import create_resnet
-
-    network = create_resnet(model_depth=50, stem_conv_kernel_size=(1, 7, 7), head=None)
-    return PooledBlocks(network.blocks), 2048
+    return PooledBlocks(published("r3d50").blocks), 2048  # type: ignore[arg-type]
 
 
 def r2plus1d18() -> tuple[nn.Module, int]:
     """Torchvision's R(2+1)D-18 (Tran et al., 2018) without its classifier."""
-    import_torchvision()
-    from torchvision.models.video import r2plus1d_18
-
-    network = r2plus1d_18(weights=None)
+    network = published("r2plus1d18")
     network.fc = nn.Identity()
     return network, 512
+
+
+def r3d18_torchvision() -> tuple[nn.Module, int]:
+    """Torchvision's R3D-18 (Tran et al., 2018) without its classifier; SCE's is the smaller `r3d18`."""
+    network = published("r3d18_torchvision")
+    network.fc = nn.Identity()
+    return network, 512
+
+
+def published(name: str) -> nn.Module:
+    """Build r3d50, r2plus1d18 or r3d18_torchvision as its own library does, with that library's forward and classifier.
+
+    pytorchvideo's has no head and returns feature maps [B, 2048, T, h, w]; torchvision's end in `fc`, [B, 400].
+    """
+    import_torchvision()  # pytorchvideo's heads import it
+    if name == "r3d50":
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")  # used by it at import
+            from pytorchvideo.models.resnet import create_resnet
+
+        network: nn.Module = create_resnet(model_depth=50, stem_conv_kernel_size=(1, 7, 7), head=None)
+        return network
+    from torchvision.models import video
+
+    builder: Callable[..., nn.Module] = {"r2plus1d18": video.r2plus1d_18, "r3d18_torchvision": video.r3d_18}[name]
+    return builder(weights=None)
 
 
 def tiny3d() -> tuple[nn.Module, int]:
@@ -162,6 +181,7 @@ BACKBONES: dict[str, Callable[[], tuple[nn.Module, int]]] = {
     "r3d18": r3d18,
     "r3d50": r3d50,
     "r2plus1d18": r2plus1d18,
+    "r3d18_torchvision": r3d18_torchvision,
     "tiny3d": tiny3d,
 }
 

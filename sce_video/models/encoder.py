@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 
 class MLP(nn.Module):
     """Linear layers with batch norm and ReLU between them: [B, widths[0]] -> [B, widths[-1]].
@@ -54,8 +56,9 @@ class Encoder(nn.Module):
 class FrozenEncoder(nn.Module):
     """A backbone for use: uint8 clips in 0..255 or float clips in 0..1, [B, 3, T, H, W] -> features [B, width].
 
-    Normalises the clips as in pretraining. `name` is the backbone's, `clip` what it was trained on:
-    num_frames, clip_seconds, size (pixels). `projector` is pretraining's, where the checkpoint has one.
+    Normalises the clips as in pretraining. `name` is the backbone's, `clip` what it was trained on: num_frames,
+    clip_seconds, size (pixels). `projector` is the one it was trained with, where the checkpoint has it; `report` says in
+    one line where the weights came from.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class FrozenEncoder(nn.Module):
         std: float,
         clip: dict[str, float],
         projector: nn.Module | None = None,
+        report: str = "",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -75,6 +79,7 @@ class FrozenEncoder(nn.Module):
         self.mean = mean
         self.std = std
         self.clip = clip
+        self.report = report
         self.eval().requires_grad_(False)
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -84,11 +89,11 @@ class FrozenEncoder(nn.Module):
         return features
 
     def project(self, features: Tensor) -> Tensor:
-        """Return the projections [B, C] of features [B, width], not normalised."""
+        """Return the projection [B, C] of features [B, width], not normalised. Raises InputError without a projector."""
         if self.projector is None:
-            raise ValueError(f"this {self.name} has no projector: its file held the backbone alone")
-        output: Tensor = self.projector(features)
-        return output
+            raise InputError(f"this {self.name} encoder has no projector: load a checkpoint of pretraining to project")
+        projected: Tensor = self.projector(features)
+        return projected
 
 
 class Classifier(nn.Module):

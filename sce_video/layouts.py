@@ -1,0 +1,158 @@
+"""Where a backbone's tensors sit in other programs' files, and what they are called there: pure functions over names.
+
+"Plain backbone keys" are what our networks use: pytorchvideo's for r3d18 and r3d50 (`blocks.1.res_blocks.0.branch2.conv_a
+.weight`), torchvision's for r2plus1d18 and r3d18_torchvision (`layer1.0.conv1.0.weight`). A file differs in three ways:
+
+| what      | known                                                                                          |
+|-----------|------------------------------------------------------------------------------------------------|
+| wrapper   | `method` (ours), `state_dict` (Lightning), `model_state` (pytorchvideo, SlowFast), `model`       |
+| prefix    | `online.backbone.` (ours), `trunk.model.` (eztorch, the reference), `backbone.` (SlowFast's      |
+|           | contrastive models), `model.`, none; before it `module.` where DDP was saved                     |
+| names     | `blocks.N` (pytorchvideo), `sN.pathway0_` (SlowFast), `stem.`, `layerN.` (torchvision)           |
+
+The momentum branches (`target.`, `momentum_trunk.`, `backbone_hist.`) never match: the online network is what is used.
+Nothing is dropped silently: what is not of the backbone (heads, projector, queue, transforms) is listed as ignored, and a
+key that looks like the backbone's but has no place in ours keeps its name, so that the network refuses it.
+
+Sources: names of pytorchvideo 0.1.5, torchvision, and SlowFast's resnet_helper.py, stem_helper.py, contrastive.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+WRAPPERS = ("method", "state_dict", "model_state", "model")
+PREFIXES = ("online.backbone.", "trunk.model.", "backbone.", "model.", "")
+PROJECTOR_PREFIXES = ("online.projector.", "projector.")
+OURS = "sce_video"
+# Layout -> how the keys of its backbone and head begin, and how those of its classifier do, which is left out.
+_BODY = {"pytorchvideo": r"blocks\.\d+\.", "slowfast": r"s\d", "torchvision": r"stem\.\d|layer\d\."}
+_HEAD = {"pytorchvideo": r"blocks\.\d+\.proj\.", "slowfast": r"head\.", "torchvision": r"fc\."}
+# Of a basic or bottleneck residual block: SlowFast's name, ours.
+_PARTS = {"branch1": "branch1_conv", "branch1_bn": "branch1_norm"} | {
+    f"branch2.{letter}{end}": f"branch2.{name}_{letter}"
+    for letter in "abc"
+    for end, name in (("", "conv"), ("_bn", "norm"))
+}
+_PARTS_BACK = {ours: theirs for theirs, ours in _PARTS.items()}
+_STEM = {"conv": "conv", "bn": "norm"}
+_STEM_BACK = {ours: theirs for theirs, ours in _STEM.items()}
+
+
+class Found(NamedTuple):
+    """A backbone in a state dict.
+
+    layout: sce_video (ours), pytorchvideo, slowfast or torchvision. prefix: what stood before every key.
+    backbone: with plain keys. ignored: the other tensors' keys, as in the file.
+    """
+
+    layout: str
+    prefix: str
+    backbone: Tensors
+    ignored: list[str]
+
+
+def unwrap(container: Any) -> Tensors:
+    """Return the tensors by name, out of their wrappers and without DDP's `module.`; empty if there are none."""
+    while isinstance(container, dict):
+        inner = [container[name] for name in WRAPPERS if isinstance(container.get(name), dict)]
+        if not inner:
+            break
+        container = inner[0]
+    if not isinstance(container, dict):
+        return {}
+    tensors = {key: value for key, value in container.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if tensors and all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
+
+
+def to_backbone(tensors: Tensors) -> Found | None:
+    """Return the backbone with plain keys, or None if no known layout is in `tensors`; prefixes in the order above."""
+    for prefix in PREFIXES:
+        inside = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+        layout = OURS if inside and prefix == PREFIXES[0] else _layout_of(inside)
+        if layout is None:
+            continue
+        backbone = {_plain(key, layout): value for key, value in inside.items() if _belongs(key, layout)}
+        kept = {prefix + key for key in inside if _belongs(key, layout)}
+        return Found(layout, prefix, backbone, [key for key in tensors if key not in kept])
+    return None
+
+
+def from_backbone(backbone: Tensors, layout: str) -> Tensors:
+    """Return a backbone with plain keys under the names of `layout`; the opposite of to_backbone, without any head.
+
+    layout: sce_video (with its prefix), pytorchvideo, slowfast or torchvision. Raises ValueError naming the first key
+    that the layout has no name for.
+    """
+    rename: dict[str, Callable[[str], str | None]] = {
+        OURS: lambda key: PREFIXES[0] + key,
+        "pytorchvideo": lambda key: key if re.match(_BODY["pytorchvideo"], key) else None,
+        "slowfast": _to_slowfast,
+        "torchvision": lambda key: key if re.match(_BODY["torchvision"], key) else None,
+    }
+    if layout not in rename:
+        raise ValueError(f"layout {layout!r} is not one of {', '.join(rename)}")
+    result = {}
+    for key, value in backbone.items():
+        name = rename[layout](key)
+        if name is None:
+            raise ValueError(f"the {layout} layout has no name for {key}")
+        result[name] = value
+    return result
+
+
+def to_projector(tensors: Tensors) -> Tensors | None:
+    """Return the online projector as `layers.N...`, from `online.projector.` (ours) or `projector.` (eztorch), or None."""
+    for prefix in PROJECTOR_PREFIXES:
+        found = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix + "layers.")}
+        if found:
+            return found
+    return None
+
+
+def _layout_of(keys: Tensors) -> str | None:
+    starts = {"pytorchvideo": "blocks.0.", "slowfast": "s1.pathway0_stem.", "torchvision": "stem.0."}
+    # tiny3d and networks like it begin with a block without tensors.
+    starts_later = {"pytorchvideo": "blocks.1."}
+    for table in (starts, starts_later):
+        for layout, start in table.items():
+            if any(key.startswith(start) for key in keys):
+                return layout
+    return None
+
+
+def _belongs(key: str, layout: str) -> bool:
+    return layout == OURS or bool(re.match(_BODY[layout], key) and not re.match(_HEAD[layout], key))
+
+
+def _plain(key: str, layout: str) -> str:
+    return _from_slowfast(key) or key if layout == "slowfast" else key
+
+
+def _from_slowfast(key: str) -> str | None:
+    stem = re.fullmatch(r"s1\.pathway0_stem\.(conv|bn)\.(\w+)", key)
+    if stem:
+        return f"blocks.0.{_STEM[stem[1]]}.{stem[2]}"
+    block = re.fullmatch(r"s([2-5])\.pathway0_res(\d+)\.(branch1|branch1_bn|branch2\.[abc](?:_bn)?)\.(\w+)", key)
+    if block:
+        return f"blocks.{int(block[1]) - 1}.res_blocks.{block[2]}.{_PARTS[block[3]]}.{block[4]}"
+    return None
+
+
+def _to_slowfast(key: str) -> str | None:
+    stem = re.fullmatch(r"blocks\.0\.(conv|norm)\.(\w+)", key)
+    if stem:
+        return f"s1.pathway0_stem.{_STEM_BACK[stem[1]]}.{stem[2]}"
+    pattern = r"blocks\.([1-4])\.res_blocks\.(\d+)\.(branch1_conv|branch1_norm|branch2\.(?:conv|norm)_[abc])\.(\w+)"
+    block = re.fullmatch(pattern, key)
+    if block:
+        return f"s{int(block[1]) + 1}.pathway0_res{block[2]}.{_PARTS_BACK[block[3]]}.{block[4]}"
+    return None

@@ -1,0 +1,258 @@
+"""Tensors are read from files full of foreign objects, and nothing in a file ever runs."""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import collections
+import contextlib
+import dataclasses
+import enum
+import gc
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from sce_video import layouts, weight_files
+from sce_video.errors import InputError
+
+KEY = "trunk.model.blocks.0.conv.weight"
+WEIGHTS = {KEY: torch.arange(6.0).view(2, 3)}
+
+
+class Options:
+    def __init__(self) -> None:
+        self.rate = 0.1
+
+
+class Attributes(dict):  # type: ignore[type-arg]
+    """As Lightning's AttributeDict or yacs' CfgNode: a dict of one's own."""
+
+
+class Stage(enum.Enum):
+    train = "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    __slots__ = ("depth",)
+    depth: int
+
+
+def filled(mapping: Any, **values: Any) -> Any:
+    mapping.update(values)
+    return mapping
+
+
+CONFIG = OmegaConf.create({"lr": 0.1, "model": {"widths": [1, 2, "${lr}"], "name": None}})
+FOREIGN = {
+    "omegaconf": CONFIG,
+    "resolved omegaconf": OmegaConf.create({"home": "${oc.env:HOME}", "stage": Stage.train}),
+    "argparse": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("x"), stage=Stage.train),
+    "class": Options(),
+    "numpy": {
+        "scalar": np.float64(3),
+        "array": np.arange(3),
+        "generator": np.random.default_rng(0).bit_generator.state,
+    },
+    "slots": Slots(3),
+    "default dict": filled(collections.defaultdict(list), a=[1], b=Options()),
+    "deque": collections.deque([1, Options()], maxlen=3),
+    "dict of one's own": Attributes(lr=0.1, inner=Attributes(a=argparse.Namespace(b=1)), array=np.arange(3)),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_tensors_beside_foreign_objects_are_read(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({"epoch": 3, "state_dict": WEIGHTS, "hyper_parameters": FOREIGN[what]}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    before = set(torch.serialization.get_safe_globals())
+    content = weight_files.read(path).content
+    assert content["epoch"] == 3
+    assert torch.equal(content["state_dict"][KEY], WEIGHTS[KEY])
+    assert set(torch.serialization.get_safe_globals()) == before, "nothing is allowed for good"
+
+
+def content_or_refusal(path: Path) -> tuple[Any, str]:
+    try:
+        return weight_files.read(path).content, ""
+    except InputError as error:
+        return None, str(error)
+
+
+class Call:
+    """Pickles as a call of `function(*arguments)`."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.function, self.arguments
+
+
+class Namespaced:
+    @staticmethod
+    def run(_: Any, text: str) -> None:
+        eval(text)
+
+
+class State:
+    """Pickles as an object whose state is set by `function(object, state)`."""
+
+    def __init__(self, function: Any, state: Any) -> None:
+        self.function, self.state = function, state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Options, (), self.state, None, None, self.function
+
+
+MARK = "__import__('pathlib').Path({!r}).write_text('x')"
+HOSTILE = {
+    "system": lambda mark: Call(os.system, f"touch {mark}"),
+    "eval": lambda mark: Call(builtins.eval, MARK.format(mark)),
+    "exec": lambda mark: Call(builtins.exec, MARK.format(mark)),
+    "popen": lambda mark: Call(subprocess.Popen, ["touch", mark]),
+    "open": lambda mark: Call(open, mark, "w"),
+    "nested": lambda mark: argparse.Namespace(a=Attributes(b=Call(builtins.eval, MARK.format(mark)))),
+    "state": lambda mark: State(Namespaced.run, MARK.format(mark)),
+    "rebuild": lambda mark: Call(torch._tensor._rebuild_from_type_v2, os.mkdir, Options, (mark,), {}),
+}
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_nothing_in_a_file_runs(what: str, old_format: bool, tmp_path: Path) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "evil.pt"
+    content = {"state_dict": WEIGHTS, "hyper_parameters": HOSTILE[what](str(mark))}
+    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+    content, refusal = content_or_refusal(path)
+    assert not mark.exists()
+    if refusal:
+        assert old_format or what in ("system", "state", "rebuild")
+        assert "is not a weight file that can be read safely" in refusal
+    else:
+        assert torch.equal(content["state_dict"][KEY], WEIGHTS[KEY])
+
+
+def test_the_hostile_files_are_hostile(tmp_path: Path) -> None:
+    """The test above would pass for files that do nothing in any reader."""
+    for what in HOSTILE.keys() - {"popen"}:  # which would be there a little later
+        mark = tmp_path / what
+        path = tmp_path / "evil.pt"
+        torch.save({"hyper_parameters": HOSTILE[what](str(mark))}, path)
+        with warnings.catch_warnings(), contextlib.suppress(AttributeError, TypeError):
+            warnings.simplefilter("ignore", ResourceWarning)
+            torch.load(path, weights_only=False)
+            gc.collect()
+        assert mark.exists(), what
+
+
+TEXT = b"X\x05\x00\x00\x00whoop"  # a string
+RAW = {
+    "calls what a call returned": b"cone\nthing\n)R)R.",
+    "sets the state of a class": b"cone\nthing\n}" + TEXT + TEXT + b"sb.",
+    "sets the state of torch's own function": b"ctorch._utils\n_rebuild_tensor_v2\n}" + TEXT + TEXT + b"sb.",
+    "calls torch's own function with stand-ins": b"ctorch._utils\n_rebuild_tensor_v2\n(cone\nthing\n)R}tR.",
+    "names what torch blocks": b"cos\nsystem\n(" + TEXT + b"tR.",
+    "names something inside what torch blocks": b"cos.path\njoin\n(" + TEXT + b"tR.",
+    "makes an instance in the oldest way": b"(" + TEXT + b"ibuiltins\neval\n.",
+    "names from the stack": b"X\x08\x00\x00\x00builtinsX\x04\x00\x00\x00eval\x93(" + TEXT + b"tR.",
+    "asks for an extension": b"\x82\x01.",
+    "is the stand-in itself": b"cone\nthing\n.",
+    "has no end": b"cone\nthing\n",
+    "has an empty stack": b"R.",
+}
+
+
+@pytest.mark.parametrize("what", RAW)
+def test_odd_pickles_are_harmless(what: str, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"\x80\x02" + RAW[what] if name.endswith("data.pkl") else old.read(name))
+    content, refusal = content_or_refusal(tmp_path / "b.pt")
+    assert "is not a weight file that can be read safely" in refusal or layouts.unwrap(content) == {}
+
+
+def test_no_module_named_in_a_file_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trap_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save({"state_dict": WEIGHTS, "options": Options()}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, data.replace(Options.__module__.encode() + b"\nOptions", b"trap_module\nOptions"))
+    assert weight_files.read(tmp_path / "b.pt").content["state_dict"].keys() == WEIGHTS.keys()
+
+
+def test_the_older_format_is_read(tmp_path: Path) -> None:
+    torch.save({"w": torch.arange(3.0)}, tmp_path / "a.pyth", _use_new_zipfile_serialization=False)
+    assert not zipfile.is_zipfile(tmp_path / "a.pyth")
+    assert torch.equal(weight_files.read(tmp_path / "a.pyth").content["w"], torch.arange(3.0))
+    torch.save({"w": torch.ones(1), "o": Options()}, tmp_path / "b.pyth", _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match="not a weight file that can be read safely"):
+        weight_files.read(tmp_path / "b.pyth")
+
+
+def test_safetensors_are_read_with_their_metadata(tmp_path: Path) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+
+    save_file({"w": torch.arange(3.0)}, tmp_path / "a.safetensors", metadata={"about": "x"})
+    file = weight_files.read(tmp_path / "a.safetensors")
+    assert torch.equal(file.content["w"], torch.arange(3.0))
+    assert file.metadata == {"about": "x"}
+    damaged = (tmp_path / "a.safetensors").read_bytes()[:-4]
+    (tmp_path / "a.safetensors").write_bytes(damaged)
+    with pytest.raises(InputError, match="not a weight file that can be read safely"):
+        weight_files.read(tmp_path / "a.safetensors")
+
+
+def test_missing_safetensors_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(InputError, match="pip install safetensors"):
+        weight_files.read(tmp_path / "a.safetensors")
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"")
+    (tmp_path / "b.pt").write_bytes(b"<html>not found</html>")
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps({"blobs": {"conv1_w": np.zeros(3)}}, protocol=2))
+    for name, message in (
+        ("a.pt", "begins neither"),
+        ("b.pt", "begins neither"),
+        ("c.pkl", "convert them with SlowFast"),
+    ):
+        with pytest.raises(InputError, match=message):
+            weight_files.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_damaged_files_are_refused_and_never_crash(old_format: bool, tmp_path: Path) -> None:
+    content = {"state_dict": WEIGHTS, "hyper_parameters": FOREIGN["argparse"] if not old_format else {}}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=not old_format)
+    whole = (tmp_path / "a.pt").read_bytes()
+    for length in range(0, len(whole), max(1, len(whole) // 40)):
+        (tmp_path / "b.pt").write_bytes(whole[:length])
+        with pytest.raises(InputError):
+            weight_files.read(tmp_path / "b.pt")
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[rng.integers(20, len(whole))] ^= 1 << rng.integers(8)
+        (tmp_path / "b.pt").write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            weight_files.read(tmp_path / "b.pt")

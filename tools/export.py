@@ -1,0 +1,13 @@
+"""Write an encoder for another program, proved by running both on one input.
+
+python tools/export.py checkpoint=runs/demo to=safetensors out=encoder.safetensors
+python tools/export.py checkpoint=runs/r3d50 to=slowfast out=sce_r3d50.pyth
+python tools/export.py checkpoint=runs/r3d50 to=onnx out=encoder.onnx num_frames=8 size=224
+"""
+
+from sce_video.command_line import run_program
+from sce_video.evaluation_config import ExportConfig
+from sce_video.export import export
+
+if __name__ == "__main__":
+    run_program("export", ExportConfig, export)
