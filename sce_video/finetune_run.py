@@ -88,6 +88,7 @@ def set_up(cfg: FinetuneConfig, device: torch.device) -> FinetuneRun:
         "clip_seconds": cfg.data.clip_seconds or encoder.clip["clip_seconds"],
         "size": cfg.augment.size or encoder.clip["size"],
     }
+    boxes(cfg, int(clip["size"]))  # refuses misfits
     lists = read_lists(cfg)
     train = lists.videos["train"]
     steps_per_epoch = len(train) // cfg.optim.batch
@@ -194,22 +195,26 @@ def build_optimizer(cfg: FinetuneConfig, classifier: Classifier) -> torch.optim.
     )
 
 
-def load_batches(run: FinetuneRun) -> DataLoader[Batch]:
-    """Return the loader of the micro-batches that are left."""
-    cfg, size = run.cfg, int(run.clip["size"])
+def boxes(cfg: FinetuneConfig, size: int) -> RandomScaled:
+    """Return what draws the part of the frame that a clip shows; InputError if the short sides do not fit the crop."""
     low = cfg.augment.short_side_min or round(size * 8 / 7)
     high = cfg.augment.short_side_max or round(size * 10 / 7)
     if not size <= low <= high:
         raise InputError(
             f"augment.short_side_min..short_side_max ({low}..{high}) must begin at augment.size ({size}) or above"
         )
-    train = run.lists.videos["train"]
+    return RandomScaled(size=size, short_sides=(low, high))
+
+
+def load_batches(run: FinetuneRun) -> DataLoader[Batch]:
+    """Return the loader of the micro-batches that are left."""
+    cfg, train = run.cfg, run.lists.videos["train"]
     dataset = ClipDataset(
         train,
         num_views=1,
         num_frames=int(run.clip["num_frames"]),
         clip_seconds=run.clip["clip_seconds"],
-        draw_box=RandomScaled(size=size, short_sides=(low, high)),
+        draw_box=boxes(cfg, int(run.clip["size"])),
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
     )

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -19,7 +19,9 @@ from torch import nn
 from sce_video.command_line import typed
 from sce_video.config import PretrainConfig
 from sce_video.data import synthetic
+from sce_video.evaluation_config import FinetuneConfig
 
+S = TypeVar("S")
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 TINY_RECIPE = [
@@ -92,11 +94,21 @@ def run_tool(
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
 
 
+def compose_program(program: str, schema: type[S], *overrides: str) -> S:
+    """The options of tools/<program>.py with these overrides, as the program gets them."""
+    ConfigStore.instance().store(name=f"{program}_schema", node=schema)
+    with initialize_config_module(f"sce_video.configs.{program}", version_base="1.3"):
+        return typed(compose("base", list(overrides)), schema)
+
+
 def compose_pretrain(*overrides: str) -> PretrainConfig:
-    """The options of tools/pretrain.py with these overrides, as the program gets them."""
-    ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
-    with initialize_config_module("sce_video.configs.pretrain", version_base="1.3"):
-        return typed(compose("base", list(overrides)), PretrainConfig)
+    """The options of tools/pretrain.py."""
+    return compose_program("pretrain", PretrainConfig, *overrides)
+
+
+def compose_finetune(*overrides: str) -> FinetuneConfig:
+    """The options of tools/finetune.py."""
+    return compose_program("finetune", FinetuneConfig, *overrides)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
