@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sce_video.data.crops import Box, center_crop, random_resized, short_side, three_crops
+from sce_video.data.crops import Box, center_crop, random_resized, random_scaled, short_side, three_crops
 from sce_video.randomness import generator
 
 
@@ -54,3 +54,31 @@ def test_random_boxes_fit_and_have_the_stated_area_and_ratio() -> None:
 def test_frame_that_admits_no_box_gets_the_largest_centred_one() -> None:
     box = random_resized(10, 1000, area=(0.9, 1.0), ratio=(0.75, 4 / 3), generator=generator("box"))
     assert box == Box(0, 493, 10, 13)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 340), (240, 320), (720, 405), (50, 50)])
+def test_random_scaled_boxes_are_crops_of_the_scaled_frame(height: int, width: int) -> None:
+    """A box of side s of a frame with short side h becomes 224 pixels when h becomes 224 h / s: that must be 256..320."""
+    draws = [
+        random_scaled(height, width, size=224, short_sides=(256, 320), generator=generator("scaled", i))
+        for i in range(4000)
+    ]
+    short = min(height, width)
+    for box in draws:
+        assert box.height == box.width
+        assert 0 <= box.top <= height - box.height
+        assert 0 <= box.left <= width - box.width
+    sides = np.array([box.width for box in draws])
+    assert sides.min() == round(224 * short / 320)
+    assert sides.max() == round(224 * short / 256)
+    lengths = np.array([round(224 * short / n) for n in range(256, 321)])  # every whole length is as likely
+    assert abs(sides.mean() - lengths.mean()) < 0.01 * short
+    lefts = np.array([box.left / max(1, width - box.width) for box in draws])
+    tops = np.array([box.top / max(1, height - box.height) for box in draws])
+    assert abs(lefts.mean() - 0.5) < 0.02
+    assert abs(tops.mean() - 0.5) < 0.02
+    assert abs(np.corrcoef(lefts, tops)[0, 1]) < 0.05
+
+
+def test_random_scaled_box_may_be_the_whole_frame() -> None:
+    assert random_scaled(40, 40, size=32, short_sides=(32, 32), generator=generator("box")) == Box(0, 0, 40, 40)

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from sce_video.data import loader, manifest
-from sce_video.data.dataset import Batch, ClipDataset, EvaluationDataset, Packed, collate
+from sce_video.data.dataset import (
+    Batch,
+    ClipDataset,
+    EvaluationDataset,
+    Packed,
+    RandomResized,
+    RandomScaled,
+    collate,
+)
 from sce_video.data.decode import DecodeError, open_video
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError
@@ -19,8 +27,7 @@ def dataset(videos: Path, **options: object) -> ClipDataset:
         "num_views": 2,
         "num_frames": 4,
         "clip_seconds": 0.8,
-        "area": (0.3, 0.8),
-        "ratio": (0.75, 4 / 3),
+        "draw_box": RandomResized((0.3, 0.8), (0.75, 4 / 3)),
         "difference_probability": 0.3,
         "seed": 1,
     }
@@ -164,3 +171,15 @@ def test_no_readable_video_is_said_before_training(tmp_path: Path) -> None:
     listed = [Video(str(tmp_path / f"{i}.mp4"), None) for i in range(40)]
     with pytest.raises(InputError, match=r"none of 32 videos tried \(of 40\) can be read"):
         loader.check_readable(listed, seed=0, decoder="auto")
+
+
+def test_a_replaced_video_says_whose_place_it_took(videos: Path, tmp_path: Path) -> None:
+    """Training with labels needs the label of the video that was read, not of the row it stands for."""
+    listed = manifest.read(videos / "train.csv")[:4]
+    listed[2] = Video(str(tmp_path / "gone.mp4"), "9")
+    data = ClipDataset(listed, num_views=1, num_frames=4, clip_seconds=0.8, draw_box=RandomScaled(32, (37, 46)), seed=1)
+    batch = collate([data[0, row] for row in range(4)])
+    assert batch.rows == [0, 1, 2, 3]
+    assert batch.sources[:2] + batch.sources[3:] == [0, 1, 3]
+    assert batch.sources[2] != 2
+    assert batch.paths == [listed[source].path for source in batch.sources]

@@ -21,16 +21,16 @@ def test_csv_with_header(tmp_path: Path) -> None:
     text = 'label,path,seconds\r\nwalk,"a, b.mp4",1.5\r\nrun,/abs/c d.mp4,2\r\n,e.mp4,3\r\n'
     videos = read(write(tmp_path / "x.csv", text))
     assert videos == [
-        Video(str(tmp_path / "a, b.mp4"), "walk"),
-        Video("/abs/c d.mp4", "run"),
-        Video(str(tmp_path / "e.mp4"), None),
+        Video(str(tmp_path / "a, b.mp4"), "walk", 2),
+        Video("/abs/c d.mp4", "run", 3),
+        Video(str(tmp_path / "e.mp4"), None, 4),
     ]
 
 
 def test_csv_without_labels_and_with_root(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     videos = read(write(tmp_path / "x.csv", "\ufeffpath\na.mp4\n"), tmp_path / "root")
-    assert videos == [Video(str(tmp_path / "root/a.mp4"), None)]
+    assert videos == [Video(str(tmp_path / "root/a.mp4"), None, 2)]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_csv_without_labels_and_with_root(tmp_path: Path) -> None:
 )
 def test_lists(line: str, path: str, label: str | None, tmp_path: Path) -> None:
     videos = read(write(tmp_path / "x.txt", f"# comment\n\n{line}\n"))
-    assert videos == [Video(str(tmp_path / path), label)]
+    assert videos == [Video(str(tmp_path / path), label, 3)]
 
 
 def test_folder_of_classes_and_folder_without(tmp_path: Path) -> None:
@@ -101,6 +101,29 @@ def test_classes_of_several_lists_are_numbered_together() -> None:
     assert label_ids(train, test) == (["9", "10", "11", "walk"], [[1, 0, 3], [3, 2]])
     with pytest.raises(InputError, match="f has no label"):
         label_ids(train, [Video("f", None)])
+
+
+def test_rows_know_their_lines(tmp_path: Path) -> None:
+    table = write(tmp_path / "x.csv", 'path,label\na.mp4,1\n"b\nb.mp4",2\nc.mp4,3\n')
+    assert [video.line for video in read(table)] == [2, 4, 5], "the line a row ends in"
+    assert [video.line for video in read(write(tmp_path / "x.txt", "# list\n\na.mp4 1\nb.mp4 2\n"))] == [3, 4]
+
+
+def test_doubtful_pairs_of_lists_are_told() -> None:
+    train = [Video("/v/a.mp4", "run", 1), Video("/v/b.mp4", "walk", 2), Video("/v/c.mp4", "jump", 3)]
+    test = [Video("/v/d.mp4", "run", 1), Video("/v/x/../b.mp4", "walk", 2), Video("/v/e.mp4", "sit", 3)]
+    assert manifest.compare(train, test) == [
+        "1 of 3 test videos are in the train list too, e.g. /v/x/../b.mp4 (line 2 of the train list, line 2 of the test "
+        "list)",
+        "1 of 4 classes have no test video, e.g. 'jump'",
+        "1 of 4 classes have no train video, e.g. 'sit'",
+    ]
+    numbered = [Video(f"{label}.mp4", label) for label in ("1", "2", "5")]
+    assert manifest.compare(numbered, [Video(f"t{v.path}", v.label) for v in numbered]) == [
+        "labels are numbers up to 5, but no video has 3 (2 such gaps)"
+    ]
+    from_one = [Video(f"{label}.mp4", str(label)) for label in (1, 2, 3)]
+    assert not manifest.compare(from_one, [Video(f"t{v.path}", v.label) for v in from_one])
 
 
 @pytest.mark.skipif(not (SHARED / "clips").is_dir(), reason="the shared lists are not here")

@@ -46,7 +46,13 @@ def test_vectors_are_never_decayed(name: str) -> None:
     for param in module.parameters():
         nn.init.ones_(param)
         param.grad = torch.zeros_like(param)
-    optimizer = optim.build(name, module, lr=0.1, momentum=0.9, weight_decay=0.5, trust_coefficient=0.001)
+    optimizer = optim.build(
+        name,
+        optim.without_decay_on_vectors(module.parameters(), 0.5),
+        lr=0.1,
+        momentum=0.9,
+        trust_coefficient=0.001,
+    )
     optimizer.step()
     assert (module[0].weight < 1).all(), "matrices are"
     for vector in (module[0].bias, module[1].weight, module[1].bias):
@@ -56,10 +62,16 @@ def test_vectors_are_never_decayed(name: str) -> None:
 def test_frozen_parameters_are_not_optimised() -> None:
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
-    optimizer = optim.build("sgd", module, lr=0.1, momentum=0.9, weight_decay=0, trust_coefficient=0.001)
+    optimizer = optim.build(
+        "sgd",
+        optim.without_decay_on_vectors(module.parameters(), 0.0),
+        lr=0.1,
+        momentum=0.9,
+        trust_coefficient=0.001,
+    )
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 1
 
 
 def test_unknown_optimiser_is_named() -> None:
     with pytest.raises(ValueError, match="'adam' is not one of lars, sgd, adamw"):
-        optim.build("adam", nn.Linear(1, 1), lr=1, momentum=0.9, weight_decay=0, trust_coefficient=0.001)
+        optim.build("adam", [], lr=1, momentum=0.9, trust_coefficient=0.001)
