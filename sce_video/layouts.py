@@ -1,7 +1,8 @@
 """Where a backbone's tensors sit in other programs' files, and what they are called there: pure functions over names.
 
-"Plain backbone keys" are what our networks use: pytorchvideo's for r3d18 and r3d50 (`blocks.1.res_blocks.0.branch2.conv_a
-.weight`), torchvision's for r2plus1d18 and r3d18_torchvision (`layer1.0.conv1.0.weight`). A file differs in three ways:
+"Plain backbone keys" are what our networks use: pytorchvideo's for r3d18 and r3d50 (`blocks.0.conv.weight`,
+`blocks.1.res_blocks.0.branch2.conv_a.weight`), torchvision's for r2plus1d18 and r3d18_torchvision (`stem.0.weight`).
+A file differs in three ways:
 
 | what      | known                                                                                          |
 |-----------|------------------------------------------------------------------------------------------------|

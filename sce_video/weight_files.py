@@ -72,12 +72,16 @@ def read(path: str | Path) -> WeightFile:
     Raises InputError for what is no weight file, is damaged, or can only be read by running code in it.
     """
     path = Path(path)
-    with open(path, "rb") as file:
-        start = file.read(16)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if start[:4] == _ZIP or start.startswith(_OLD):
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read, or refused below
+                # Of another pickle protocol, or of TorchScript: read, or refused below.
+                warnings.filterwarnings("ignore", message="Detected pickle protocol|'torch.load' received a zip file")
                 return WeightFile(_load(path, zipped=start[:4] == _ZIP), {})
         except _DAMAGED as error:
             reason = " ".join(str(error).split())[:200]

@@ -124,12 +124,15 @@ def losses(folder: Path) -> list[float]:
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every norm a gain, bias, mean and variance of its own (last gains start at 0 and would hide errors)."""
+    """Give every norm a gain, bias, mean and variance of its own (last gains start at 0 and would hide errors).
+
+    Gains are small, so that the features of 50 layers stay near 1: differences are judged by their absolute size.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm3d)):
             for values, low, high in (
-                (module.weight, 0.5, 1.5),
+                (module.weight, 0.2, 0.6),
                 (module.bias, -0.5, 0.5),
                 (module.running_mean, -0.5, 0.5),
                 (module.running_var, 0.5, 2.0),

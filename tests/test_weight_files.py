@@ -238,6 +238,16 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             weight_files.read(tmp_path / name)
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        weight_files.read(tmp_path)
+
+
+def test_torchscript_is_code_and_refused(tmp_path: Path) -> None:
+    torch.save(WEIGHTS, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt", "a") as file:
+        file.writestr("a/constants.pkl", b"\x80\x02).")
+    with pytest.raises(InputError, match="read safely: .*TorchScript"):
+        weight_files.read(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("old_format", [False, True])

@@ -1,7 +1,7 @@
 """Measure a part of the system against rivals on this machine; times are to be compared within one run only.
 
 python tools/benchmark.py retrieval
-python tools/benchmark.py retrieval --queries 500 --bank 2000 --width 512 --repeats 9
+python tools/benchmark.py retrieval --queries 500 --bank 2000 --width 512 --rounds 9
 python tools/benchmark.py retrieval --large
 """
 

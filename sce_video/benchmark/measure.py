@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -51,23 +50,50 @@ def machine(packages: Sequence[str]) -> str:
     )
 
 
-def measure(module: str, case: str, arguments: Mapping[str, Any], *, repeats: int, warm_up: int = 1) -> Measurement:
-    """Run `module.case(**arguments)` in a fresh Python and time the function that it returns; RuntimeError if it fails."""
-    request = json.dumps([module, case, dict(arguments), repeats, warm_up])
-    result = subprocess.run([sys.executable, "-m", __name__, request], capture_output=True, text=True, check=False)
+class Request(NamedTuple):
+    """Which case to measure: `module.case(**arguments)` returns the function to be timed, after `warm_up` calls of it."""
+
+    module: str
+    case: str
+    arguments: dict[str, Any]
+    warm_up: int = 1
+
+
+def measure_in_rounds(requests: Mapping[str, Request], rounds: int) -> dict[str, Measurement]:
+    """Run every case once in each round, so that what else the machine does falls on all of them alike."""
+    rows: dict[str, Measurement] = {}
+    for number in range(rounds):
+        for name, request in requests.items():
+            new = measure(request)
+            old = rows.get(name, Measurement([], 0, None))
+            rows[name] = Measurement(old.seconds + new.seconds, max(old.peak_bytes, new.peak_bytes), new.found)
+            print(f"round {number + 1}, {name}: {new.seconds[0]:.2f} s", file=sys.stderr, flush=True)
+    return rows
+
+
+def measure(request: Request, *, repeats: int = 1) -> Measurement:
+    """Time the function of a case in a fresh Python; RuntimeError, with its error output, if it fails."""
+    result = subprocess.run(
+        [sys.executable, "-m", __name__, json.dumps([*request, repeats])], capture_output=True, text=True, check=False
+    )
     if result.returncode:
-        raise RuntimeError(f"case {case} failed with exit code {result.returncode}:\n{result.stderr}")
+        raise RuntimeError(f"case {request.case} failed with exit code {result.returncode}:\n{result.stderr}")
     return Measurement(**json.loads(result.stdout.splitlines()[-1]))
 
 
 def table(rows: Mapping[str, Measurement], rival: str) -> str:
-    """Return one line per case: median and range of the seconds, peak memory, and its share of the rival's time."""
+    """Return one line per case: median and range of the seconds, peak memory, and how many times the rival's time it took.
+
+    The ratio is the median of the rounds' ratios, with their range.
+    """
     width = max(map(len, rows))
-    lines = [f"{'case':<{width}} {'median s':>9} {'min..max s':>15} {'peak GB':>8}  time / {rival}"]
+    lines = [f"{'case':<{width}} {'median s':>9} {'min..max s':>15} {'peak GB':>8}  times the time of {rival}"]
     for name, row in rows.items():
-        spread = f"{min(row.seconds):.2f}..{max(row.seconds):.2f}"
-        ratio = f"{row.median / rows[rival].median:.2f}"
-        lines.append(f"{name:<{width}} {row.median:9.2f} {spread:>15} {row.peak_bytes / 1e9:8.2f}  {ratio}")
+        ratios = [own / other for own, other in zip(row.seconds, rows[rival].seconds, strict=True)]
+        lines.append(
+            f"{name:<{width}} {row.median:9.2f} {f'{min(row.seconds):.2f}..{max(row.seconds):.2f}':>15} "
+            f"{row.peak_bytes / 1e9:8.2f}  {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
+        )
     return "\n".join(lines)
 
 
@@ -91,11 +117,13 @@ def _peak_bytes() -> int:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _answer(module: str, case: str, arguments: dict[str, Any], repeats: int, warm_up: int) -> dict[str, Any]:
+def _answer(module: str, case: str, arguments: dict[str, Any], warm_up: int, repeats: int) -> dict[str, Any]:
     timed = getattr(importlib.import_module(module), case)(**arguments)
     seconds, found = [], None
     for repeat in range(warm_up + repeats):

@@ -15,19 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import metrics, search
-from .measure import machine, measure, table
+from .measure import Request, machine, measure_in_rounds, table
 
 KS = metrics.RECALL_KS
 CLASSES = 101
 RIVAL = "naive torch"
-# name -> (function, its own arguments, package that it needs, holds all similarities at once)
+# name -> (function, its own arguments, package that it needs, whether it is run with --large)
 CASES: dict[str, tuple[str, dict[str, str], str, bool]] = {
-    RIVAL: ("naive", {}, "torch", True),
-    "scikit-learn": ("scikit_learn", {}, "sklearn", False),
-    "faiss IndexFlatIP": ("faiss_index", {}, "faiss", False),
-    "recall, engine torch": ("recall", {"engine": "torch"}, "torch", False),
-    "recall, engine faiss": ("recall", {"engine": "faiss"}, "faiss", False),
-    "recall + mAP": ("recall_and_precision", {}, "torch", False),
+    RIVAL: ("naive", {}, "torch", False),  # would hold 19 GB of similarities
+    "scikit-learn": ("scikit_learn", {}, "sklearn", False),  # copies the bank: over 7 GB
+    "faiss IndexFlatIP": ("faiss_index", {}, "faiss", True),
+    "recall, engine torch": ("recall", {"engine": "torch"}, "torch", True),
+    "recall, engine faiss": ("recall", {"engine": "faiss"}, "faiss", True),
+    "recall + mAP": ("recall_and_precision", {}, "torch", True),
 }
 
 
@@ -36,38 +36,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queries", type=int, default=3800, help="rows of the query set (HMDB51-sized: 3,800)")
     parser.add_argument("--bank", type=int, default=9500, help="rows of the bank (UCF101-sized: 9,500)")
     parser.add_argument("--width", type=int, default=2048, help="features per row")
-    parser.add_argument("--repeats", type=int, default=5, help="timed repetitions of each case, after one warm-up")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="how often every case is run, in turn, each time warmed up"
+    )
     parser.add_argument(
         "--large",
         action="store_true",
-        help="Kinetics-sized: 20,000 queries, bank of 240,000, one repetition without warm-up, takes about half an hour",
+        help="Kinetics-sized: 20,000 queries, bank of 240,000, one round without warm-up; half an hour or more",
     )
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure every case that can run here, each in its own process, and print the table."""
     queries, bank = (20_000, 240_000) if options.large else (options.queries, options.bank)
-    repeats, warm_up = (1, 0) if options.large else (options.repeats, 1)
+    rounds = 1 if options.large else options.rounds
     print(machine(["torch", "numpy", "scikit-learn", "faiss-cpu"]))
     print(
-        f"{queries:,} queries, bank of {bank:,} x {options.width:,} float32 ({4e-9 * (queries + bank) * options.width:.2f} GB), "
-        f"each set centred by its mean, R@{'/'.join(map(str, KS))}; median of {repeats}, warm-up {warm_up}; "
-        "peak: the whole process, input included",
+        f"{queries:,} queries, bank of {bank:,} x {options.width:,} float32 "
+        f"({4e-9 * (queries + bank) * options.width:.2f} GB), each set centred by its mean, R@{'/'.join(map(str, KS))}; "
+        f"median of {rounds} rounds; peak: the whole process, input included",
         flush=True,
     )
-    rows, rival = {}, RIVAL
-    for name, (case, arguments, package, holds_all) in CASES.items():
-        if holds_all and options.large:
-            print(f"{name}: not run, its {4e-9 * queries * bank:.1f} GB of similarities are what is to be avoided")
-            rival = "faiss IndexFlatIP"
+    sizes = {"queries": queries, "bank": bank, "width": options.width}
+    requests = {}
+    for name, (case, arguments, package, fits) in CASES.items():
+        if options.large and not fits:
+            print(f"{name}: not run, it needs more memory than 6 GB")
         elif find_spec(package) is None:
             print(f"{name}: not run, {package} is not installed")
         else:
-            sizes = {"queries": queries, "bank": bank, "width": options.width}
-            rows[name] = measure(__name__, case, {**sizes, **arguments}, repeats=repeats, warm_up=warm_up)
-            found = ", ".join(f"{key} {100 * value:.2f}" for key, value in rows[name].found.items())
-            print(f"{name}: {rows[name].median:.2f} s, found in percent: {found}", flush=True)
-    print(table(rows, rival if rival in rows else next(iter(rows))))
+            requests[name] = Request(__name__, case, {**sizes, **arguments}, warm_up=0 if options.large else 1)
+    rows = measure_in_rounds(requests, rounds)
+    for name, row in rows.items():
+        print(f"{name} found, in percent: " + ", ".join(f"{key} {100 * value:.2f}" for key, value in row.found.items()))
+    print(table(rows, next(name for name in (RIVAL, "faiss IndexFlatIP", *rows) if name in rows)))
 
 
 Found = Callable[[], dict[str, float]]

@@ -1,0 +1,106 @@
+"""The benchmark program prints what it promises, and measures each case in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import run_tool
+
+from sce_video.benchmark.measure import Measurement, Request, measure, measure_in_rounds, table
+
+SIZES = ["--queries", "40", "--bank", "90", "--width", "16", "--rounds", "1"]
+CASES = [
+    "naive torch",
+    "scikit-learn",
+    "faiss IndexFlatIP",
+    "recall, engine torch",
+    "recall, engine faiss",
+    "recall + mAP",
+]
+
+
+def test_retrieval_prints_machine_command_figures_and_ratios(tmp_path: Path) -> None:
+    result = run_tool("benchmark", "retrieval", *SIZES, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    out = result.stdout
+    assert re.search(r"^date: \d{4}-\d\d-\d\d \d\d:\d\d UTC$", out, re.M)
+    assert re.search(r"^machine: .+, \d+ cores, \d+ threads, load before", out, re.M)
+    assert re.search(
+        r"^versions: Python 3\.\d+\.\d+, torch \S+, numpy \S+, scikit-learn \S+, faiss-cpu \S+$", out, re.M
+    )
+    assert re.search(r"^command: python \S+benchmark.py retrieval --queries 40 ", out, re.M)
+    assert "40 queries, bank of 90 x 16" in out
+    for name in CASES:
+        row = (
+            rf"^{re.escape(name)} +\d+\.\d\d +\d+\.\d\d\.\.\d+\.\d\d +\d+\.\d\d  \d+\.\d\d \(\d+\.\d\d\.\.\d+\.\d\d\)$"
+        )
+        assert re.search(row, out, re.M), (name, out)
+    # Rivals and ours found the same.
+    assert len(set(re.findall(r"found, in percent: (.*?R@50 \d+\.\d\d)", out))) == 1
+    assert len(re.findall("found, in percent", out)) == len(CASES)
+    assert re.search(r"R@50 \S+, mAP \d+\.\d\d$", out, re.M)
+
+
+def test_help_shows_commands(tmp_path: Path) -> None:
+    for arguments, words in (([], "tools/benchmark.py retrieval --large"), (["retrieval"], "--queries")):
+        result = run_tool("benchmark", *arguments, "--help", cwd=tmp_path)
+        assert result.returncode == 0
+        assert words in result.stdout
+
+
+SLEEPER = """
+import time
+def sleeper(seconds):
+    calls = []
+    def timed():
+        time.sleep(seconds)
+        calls.append(1)
+        return len(calls)
+    return timed
+"""
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "cases.py").write_text(SLEEPER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "cases"
+
+
+def test_a_case_is_warmed_up_repeated_and_has_its_own_peak(sleeper: str) -> None:
+    held = bytearray(300_000_000)  # a peak of ours that is not the case's
+    result = measure(Request(sleeper, "sleeper", {"seconds": 0.05}, warm_up=2), repeats=3)
+    assert len(result.seconds) == 3
+    assert 0.05 <= min(result.seconds) <= result.median <= max(result.seconds)
+    assert result.found == 5  # calls
+    if sys.platform.startswith("linux"):
+        assert 1e6 < result.peak_bytes < len(held)
+
+
+def test_a_case_that_fails_is_named(sleeper: str) -> None:
+    with pytest.raises(RuntimeError, match=r"case sleeper failed with exit code 1:\nTraceback"):
+        measure(Request(sleeper, "sleeper", {}))
+
+
+def test_cases_take_turns(sleeper: str, capsys: pytest.CaptureFixture[str]) -> None:
+    request = Request(sleeper, "sleeper", {"seconds": 0.0}, warm_up=0)
+    rows = measure_in_rounds({"a": request, "b": request}, 2)
+    assert [len(row.seconds) for row in rows.values()] == [2, 2]
+    assert re.findall(r"round \d, \w", capsys.readouterr().err) == [
+        "round 1, a",
+        "round 1, b",
+        "round 2, a",
+        "round 2, b",
+    ]
+
+
+def test_table_gives_medians_ranges_and_the_median_of_the_rounds_ratios() -> None:
+    rows = {"ours": Measurement([1.0, 3.0, 2.0], 10**9, None), "rival": Measurement([4.0, 4.0, 20.0], 2 * 10**9, None)}
+    assert table(rows, "rival").splitlines() == [
+        "case   median s      min..max s  peak GB  times the time of rival",
+        "ours       2.00      1.00..3.00     1.00  0.25 (0.10..0.75)",
+        "rival      4.00     4.00..20.00     2.00  1.00 (1.00..1.00)",
+    ]
