@@ -70,16 +70,22 @@ def test_size(size: int) -> int:
     return round(size * 8 / 7)
 
 
-def test_crops(frames: Tensor, *, size: int, num_crops: int) -> Tensor:
+def test_crops(frames: Tensor, *, size: int, num_crops: int, out: Tensor | None = None) -> Tensor:  # noqa: PT028
     """Cut `num_crops` (1: centre, 3: along the longer side) squares after scaling the short side to `size`.
 
-    frames uint8 [T, h, w, 3] -> float in 0..1 [num_crops, 3, T, size, size].
+    frames uint8 [T, h, w, 3] -> float32 in 0..1 [num_crops, 3, T, size, size], written into `out` if given.
     """
-    clip = frames.permute(3, 0, 1, 2).float() / 255
-    clip = augment.resize(clip, crops.short_side(clip.shape[-2], clip.shape[-1], size))
-    height, width = clip.shape[-2:]
+    clip = frames.permute(3, 0, 1, 2).contiguous()  # bytes are cheap to turn around, floats are not
+    height, width = crops.short_side(clip.shape[-2], clip.shape[-1], size)
+    scaled = (height, width) != tuple(clip.shape[-2:])
+    if scaled:
+        clip = augment.resize(clip.float().div_(255), (height, width))
     boxes = crops.three_crops(height, width, size) if num_crops == 3 else [crops.center_crop(height, width, size)]
-    return torch.stack([clip[..., b.top : b.top + size, b.left : b.left + size] for b in boxes])
+    if out is None:
+        out = torch.empty((num_crops, *clip.shape[:2], size, size), device=clip.device)
+    for place, box in zip(out, boxes, strict=True):
+        place.copy_(clip[..., box.top : box.top + size, box.left : box.left + size])
+    return out if scaled else out.div_(255)
 
 
 @torch.no_grad()
@@ -119,25 +125,31 @@ def view_outputs(
         worker_init_fn=prepare_worker if workers else None,
         timeout=STALL_SECONDS if workers else 0,
     )
+    # One buffer for all batches: fresh memory of this size costs more than filling it.
+    group = max(1, at_once // views.num_crops)
+    shape = (group, views.num_crops, 3, views.num_frames, views.size, views.size)
+    buffer = torch.empty(shape, device=device)
     hidden = None if title and distributed.rank() == 0 else True  # None: shown on a terminal only
     with tqdm(total=len(own), desc=title, unit="video", disable=hidden) as bar:
         for batch in batches:
             bar.update(len(batch.rows) + len(batch.failures))
-            clips = [view.to(device).unpack() for view in batch.views]
-            by_video = [clip for video in zip(*clips, strict=True) for clip in video]  # video by video, clip by clip
-            outputs = []
-            for start in range(0, len(by_video), group := max(1, at_once // views.num_crops)):
-                cut = [
-                    test_crops(clip, size=views.size, num_crops=views.num_crops)
-                    for clip in by_video[start : start + group]
-                ]
-                outputs.append(network(torch.cat(cut)).float().cpu())
-            width = outputs[0].shape[1] if outputs else 0
-            yield (
-                batch.rows,
-                torch.cat(outputs).view(-1, views.count, width) if outputs else torch.empty(0),
-                batch.failures,
-            )
+            yield batch.rows, _outputs(network, batch, views, device, buffer), batch.failures
+            del batch  # before the next one is decoded
+
+
+def _outputs(
+    network: Callable[[Tensor], Tensor], batch: Batch, views: Views, device: torch.device, buffer: Tensor
+) -> Tensor:
+    """Return the outputs [videos, views, width] of a batch of whole frames, a buffer of crops at a time."""
+    by_view = [view.to(device).unpack() for view in batch.views]
+    by_video = [clip for clips in zip(*by_view, strict=True) for clip in clips]  # video by video, clip by clip
+    outputs = []
+    for start in range(0, len(by_video), len(buffer)):
+        few = by_video[start : start + len(buffer)]
+        for clip, place in zip(few, buffer, strict=False):
+            test_crops(clip, size=views.size, num_crops=views.num_crops, out=place)
+        outputs.append(network(buffer[: len(few)].flatten(0, 1)).float().cpu())
+    return torch.cat(outputs).unflatten(0, (-1, views.count)) if outputs else torch.empty(0)
 
 
 def extract(encoder: FrozenEncoder, videos: Sequence[Video], views: Views, **options: Any) -> Features:
