@@ -4,6 +4,9 @@ The bank may fill a third of the memory, so no centred or normalised copy of it 
 centred, normalised and multiplied with the queries, and a running top k is merged over the blocks. 20,000 queries against
 240,000 x 2,048 need the inputs (2.1 GB) and about 1 GB more, the interpreter with torch included.
 
+Results are written into tensors made before a loop, never collected in a list: small tensors that stay between large ones
+that go keep the C library from using the freed memory again (measured: 3.9 GB).
+
 Ties: of equal similarities the lower bank row comes first. Two things stand in the way. torch.topk and faiss promise
 nothing about ties: one neighbour more than asked for is taken, and where it ties with the last, the row is sorted again by
 a stable sort. And a matrix product may give the same row another last bit at another place: rows that are equal once
@@ -28,6 +31,7 @@ Engine = Literal["auto", "torch", "faiss"]
 BANK_ROWS = 8192  # bank rows centred and normalised at once: 64 MiB at C = 2,048
 QUERY_ROWS = 1024  # queries multiplied with them at once: 32 MiB of similarities
 SIMILARITIES = 2**28  # most similarities that `similarity_rows` holds at once: 1 GiB
+HASHED_COLUMNS = 64  # features compared at first when looking for equal rows
 FAISS_FROM = 5_000  # engine "auto" takes faiss, where it is installed, for banks of at least so many rows on a CPU
 
 
@@ -171,23 +175,36 @@ def _finite_mean(rows: Tensor, name: str) -> Tensor:
 
 
 def _distinct(bank: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """`first` and `which` of `Prepared`. Rows whose bits have the same hash modulo 2^64 are compared."""
-    weights = torch.randint(-(2**62), 2**62, (bank.shape[1],), generator=torch.Generator().manual_seed(0))
-    weights = weights.to(bank.device)
-    # + 0.0 makes -0.0 the 0.0 that it equals.
-    bits = ((unit_rows(part, mean) + 0.0).view(torch.int32) for part in bank.split(QUERY_ROWS))
-    ascending, order = torch.cat([(part * weights).sum(dim=1) for part in bits]).sort(stable=True)
-    starts = torch.cat([ascending.new_ones(1, dtype=torch.bool), ascending[1:] != ascending[:-1]])
-    if starts.all():
-        return None, None
-    lowest = torch.empty_like(order)
-    lowest[order] = order[starts][starts.cumsum(dim=0) - 1]
+    """`first` and `which` of `Prepared`. Rows that share a hash of a few columns, then of all, are compared."""
     own = torch.arange(len(bank), device=bank.device)
+    rows, few = own, -(-bank.shape[1] // HASHED_COLUMNS)
+    for step in sorted({few, 1}, reverse=True):
+        hashes = _hashes(bank, mean, rows, step)
+        _, group, counts = hashes.unique(return_inverse=True, return_counts=True)
+        shared = counts[group] > 1
+        rows, hashes = rows[shared], hashes[shared]
+        if not len(rows):
+            return None, None
+    ascending, order = hashes.sort(stable=True)
+    starts = torch.cat([ascending.new_ones(1, dtype=torch.bool), ascending[1:] != ascending[:-1]])
+    lowest = own.clone()
+    lowest[rows[order]] = rows[order][starts][starts.cumsum(dim=0) - 1]
     for rows in (lowest != own).nonzero()[:, 0].split(QUERY_ROWS):
         differ = rows[(unit_rows(bank[rows], mean) != unit_rows(bank[lowest[rows]], mean)).any(dim=1)]
         lowest[differ] = differ
     first = (lowest == own).nonzero()[:, 0]
     return first, torch.searchsorted(first, lowest)
+
+
+def _hashes(bank: Tensor, mean: Tensor | None, rows: Tensor, step: int) -> Tensor:
+    """Hash modulo 2^64 int64 of the bits of every `step`-th feature of these rows, centred and normalised."""
+    hashes = torch.empty_like(rows)
+    weights = torch.randint(-(2**62), 2**62, (bank[:1, ::step].numel(),), generator=torch.Generator().manual_seed(0))
+    weights = weights.to(bank.device)
+    for part, result in zip(rows.split(QUERY_ROWS), hashes.split(QUERY_ROWS), strict=True):
+        unit = unit_rows(bank[part], mean)[:, ::step] + 0.0  # makes -0.0 the 0.0 that it equals
+        torch.sum(unit.contiguous().view(torch.int32) * weights, dim=1, out=result)
+    return hashes
 
 
 def _with_copies(similarity: Tensor, sets: Tensor, which: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -198,18 +215,24 @@ def _with_copies(similarity: Tensor, sets: Tensor, which: Tensor, k: int) -> tup
     none = len(which)
     members = which.sort(stable=True).indices[places.clamp_max_(none - 1)]
     members.masked_fill_(step >= counts[:, None], none)  # [U, most rows of a set, at most k]
-    parts = []
+    result = similarity.new_empty(len(sets), k), sets.new_empty(len(sets), k)
     at_once = max(1, 2**22 // (sets.shape[1] * len(step)))
-    for values, chosen in zip(similarity.split(at_once), sets.split(at_once), strict=True):
-        rows = members[chosen]
-        values = values[:, :, None].expand(rows.shape).masked_fill(rows == none, -torch.inf)
-        parts.append([part[:, :k] for part in _ordered(values.flatten(1), rows.flatten(1))])
-    return torch.cat([values for values, _ in parts]), torch.cat([rows for _, rows in parts])
+    for start in range(0, len(sets), at_once):
+        part = slice(start, start + at_once)
+        rows = members[sets[part]]
+        values = similarity[part, :, None].expand(rows.shape).masked_fill(rows == none, -torch.inf)
+        values, rows = _ordered(values.flatten(1), rows.flatten(1))
+        result[0][part], result[1][part] = values[:, :k], rows[:, :k]
+    return result
 
 
 def _search_torch(query: Tensor, bank: Tensor, k: int, query_rows: int) -> tuple[Tensor, Tensor]:
-    parts = [_top(block @ bank.T, k) for block in query.split(query_rows)]
-    return torch.cat([similarity for similarity, _ in parts]), torch.cat([rows for _, rows in parts])
+    similarity = query.new_empty(len(query), min(k, len(bank)))
+    rows = torch.empty_like(similarity, dtype=torch.int64)
+    for start in range(0, len(query), query_rows):
+        part = slice(start, start + query_rows)
+        similarity[part], rows[part] = _top(query[part] @ bank.T, k)
+    return similarity, rows
 
 
 def _search_faiss(query: Tensor, bank: Tensor, k: int, query_rows: int) -> tuple[Tensor, Tensor]:
