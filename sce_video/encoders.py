@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import checkpoint, layouts
 from .errors import InputError
 from .models import backbones
-from .models.encoder import MLP, FrozenEncoder
+from .models.encoder import MLP, Classifier, FrozenEncoder
 
 # What a weight file that does not say gets: SCE's normalisation and clip length.
 USUAL: dict[str, Any] = {"mean": 0.45, "std": 0.225, "num_frames": 8, "clip_seconds": 2.56, "size": 224}
@@ -104,6 +104,26 @@ def untrained_like(encoder: FrozenEncoder, *, seed: int) -> FrozenEncoder:
                 if isinstance(module, (nn.Linear, nn.BatchNorm1d)):
                     module.reset_parameters()
     return twin
+
+
+def load_classifier(path: str | Path) -> tuple[FrozenEncoder, list[str]]:
+    """Return the classifier of a run of tools/finetune.py, in evaluation mode on the CPU, and its class names.
+
+    path: the run folder (its last weights), `<run>/best`, or a checkpoint folder. The module maps uint8 or float (0..1)
+    clips [B, 3, T, H, W] to logits [B, classes]; `clip` says what it was trained on.
+
+    Raises InputError for a run without classes.
+    """
+    state, meta = checkpoint.load(checkpoint.find(path))
+    if "classes" not in meta:
+        raise InputError(f"{path} was not trained with labels: load_encoder reads it, or train it by tools/finetune.py")
+    about = meta["encoder"]
+    network, width = backbones.build(about["backbone"])
+    classifier = Classifier(network, width, len(meta["classes"]), dropout=0.0)
+    classifier.load_state_dict(state["method"])
+    clip = {key: about[key] for key in ("num_frames", "clip_seconds", "size")}
+    frozen = FrozenEncoder(classifier, about["backbone"], mean=about["mean"], std=about["std"], clip=clip)
+    return frozen, meta["classes"]
 
 
 def recognise(path: str | Path, found: layouts.Found) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, compose_pretrain, losses, run_tool
+from conftest import ROOT, compose_finetune, compose_pretrain, losses, run_tool
 
+from sce_video import evaluation_config
 from sce_video.command_line import option_names
 from sce_video.config import PretrainConfig
+from sce_video.finetune import finetune
 from sce_video.models import backbones
 from sce_video.pretrain import build_sce
 
@@ -69,10 +72,78 @@ def test_learnable_parameters_are_the_references() -> None:
     assert sum(p.numel() for p in method.parameters()) == 44_252_288
 
 
+PROGRAMS = {
+    "pretrain": PretrainConfig,
+    "finetune": evaluation_config.FinetuneConfig,
+    "features": evaluation_config.FeaturesConfig,
+    "retrieval": evaluation_config.RetrievalConfig,
+    "evaluate": evaluation_config.EvaluateConfig,
+    "export": evaluation_config.ExportConfig,
+}
+
+
 def test_every_option_is_explained() -> None:
-    source = (ROOT / "sce_video/config.py").read_text() + (ROOT / "sce_video/augment/pipeline.py").read_text()
-    for name in option_names(PretrainConfig):
-        assert f"    {name.split('.')[-1]}: " in source
+    files = ("config.py", "evaluation_config.py", "augment/pipeline.py")
+    lines = [line for name in files for line in (ROOT / "sce_video" / name).read_text().splitlines()]
+    for schema in PROGRAMS.values():
+        for name in option_names(schema):
+            assert any(line.startswith(f"    {name.split('.')[-1]}: ") for line in lines), name
+
+
+@pytest.mark.parametrize("program", sorted(PROGRAMS))
+def test_help_names_options_that_exist(program: str) -> None:
+    """`x=` at the start of a help line is an option of this program."""
+    text = (ROOT / f"configs/{program}/base.yaml").read_text().split("template: |-")[1]
+    shown = re.findall(r"(?:^|\s)([a-z_.0-9]+)=", text)
+    assert len(shown) > 4
+    assert set(shown) <= {*option_names(PROGRAMS[program]), "recipe"}
+
+
+FINETUNE = sorted(path.stem for path in (ROOT / "configs/finetune/recipe").glob("*.yaml"))
+CLIP = ["data.num_frames=4", "data.clip_seconds=0.8", "augment.size=32"]
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_finetune_recipe_composes(name: str) -> None:
+    cfg = compose_finetune(f"recipe={name}", "backbone=r3d18", "train=x", "test=x", *CLIP)
+    assert cfg.name == name
+    text = (ROOT / f"configs/finetune/recipe/{name}.yaml").read_text()
+    assert len(text.splitlines()) <= 45
+    assert "${" not in text
+    for word in ("What", "Source", "Status", "Expected", "Cost", "Command"):
+        assert f"# {word}: " in text
+
+
+def test_published_values_of_finetuning() -> None:
+    """Section 5 of the specification; the learning rates are those after scaling with the batch."""
+    for name, frozen, rate, batch, epochs, warmup, decay, dropout in (
+        ("ucf101", False, 0.025, 64, 200, 0, 0, 0.8),
+        ("hmdb51", False, 0.025, 64, 200, 0, 0, 0.8),
+        ("linear_k400", True, 4.0, 512, 60, 8, 0, 0),
+        ("linear_k200", True, 4.0, 512, 60, 8, 0, 0),
+        ("supervised_k200", False, 1.6, 1024, 200, 34, 1e-4, 0),
+    ):
+        cfg = compose_finetune(f"recipe={name}", "backbone=r3d18", "train=x", "test=x", *CLIP)
+        assert (cfg.model.frozen, cfg.model.dropout, cfg.optim.name.value) == (frozen, dropout, "sgd")
+        assert (cfg.optim.batch, cfg.optim.epochs, cfg.optim.warmup_epochs) == (batch, epochs, warmup)
+        assert (cfg.optim.lr, cfg.optim.weight_decay) == (pytest.approx(rate), decay)
+        assert (cfg.testing.clips_per_video, cfg.testing.num_crops) == (10, 3)
+        view = cfg.augment.view
+        colours = (view.jitter_probability, view.gray_probability, view.blur_probability, view.flip_probability)
+        assert colours == ((0, 0, 0, 0.5) if frozen else (0.8, 0.2, 0, 0.5))
+        if not frozen:
+            assert (view.brightness, view.contrast, view.saturation, view.hue) == (0.4, 0.4, 0.4, 0.1)
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_finetune_recipe_trains_and_tests(name: str, videos: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join((videos / "train.csv").read_text().splitlines()[:9]) + "\n")
+    overrides = ["optim.batch=4", "optim.epochs=1", "optim.warmup_epochs=0", "system.workers=0", *CLIP]
+    overrides += ["testing.clips_per_video=1", "augment.short_side_min=40", "augment.short_side_max=48"]
+    lists = [f"train={few}", f"test={few}", f"root={videos}", f"out={tmp_path / 'run'}"]
+    result = finetune(compose_finetune(f"recipe={name}", "backbone=tiny3d", *lists, *overrides))[0]
+    assert (result["test"]["scored"], result["step"]) == (8, 2)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, compose_finetune, losses, records, run_tool
 
+import sce_video
 from sce_video import checkpoint, encoders
 from sce_video.errors import InputError
 from sce_video.finetune import finetune, mixup, mixup_shares
@@ -138,11 +139,8 @@ def test_test_scores_are_the_mean_of_softmax_over_views(finished: Path, videos: 
     """One video of predictions.csv, all six views cut by hand."""
     from sce_video.data.decode import open_video
 
-    state = state_of(finished)
-    network, width = backbones.build("tiny3d")
-    classifier = Classifier(network, width, 4, dropout=0.8)
-    classifier.load_state_dict(state)
-    classifier.eval()
+    classifier, classes = sce_video.load_classifier(finished)
+    assert classes == ["0", "1", "2", "3"]
     row = rows(finished / "predictions.csv")[0]
     probabilities = []
     with open_video(row["path"], "pyav") as video:  # 60 frames of 48 x 64 at 30 per second
@@ -151,10 +149,10 @@ def test_test_scores_are_the_mean_of_softmax_over_views(finished: Path, videos: 
             clip = torch.stack([F.interpolate(c[:, None], (37, 49), mode="bilinear")[:, 0] for c in clip])
             for left in (0, 6, 12):
                 with torch.no_grad():
-                    logits = classifier((clip[None, :, :, :, left : left + 37] - 0.45) / 0.225)
+                    logits = classifier(clip[None, :, :, :, left : left + 37])
                 probabilities.append(logits.softmax(dim=1)[0])
     best = torch.stack(probabilities).mean(0).max(0)
-    assert row["predicted"] == str(int(best.indices))
+    assert row["predicted"] == classes[int(best.indices)]
     assert float(row["probability"]) == pytest.approx(best.values.item(), abs=1e-4)
 
 
@@ -169,6 +167,12 @@ def test_a_finished_run_is_not_run_again_and_is_an_encoder(finished: Path, video
     assert torch.equal(
         encoder.backbone.state_dict()["blocks.1.0.weight"], state_of(finished)["backbone.blocks.1.0.weight"]
     )
+
+
+def test_a_pretraining_run_is_no_classifier(videos: Path, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, {"method": {}}, {"encoder": {"backbone": "tiny3d"}}, keep=1)
+    with pytest.raises(InputError, match="was not trained with labels"):
+        sce_video.load_classifier(tmp_path)
 
 
 def test_linear_probe_leaves_the_encoder_as_it_was(videos: Path, weights: Path, tmp_path: Path) -> None:
