@@ -6,15 +6,22 @@ the checkpoint stands the same network with random weights.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from . import distributed, evaluation, low_shot, metrics
+from .errors import InputError
 from .evaluation_config import EvaluateConfig
 from .features import Features
 
 
 def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     """Score both encoders, print the table, write the JSON file and return what it holds (on every rank)."""
+    if (cfg.shots or cfg.linear) and find_spec("sklearn") is None:
+        raise InputError(
+            "few-shot and linear classification need scikit-learn: pip install -e '.[evaluation]', or leave them out by "
+            "shots=[] linear=false"
+        )
     with distributed.session(cfg.device.value) as device:
         task = evaluation.prepare(cfg, cfg.train, cfg.test)
         out = evaluation.output_file(cfg.out, cfg.checkpoint, f"evaluate_{task.test_name}")
@@ -43,7 +50,7 @@ def score(train: Features, test: Features, task: evaluation.Task, cfg: EvaluateC
         )
         for shots in cfg.shots
     }
-    linear = low_shot.linear_on_features(bank, bank_labels, query, query_labels, seed=cfg.seed)
+    linear = low_shot.linear_on_features(bank, bank_labels, query, query_labels, seed=cfg.seed) if cfg.linear else None
     return evaluation.counted(train, test) | {
         "knn_top1": knn.accuracy,
         "recall_at_k": {str(k): value for k, value in found.recall.items()},
@@ -61,7 +68,8 @@ def print_table(result: dict[str, Any], cfg: EvaluateConfig) -> None:
     print(
         f"{'':<16}{'kNN':>7}{'R@1':>7}{'R@5':>7}{'mAP':>7}"
         + "".join(f"{name:>14}" for name in shots)
-        + f"{'linear':>9}   scored (test, train)"
+        + (f"{'linear':>9}" if cfg.linear else "")
+        + "   scored (test, train)"
     )
     for name, row in result["rows"].items():
         values = [row["knn_top1"], row["recall_at_k"]["1"], row["recall_at_k"]["5"], row["mean_average_precision"]]
@@ -70,7 +78,11 @@ def print_table(result: dict[str, Any], cfg: EvaluateConfig) -> None:
             f"{name:<16}"
             + "".join(f"{100 * value:7.1f}" for value in values)
             + "".join(f"{text:>14}" for text in few)
-            + f"{100 * row['linear']['accuracy']:9.1f}   {evaluation.scored(result, row)}"
+            + (f"{100 * row['linear']['accuracy']:9.1f}" if cfg.linear else "")
+            + f"   {evaluation.scored(result, row)}"
         )
-    print(f"kNN: {cfg.k} neighbours, temperature {cfg.temp:g}; n-shot: mean and deviation of {cfg.repeats} draws")
+    print(
+        f"kNN: {cfg.k} neighbours, temperature {cfg.temp:g}"
+        + (f"; n-shot: mean and deviation of {cfg.repeats} draws" if cfg.shots else "")
+    )
     evaluation.print_unreadable(result)

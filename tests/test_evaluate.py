@@ -120,9 +120,17 @@ def test_variants_of_retrieval_side_by_side(videos: Path, tmp_path: Path) -> Non
 def test_lists_without_a_common_class_are_said_to_be_doubtful(weights: Path, videos: Path, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text((videos / "val.csv").read_text().replace(",", ",x"))
     (tmp_path / "x.csv").write_text((tmp_path / "x.csv").read_text().replace("path,xlabel", "path,label"))
-    options = [*arguments(weights, videos), f"test={tmp_path / 'x.csv'}", f"root={videos}", "shots=[]", "out=x.json"]
+    options = [
+        *arguments(weights, videos),
+        f"test={tmp_path / 'x.csv'}",
+        f"root={videos}",
+        "shots=[]",
+        "linear=false",
+        "out=x.json",
+    ]
     result = run_tool("evaluate", *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert "linear" not in result.stdout
     assert "warning: 4 of 8 classes have no train video, e.g. 'x0'" in result.stderr
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 
-from conftest import ROOT, compose_pretrain
+from conftest import ROOT, compose_program
+from test_configs import PROGRAMS as SCHEMAS
 
+from sce_video.benchmark import evaluate, retrieval
+
+PARTS = {"evaluate": evaluate, "retrieval": retrieval}
 README = (ROOT / "README.md").read_text()
 
 
@@ -18,17 +22,22 @@ def test_paths_exist() -> None:
 
 
 def test_commands_name_tools_and_options_that_exist() -> None:
-    commands = re.findall(r"tools/(\w+)\.py([^\n`]*)", README)
-    assert {tool for tool, _ in commands} == {"pretrain", "retrieval"}
-    for tool, arguments in commands:
-        assert (ROOT / f"tools/{tool}.py").is_file()
-        overrides = re.findall(r"[\w.]+=[^\s`]+", arguments)
-        if tool == "pretrain":
-            compose_pretrain(*overrides, *([] if "data.train=" in arguments else ["data.train=x"]))
+    text = README.replace("\\\n", " ")
+    commands = re.findall(r"python tools/(\w+)\.py([^\n`]*)|\d tools/(\w+)\.py([^\n`]*)", text)
+    found = [(tool or other, arguments or more) for tool, arguments, other, more in commands]
+    assert {tool for tool, _ in found} == {path.stem for path in (ROOT / "tools").glob("*.py")}
+    for tool, arguments in found:
+        if tool == "benchmark":
+            assert arguments.split()[0] in PARTS
+            continue
+        overrides = re.findall(r"[\w.]+=[^\s`']+", arguments)
+        if tool == "pretrain" and "data.train=" not in arguments:
+            overrides.append("data.train=x")
+        compose_program(tool, SCHEMAS[tool], *overrides)
 
 
 def test_every_recipe_is_listed() -> None:
-    for path in (ROOT / "configs/pretrain/recipe").glob("*.yaml"):
+    for path in (ROOT / "configs").glob("*/recipe/*.yaml"):
         assert f"`{path.stem}`" in README
 
 
