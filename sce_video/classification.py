@@ -18,7 +18,7 @@ from . import distributed, metrics
 from .data.dataset import Failure
 from .data.manifest import Video
 from .errors import InputError
-from .features import Views, view_outputs
+from .multi_view import Views, view_outputs
 
 
 class Predictions(NamedTuple):

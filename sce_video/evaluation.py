@@ -23,6 +23,7 @@ from .errors import InputError
 from .evaluation_config import EncoderOptions
 from .log import warn
 from .models.encoder import FrozenEncoder
+from .multi_view import Views, test_size
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Task:
     sources: dict[str, str]  # train, test: as given
     classes: list[str]
     ids: dict[str, list[int]]  # train, test: the class of each row
-    views: features.Views
+    views: Views
     checkpoint: str
     encoders: dict[str, FrozenEncoder]
 
@@ -71,14 +72,14 @@ def prepare(cfg: EncoderOptions, train: str, test: str) -> Task:
     )
 
 
-def views_of(cfg: EncoderOptions, encoder: FrozenEncoder) -> features.Views:
+def views_of(cfg: EncoderOptions, encoder: FrozenEncoder) -> Views:
     """Return the views: as given, else as in pretraining (crops 8/7 of its size)."""
-    return features.Views(
+    return Views(
         clips_per_video=cfg.clips_per_video,
         num_crops=cfg.num_crops,
         num_frames=cfg.num_frames or int(encoder.clip["num_frames"]),
         clip_seconds=cfg.clip_seconds or encoder.clip["clip_seconds"],
-        size=cfg.size or features.test_size(int(encoder.clip["size"])),
+        size=cfg.size or test_size(int(encoder.clip["size"])),
     )
 
 

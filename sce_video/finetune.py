@@ -196,7 +196,7 @@ def look_and_save(run: FinetuneRun, log: RunLog) -> None:
         log.message(f"epoch {epoch}: {run.selecting} top-1 {100 * figures['top1']:.2f} % (1 view)")
         if figures["top1"] > run.best_top1:
             run.best_top1, run.best_step = figures["top1"], run.step
-            if distributed.rank() == 0 and cfg.testing.select is not Select.last:
+            if distributed.rank() == 0:
                 save(run, folder="best", keep=1)
         log.restart_clock(run.step)
     if distributed.rank() == 0 and (done or run.step % cfg.system.save_every == 0):

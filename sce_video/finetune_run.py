@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from . import __version__, checkpoint, distributed, encoders, features, optim
+from . import __version__, checkpoint, distributed, encoders, optim
 from .command_line import check_run_folder, start_run_folder
 from .config import Precision
 from .data import loader, manifest
@@ -25,6 +25,7 @@ from .errors import InputError
 from .evaluation_config import FinetuneConfig, Select
 from .log import SkippedVideos, warn
 from .models.encoder import Classifier, FrozenEncoder
+from .multi_view import Views, test_size
 
 
 @dataclass
@@ -64,15 +65,15 @@ class FinetuneRun:
             return "test"
         return "val" if "val" in self.lists.videos else None
 
-    def views(self, *, quick: bool = False) -> features.Views:
+    def views(self, *, quick: bool = False) -> Views:
         """Return the views for testing: the full protocol, or one clip's centre crop."""
         testing = self.cfg.testing
-        return features.Views(
+        return Views(
             clips_per_video=1 if quick else testing.clips_per_video,
             num_crops=1 if quick else testing.num_crops,
             num_frames=int(self.clip["num_frames"]),
             clip_seconds=self.clip["clip_seconds"],
-            size=testing.size or features.test_size(int(self.clip["size"])),
+            size=testing.size or test_size(int(self.clip["size"])),
         )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from . import features, metrics
 from .data.manifest import Video, label_ids
 from .models.encoder import FrozenEncoder
+from .multi_view import Views, test_size
 
 
 class Monitor:
@@ -58,11 +59,11 @@ class Monitor:
         }
 
     def _extract(self, encoder: FrozenEncoder, videos: Sequence[Video]) -> features.Features:
-        views = features.Views(
+        views = Views(
             clips_per_video=self.clips_per_video,
             num_crops=1,
             num_frames=int(self.clip["num_frames"]),
             clip_seconds=self.clip["clip_seconds"],
-            size=features.test_size(int(self.clip["size"])),
+            size=test_size(int(self.clip["size"])),
         )
         return features.extract(encoder, videos, views, device=self.device, decoder=self.decoder, workers=self.workers)

@@ -16,10 +16,11 @@ from sce_video.data import manifest
 from sce_video.errors import InputError
 from sce_video.evaluate import evaluate
 from sce_video.evaluation_config import EvaluateConfig, RetrievalConfig
+from sce_video.multi_view import Views
 from sce_video.retrieval import retrieve
 
 CLIP = ["num_frames=4", "clip_seconds=0.8", "size=37", "clips_per_video=2", "num_crops=3", "workers=0"]
-VIEWS = features.Views(clips_per_video=2, num_crops=3, num_frames=4, clip_seconds=0.8, size=37)
+VIEWS = Views(clips_per_video=2, num_crops=3, num_frames=4, clip_seconds=0.8, size=37)
 
 
 @pytest.fixture(scope="module")

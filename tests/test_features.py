@@ -22,11 +22,12 @@ from sce_video.data.manifest import Video
 from sce_video.encoders import untrained_encoder
 from sce_video.errors import InputError
 from sce_video.models.encoder import FrozenEncoder
+from sce_video.multi_view import Views
 
 CPU = torch.device("cpu")
 CLIP = {"num_frames": 4, "clip_seconds": 0.8, "size": 32}
-VIEWS = features.Views(clips_per_video=10, num_crops=3, num_frames=4, clip_seconds=0.8, size=37)
-SMALL = features.Views(clips_per_video=2, num_crops=1, num_frames=4, clip_seconds=0.8, size=37)
+VIEWS = Views(clips_per_video=10, num_crops=3, num_frames=4, clip_seconds=0.8, size=37)
+SMALL = Views(clips_per_video=2, num_crops=1, num_frames=4, clip_seconds=0.8, size=37)
 
 
 def tiny(seed: int = 0) -> FrozenEncoder:
@@ -116,7 +117,7 @@ def test_other_weights_views_or_files_are_not_taken_from_the_cache(videos: Path,
     shutil.copy(next(videos.rglob("*.mp4")), tmp_path / "a.mp4")
     listed = [Video(str(tmp_path / "a.mp4"), None)]
 
-    def decoded(encoder: FrozenEncoder, views: features.Views = SMALL) -> int:
+    def decoded(encoder: FrozenEncoder, views: Views = SMALL) -> int:
         return features.extract(encoder, listed, views, device=CPU, cached=True).decoded
 
     assert decoded(tiny()) == 1
@@ -159,7 +160,7 @@ def test_an_interrupted_extraction_goes_on(videos: Path, cache: Path) -> None:
             return clips.mean(dim=(2, 3, 4))
 
     listed = manifest.read(videos / "val.csv")
-    eight = features.Views(clips_per_video=8, num_crops=1, num_frames=4, clip_seconds=0.8, size=37)
+    eight = Views(clips_per_video=8, num_crops=1, num_frames=4, clip_seconds=0.8, size=37)
     encoder = tiny()
     broken = FrozenEncoder(Interrupted(encoder.backbone.blocks), "tiny3d", mean=0.45, std=0.225, clip=CLIP)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import augment, features
+from .. import augment, multi_view
 from ..data import clips, crops, synthetic
 from ..data.decode import open_video
 from ..data.manifest import Video
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     ratio = rows[RIVAL].median / rows["one pass"].median
     print(f"one pass: {len(files) / rows['one pass'].median:.2f} videos/s, {ratio:.1f} times {RIVAL}")
     as_uint8 = options.clips * options.frames * shown[0] * shown[1] * 3
-    at_once = max(1, features.VIEWS_AT_ONCE["cpu"] // options.crops) * options.crops
+    at_once = max(1, multi_view.VIEWS_AT_ONCE["cpu"] // options.crops) * options.crops
     batch = at_once * 3 * options.frames * options.size**2 * 4
     own = rows["one pass"].peak_bytes - idle.peak_bytes
     print(
@@ -112,13 +112,13 @@ def nothing(files: list[str], views: dict[str, float], decoder: str) -> Found:
 
 
 def one_pass(files: list[str], views: dict[str, float], decoder: str) -> Found:
-    """Ours: `features.view_outputs`."""
+    """Ours: `multi_view.view_outputs`."""
     torch.set_num_threads(1)
     videos = [Video(path, None) for path in files]
-    look = features.Views(**views)  # type: ignore[arg-type]
+    look = multi_view.Views(**views)  # type: ignore[arg-type]
 
     def timed() -> float:
-        found = features.view_outputs(network, videos, look, device=torch.device("cpu"), decoder=decoder)
+        found = multi_view.view_outputs(network, videos, look, device=torch.device("cpu"), decoder=decoder)
         return torch.cat([outputs for _, outputs, _ in found]).double().mean().item()
 
     return timed
@@ -126,15 +126,15 @@ def one_pass(files: list[str], views: dict[str, float], decoder: str) -> Found:
 
 def open_per_view(files: list[str], views: dict[str, float], decoder: str) -> Found:
     """A file is opened for each of its views, and the other crops of the clip are thrown away."""
-    return _opening(files, features.Views(**views), decoder, per_view=True)  # type: ignore[arg-type]
+    return _opening(files, multi_view.Views(**views), decoder, per_view=True)  # type: ignore[arg-type]
 
 
 def open_per_clip(files: list[str], views: dict[str, float], decoder: str) -> Found:
     """A file is opened for each of its clips."""
-    return _opening(files, features.Views(**views), decoder, per_view=False)  # type: ignore[arg-type]
+    return _opening(files, multi_view.Views(**views), decoder, per_view=False)  # type: ignore[arg-type]
 
 
-def _opening(files: list[str], views: features.Views, decoder: str, *, per_view: bool) -> Found:
+def _opening(files: list[str], views: multi_view.Views, decoder: str, *, per_view: bool) -> Found:
     torch.set_num_threads(1)
 
     def timed() -> float:
@@ -147,7 +147,9 @@ def _opening(files: list[str], views: features.Views, decoder: str, *, per_view:
                         first, last = clips.frame_window(video.fps, *times[clip], video.num_frames)
                         frames = video.read(first + clips.uniform_subsample(last - first, views.num_frames))
                     if crop is None:
-                        outputs.append(network(features.test_crops(frames, size=views.size, num_crops=views.num_crops)))
+                        outputs.append(
+                            network(multi_view.test_crops(frames, size=views.size, num_crops=views.num_crops))
+                        )
                     else:
                         outputs.append(network(_one_crop(frames, views, crop)[None]))
         return torch.cat(outputs).double().mean().item()
@@ -155,7 +157,7 @@ def _opening(files: list[str], views: features.Views, decoder: str, *, per_view:
     return timed
 
 
-def _one_crop(frames: Tensor, views: features.Views, crop: int) -> Tensor:
+def _one_crop(frames: Tensor, views: multi_view.Views, crop: int) -> Tensor:
     """One crop, without the cost of the others: uint8 [T, h, w, 3] -> float [3, T, size, size]."""
     clip = frames.permute(3, 0, 1, 2).contiguous()
     height, width = crops.short_side(clip.shape[-2], clip.shape[-1], views.size)
