@@ -2,7 +2,8 @@
 
 The bank may fill a third of the memory, so no centred or normalised copy of it is ever made: blocks of BANK_ROWS rows are
 centred, normalised and multiplied with the queries, and a running top k is merged over the blocks. 20,000 queries against
-240,000 x 2,048 need the inputs (2.1 GB) and about 1 GB more, the interpreter with torch included.
+240,000 x 2,048 need the inputs (2.1 GB) and 1 GB more (all similarities of a query, for average precision: 2 GB more), the
+interpreter with torch included.
 
 Results are written into tensors made before a loop, never collected in a list: small tensors that stay between large ones
 that go keep the C library from using the freed memory again (measured: 3.9 GB).
