@@ -79,7 +79,7 @@ class EvaluateConfig(EncoderOptions):
     temp: float = 0.07  # of their votes
     shots: list[int] = field(default_factory=lambda: [1, 5, 10])  # videos per class of the few-shot classifiers
     repeats: int = 10  # draws of those videos
-    linear: bool = True  # a linear classifier on all training features too
+    linear: bool = True  # a linear classifier on all training features too: hours for hundreds of thousands
     out: str = ""  # JSON file; empty: evaluate_<test>.json in the run folder, numbered if there is one already
 
     def __post_init__(self) -> None:
