@@ -154,19 +154,31 @@ def output_file(out: str, source: str, stem: str) -> Path:
     """Return where a result goes; a file that exists is never written over.
 
     out: as given; empty: `stem`.json beside the checkpoints, numbered if there is one already.
+    Raises InputError, before anything is computed, if it could not be written there.
     """
     if out:
-        if os.path.exists(out):
-            raise InputError(f"out={out} exists: choose another file, or remove it")
-        return Path(out)
+        return new_file(Path(out))
     path = Path(source)
     folder = path.parent if path.is_file() else checkpoint.find(path).parent.parent
     names = [f"{stem}.json", *(f"{stem}_{number}.json" for number in range(2, 10_000))]
-    return next(folder / name for name in names if not (folder / name).exists())
+    return new_file(next(folder / name for name in names if not (folder / name).exists()))
+
+
+def new_file(path: Path) -> Path:
+    """Return the path of a file that is to be written, its folder made; InputError if it exists or cannot be written."""
+    if path.exists():
+        raise InputError(f"out={path} exists: choose another file, or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise InputError(f"{path.parent} cannot be written: give out=, a file in a folder of yours")
+    return path
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write a result and say where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"written: {path}")

@@ -26,8 +26,7 @@ def write_features(cfg: FeaturesConfig) -> features.Features:
     out = Path(cfg.out)
     files = [out, out.with_suffix(".csv")] if out.suffix == ".safetensors" else [out]
     for path in files:
-        if path.exists():
-            raise InputError(f"out={path} exists: choose another file, or remove it")
+        evaluation.new_file(path)
     with distributed.session(cfg.device.value) as device:
         encoder = encoders.load_encoder(cfg.checkpoint, cfg.backbone or None).to(device)
         if cfg.projector and encoder.projector is None:
@@ -60,7 +59,6 @@ def write(out: Path, found: features.Features, videos: list[Video]) -> None:
     arrays = {"features": found.features["backbone"].contiguous()}
     if "projector" in found.features:
         arrays["projections"] = found.features["projector"].contiguous()
-    out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".writing_{out.name}")
     if out.suffix == ".npz":
         paths, labels = (np.array(column) for column in zip(*((v.path, v.label or "") for v in videos), strict=True))

@@ -90,6 +90,8 @@ def view_outputs(
     """
     rows = range(len(videos)) if rows is None else rows
     own = [rows[i] for i in range(distributed.rank(), len(rows), distributed.world_size())]
+    if not own:
+        return
     dataset = EvaluationDataset(
         videos,
         clips_per_video=views.clips_per_video,

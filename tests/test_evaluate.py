@@ -143,6 +143,7 @@ def test_bad_input_is_refused(weights: Path, videos: Path, tmp_path: Path) -> No
         ([f"test={videos / 'val.csv'}", "k=0"], "k \\(0\\) must be at least 1"),
         ([f"test={videos / 'val.csv'}", "shots=[0]"], "shots .* must be numbers of at least 1"),
         ([f"test={videos / 'val.csv'}", f"out={weights}"], "exists: choose another file"),
+        ([f"test={videos / 'val.csv'}", f"out={weights}/x.json"], "cannot be written: give out="),
     ):
         with pytest.raises(InputError, match=message):
             evaluate(compose_program("evaluate", EvaluateConfig, *options, *extra))

@@ -16,8 +16,8 @@ from torch import nn
 
 import sce_video
 from sce_video import checkpoint, export, weight_files
-from sce_video.config import ExportConfig, Format
 from sce_video.errors import InputError
+from sce_video.evaluation_config import ExportConfig, Format
 from sce_video.models import backbones
 from sce_video.models.encoder import MLP
 
