@@ -76,8 +76,10 @@ def extract_all(
             title=title,
         ):
             failures += failed
-            for store, own in zip(active, output.split(network.widths, dim=-1) if rows else (), strict=bool(rows)):
-                store.add(rows, own)
+            if rows:
+                parts = output.split([sum(pair) for pair in network.widths], dim=-1)
+                for store, part, pair in zip(active, parts, network.widths, strict=True):
+                    store.add(rows, *part.split(pair, dim=-1))
     finally:
         for store in active:
             store.write()
@@ -85,19 +87,19 @@ def extract_all(
 
 
 class _SideBySide:
-    """Clips -> all encoders' features and projections in one row; `widths` is known after the first batch."""
+    """Clips -> all encoders' features and projections in one row; `widths` holds a pair per encoder after a batch."""
 
     def __init__(self, encoders: Sequence[FrozenEncoder]) -> None:
         self.encoders = encoders
-        self.widths: list[int] = []
+        self.widths: list[tuple[int, int]] = []
 
     def __call__(self, clips: Tensor) -> Tensor:
-        outputs = []
+        outputs: list[Tensor] = []
         for encoder in self.encoders:
             features = encoder(clips)
-            projections = [] if encoder.projector is None else [encoder.project(features)]
-            outputs.append(torch.cat([features, *projections], dim=1))
-        self.widths = [output.shape[1] for output in outputs]
+            outputs += [features, features[:, :0] if encoder.projector is None else encoder.project(features)]
+        widths = [output.shape[1] for output in outputs]
+        self.widths = list(zip(widths[::2], widths[1::2], strict=True))
         return torch.cat(outputs, dim=1)
 
 
@@ -127,11 +129,10 @@ class Store:
         """Return the rows that have to be decoded."""
         return set(range(len(self.videos))) - self.everywhere
 
-    def add(self, rows: list[int], output: Tensor) -> None:
-        """Take outputs [len(rows), views, features + projections]."""
+    def add(self, rows: list[int], features: Tensor, projections: Tensor) -> None:
+        """Take features and projections [len(rows), views, ...]; projections of width 0 where there is no projector."""
         summary = {}
-        width = self._feature_width(output.shape[-1])
-        for name, piece in (("backbone", output[..., :width]), ("projector", output[..., width:])):
+        for name, piece in (("backbone", features), ("projector", projections)):
             if piece.shape[-1]:
                 summary[name] = piece.mean(dim=1)
                 summary[f"{name}_1_view"] = piece[:, self.views.middle].clone()
@@ -172,9 +173,3 @@ class Store:
             parts += [part for tensors, _, _ in shares if (part := tensors[kind]) is not None]
             features[kind] = torch.cat(parts)[order]
         return Features(features, sorted(rows), failures, len(new_rows))
-
-    def _feature_width(self, total: int) -> int:
-        if self.encoder.projector is None:
-            return total
-        last = [parameter for parameter in self.encoder.projector.parameters() if parameter.dim() == 2][-1]
-        return total - last.shape[0]
