@@ -18,6 +18,14 @@ from sce_video.data.media import FORMATS, DecodeError, check_media
 MAX_PIXELS = 4096 * 2304  # of a frame; larger ones are refused before they can fill the memory
 
 
+class NoVideo(DecodeError):
+    """The container holds no video stream."""
+
+
+class TooLarge(DecodeError):
+    """A frame has more pixels than allowed."""
+
+
 class Probe(NamedTuple):
     """What the container and the first frame say; None for what they do not.
 
@@ -61,12 +69,12 @@ def opened(path: str, *, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, An
     try:
         with av.open(os.path.realpath(path), options=whitelists, **lenient) as container:
             if not container.streams.video:
-                raise DecodeError(f"{path}: no video stream in it")
+                raise NoVideo(f"{path}: no video stream in it")
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > max_pixels:
-                raise DecodeError(f"{path}: {width}x{height} pixels are more than the {max_pixels} allowed")
+                raise TooLarge(f"{path}: {width}x{height} pixels are more than the {max_pixels} allowed")
             stream.codec_context.options = {"max_pixels": str(max_pixels)}  # a stream may grow on the way
             yield container, stream
     except (av.FFmpegError, OSError) as error:
@@ -129,5 +137,6 @@ def seconds_of(container: Any, stream: Any) -> float | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, at most 200 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Return what an error says, without number and file name where it has them: one line, at most 200 characters."""
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0][:200]
