@@ -14,6 +14,7 @@ from typing import NamedTuple
 from sce_video.errors import InputError
 
 SPACE = " \t\r\n"
+LONGEST_LINE = 20_000  # characters; a path has at most 4,096 bytes
 
 
 class Entry(NamedTuple):
@@ -33,6 +34,8 @@ def lines_of(path: str | Path) -> Iterator[tuple[str, str]]:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
             for number, line in enumerate(file, start=1):
                 where = f"{path}:{number}"
+                if len(line) > LONGEST_LINE:
+                    raise InputError(f"{where}: a line of {len(line):,} characters: this is no list of videos")
                 if "\0" in line:
                     raise InputError(f"{where}: NUL bytes: not a list in plain text; save it as UTF-8")
                 if line.strip(SPACE):
@@ -47,7 +50,7 @@ def inside(name: str, root: str | Path, where: str) -> str:
     Raises InputError (with `where`) for addresses, protocols of decoders, and paths that leave `root`.
     """
     if not name or "\0" in name or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
-        raise InputError(f"{where}: {name!r} is not a file path; write ./{name} if a file has this name"[:500])
+        raise InputError(f"{where}: {name!r} is not a file path; write ./ before a file's name")
     base = os.path.abspath(root)
     relative = os.path.relpath(os.path.normpath(os.path.join(base, name)), base)
     if relative == ".." or relative.startswith("../"):

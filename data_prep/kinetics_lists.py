@@ -101,6 +101,8 @@ def _clip(row: dict[str, str], where: str) -> Clip:
     split = SPLITS.get(row["split"].strip().lower())
     if split is None:
         raise InputError(f"{where}: split {row['split']!r} is not one of {', '.join(SPLITS)}")
+    if "\0" in row.get("label", ""):
+        raise InputError(f"{where}: NUL bytes in the label: save the list as UTF-8")
     return Clip(name, seconds[0], seconds[1], split, row.get("label", "").strip() or None, where)
 
 

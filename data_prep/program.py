@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from endings import printable
+
 from sce_video.errors import InputError
 
 EXIT_BAD_INPUT = 2
@@ -60,5 +62,5 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except InputError as error:
-        print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)

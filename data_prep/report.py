@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from endings import printable
 from measured import measure, table_of
 from written import csv_text, write_all
 
@@ -58,7 +59,7 @@ class Report:
         files.update(extra or {})
         files["summary.json"] = json.dumps(summary, indent=1) + "\n"
         new = write_all(files, out)
-        print("\n".join(lines_of_summary(summary)))
+        print("\n".join(printable(line) for line in lines_of_summary(summary)))
         same = f", {len(files) - len(new)} were there already and equal" if len(new) < len(files) else ""
         print(f"{len(new)} files written to {out}{same}: {' '.join(files)}")
 
