@@ -5,7 +5,7 @@
 | ok              | every frame that is to be shown decodes                                                    |
 | short           | so does it, but there are few frames                                                       |
 | truncated       | it breaks off, or is damaged from some frame on: only frames [0, `frames`) are sound       |
-| no video stream | a container without a video stream, or with a still picture only (a sound file's cover)    |
+| no video stream | a container of sound or something else                                                    |
 | unreadable      | missing, not permitted, no frame comes out, frames change their size, the decoder crashes  |
 | not a video     | its first bytes are not those of a video container: empty, text, a web page, a zip file    |
 | hang            | the decoder made no progress for the time allowed                                          |
