@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from found import find_videos
-from kinetics_lists import SPLITS, Clip
+from kinetics_lists import SPLITS, YOUTUBE_ID, Clip
 
 from sce_video.errors import InputError
 
@@ -48,7 +48,7 @@ class ClipFiles:
     def _remember(self, root: str, name: str) -> None:
         path = os.path.join(root, name)
         stem = os.path.splitext(os.path.basename(name))[0]
-        form = re.fullmatch(r"([A-Za-z0-9_-]{11})(?:_(\d+)_(\d+))?", stem)
+        form = re.fullmatch(rf"({YOUTUBE_ID})(?:_(\d+)_(\d+))?", stem)
         if form is None:
             self._others.append(path)
             return

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from sce_video.errors import InputError
 
 COLUMNS = ("youtube_id", "time_start", "time_end", "split")
+YOUTUBE_ID = r"[A-Za-z0-9_-]{11}"
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -87,7 +88,7 @@ def _rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
 
 def _clip(row: dict[str, str], where: str) -> Clip:
     name = row["youtube_id"]
-    if not re.fullmatch(r"[A-Za-z0-9_-]{11}", name):
+    if not re.fullmatch(YOUTUBE_ID, name):
         raise InputError(
             f"{where}: youtube_id {name!r} is not 11 letters, digits, - or _ (did a spreadsheet change it?)"
         )

@@ -186,6 +186,20 @@ def test_other_lists_are_left_out(tmp_path: Path) -> None:
     assert [video.label for video in manifest.read(tmp_path / "out/train.csv")] == ["massaging person's head"]
 
 
+def test_only_the_videos_of_given_ids_are_kept(tmp_path: Path) -> None:
+    small(tmp_path, "-bc_efghijk.mp4", "_bcdefghijk.mp4", "A_000027_00.mp4")
+    (tmp_path / "ids.txt").write_text("-bc_efghijk\r\nA_000027_00\r\nnotinalist1\r\n")
+    notes = prepare(tmp_path, "--only", tmp_path / "ids.txt")
+    assert "2 of 3 listed clips were kept (--only); 1 of 3 ids are in no list" in notes
+    assert [video.label for video in manifest.read(tmp_path / "out/train.csv")] == ["arm wrestling"]
+    (tmp_path / "ids.txt").write_text("-bc_efghijk\n\n-bc_efghijk_000027_000037.mp4\n")
+    with pytest.raises(InputError, match="ids.txt:3: .* is no YouTube id"):
+        prepare(tmp_path, "--only", tmp_path / "ids.txt")
+    (tmp_path / "ids.txt").write_text("notinalist1\n")
+    with pytest.raises(InputError, match="none of the 3 listed clips has one of the 1 ids"):
+        prepare(tmp_path, "--only", tmp_path / "ids.txt")
+
+
 def test_several_folders_and_one_inside_another(tmp_path: Path) -> None:
     small(tmp_path, "train/-bc_efghijk.mp4", "train/_bcdefghijk.mp4", "val/A_000027_00.mp4")
     assert not any(
