@@ -40,11 +40,16 @@ def missing_texts(clips: Sequence[Clip]) -> dict[str, str]:
 
 
 def leave_out(clips: Sequence[Clip], lists: Sequence[str]) -> tuple[list[Clip], list[str]]:
-    """Return the clips of videos that the other lists do not name, whatever their seconds, and a sentence about it."""
+    """Return the clips of videos that the other lists do not name, whatever their seconds, and a sentence about it.
+
+    Raises InputError if none is left.
+    """
     if not lists:
         return list(clips), []
     others = {clip.youtube_id for path in lists for clip in read_list(path)}
     kept = [clip for clip in clips if clip.youtube_id not in others]
+    if not kept:
+        raise InputError(f"all {len(clips)} listed clips are of videos in {', '.join(lists)}: --without leaves none")
     return kept, [f"{len(clips) - len(kept)} clips were left out: their videos are in {', '.join(lists)} (--without)"]
 
 

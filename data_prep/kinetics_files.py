@@ -103,7 +103,7 @@ class ClipFiles:
             (self._copies, "files are further copies of a clip and were not taken"),
             (sorted(set(self._other_seconds)), "files are other seconds of a listed video and were not taken"),
             (sorted(set(files) - known), "videos are in none of the lists"),
-            (sorted(self._others), "videos are not named as clips of Kinetics"),
+            (sorted(set(self._others)), "videos are not named as clips of Kinetics"),
         ]
         return self._notes + [f"{len(group)} {text}, e.g. {group[0]!r}" for group, text in groups if group]
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
-from endings import printable
+from endings import printable, told
 
 from sce_video.errors import InputError
 
 EXIT_BAD_INPUT = 2
+EXIT_BROKEN_PIPE = 141  # as a shell has it
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -60,7 +62,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names may be any bytes
     try:
-        main(sys.argv[1:])
+        with told():
+            main(sys.argv[1:])
+            sys.stdout.flush()
     except InputError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+    except BrokenPipeError:  # `| head`: everything was written before it was printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_BROKEN_PIPE)

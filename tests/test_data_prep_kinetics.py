@@ -184,6 +184,8 @@ def test_other_lists_are_left_out(tmp_path: Path) -> None:
     notes = prepare(tmp_path, "--without", tmp_path / "k400_val.csv")
     assert "1 clips were left out" in notes[0]
     assert [video.label for video in manifest.read(tmp_path / "out/train.csv")] == ["massaging person's head"]
+    with pytest.raises(InputError, match="all 3 listed clips are of videos in .*list.csv: --without leaves none"):
+        prepare(tmp_path, "--without", tmp_path / "list.csv")
 
 
 def test_only_the_videos_of_given_ids_are_kept(tmp_path: Path) -> None:

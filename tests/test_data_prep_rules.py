@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -50,6 +51,19 @@ def test_help_shows_a_command_first(path: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     first = [line for line in result.stdout.splitlines() if line][1]
     assert first.startswith(f"python data_prep/{path.name} ")
+
+
+def test_a_reader_that_stops_early_gets_whole_lists(tmp_path: Path) -> None:
+    """`... | head -0`: no traceback, and everything is written."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/a.mp4").touch()
+    command = [sys.executable, str(ROOT / "data_prep/folder.py"), "--videos", "videos", "--out", "out"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    result = subprocess.run(command, cwd=tmp_path, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write_end)
+    assert (result.returncode, result.stderr) == (141, "")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["all.csv", "summary.json"]
 
 
 def test_commands_of_the_readme_name_programs_and_options_that_exist() -> None:
