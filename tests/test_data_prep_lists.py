@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hmdb51
+import lists
 import pytest
 import ucf101
 from conftest import ROOT, SHARED
@@ -280,3 +281,13 @@ def test_help_shows_commands_first(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             main(["--help"])
         assert f"\n\npython data_prep/{name}.py " in capsys.readouterr().out[:200]
+
+
+def test_our_own_tables_pass_through_lists(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    table = tmp_path / "all.csv"
+    table.write_text('label,path\r\n"walk, fast",a.mp4\r\n')
+    assert lists.read_list(table, tmp_path) == [Entry("a.mp4", "walk, fast", f"{table}:2")]
+    table.write_text("label,path\nwalk,sub/../../a.mp4\n")
+    with pytest.raises(InputError, match="all.csv:2: .* leads out of"):
+        lists.read_list(table, tmp_path)
