@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sce_video/__init__.py").read_text()).group(1)
 EXPORT = ["safetensors>=0.4.3", "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+PREP = ["jinja2>=3.1", "pyarrow>=17"]
+CLUSTER = ["submitit>=1.5.2"]
 
 setup(
     name="sce_video",
@@ -42,8 +44,12 @@ setup(
         "search": ["faiss-cpu>=1.8"],
         "evaluation": ["scikit-learn>=1.5"],
         "export": EXPORT,
+        "prep": PREP,
+        "cluster": CLUSTER,
         "dev": [
             *EXPORT,
+            *PREP,
+            *CLUSTER,
             "tensorboard>=2.17",
             "faiss-cpu>=1.8",
             "scikit-learn>=1.5",

@@ -26,13 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .crops import short_side
-from .media import DecodeError, check_media
+from .media import FORMATS, DecodeError, check_media
 
 __all__ = ["DECODERS", "FORMATS", "DecodeError", "FrameReader", "check_media", "open_video"]
 
 DECODERS = ("auto", "decord", "pyav")
-# The demuxers that PyAV may use, by FFmpeg's names: media containers, nothing that refers to other files.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
 
 
 def open_video(path: str, decoder: str = "auto") -> FrameReader:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import stat
 
+# The demuxers that PyAV may use, by FFmpeg's names: media containers, nothing that refers to other files.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
+
 
 class DecodeError(RuntimeError):
     """This file cannot be read as a video; the message says why and names it."""

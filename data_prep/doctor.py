@@ -1,0 +1,129 @@
+"""Look at every video of a manifest before training does, and leave out what is broken.
+
+python data_prep/doctor.py train.csv --out health/train
+python data_prep/doctor.py /data/videos --out health/videos --quick --jobs 8
+python data_prep/doctor.py train.csv --out health/train --num-shards 64 --shard-index auto    # in a job array, then:
+python data_prep/doctor.py merge health/train
+
+Every file is decoded in a worker process that may hang or crash. Killed, it goes on where it was when started again.
+In the folder of --out: health.csv (and health.parquet) with a row per file, clean.csv to train on, quarantine.csv with
+path, status and reason, summary.html. The videos are only read. Statuses: see examine.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import health
+import program
+from endings import printable, told
+from examine import STATUSES, examine
+from journal import Row
+from parts import Job
+from shards import add_arguments, shard_of
+from workers import Failure, in_workers
+
+from sce_video.data import manifest
+
+PROGRAM = "doctor.py"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the program with the arguments of its command line."""
+    with told():
+        if arguments[:1] == ["merge"]:
+            options = program.parser(__doc__)
+            options.add_argument("out", type=Path, help="the folder that the shards were given as --out")
+            finish(Job.load(options.parse_args(arguments[1:]).out, PROGRAM))
+        else:
+            check(arguments)
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Examine one shard of a manifest; with a single shard write the results too."""
+    parser = program.parser(__doc__)
+    parser.add_argument("manifest", help="a .csv with the column path, a list of videos, or a folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new, or one to go on with")
+    parser.add_argument(
+        "--root", metavar="FOLDER", help="where relative paths of the manifest start (default: beside it)"
+    )
+    parser.add_argument("--quick", action="store_true", help="count packets and decode frames at 3 places only")
+    parser.add_argument(
+        "--hang-seconds", type=float, default=30.0, help="no progress for so long is a hang (default: 30)"
+    )
+    parser.add_argument("--min-frames", type=program.positive, default=8, help="fewer make a video short (default: 8)")
+    parser.add_argument(
+        "--drop-short", action="store_true", help="put short videos into quarantine, not into clean.csv"
+    )
+    add_arguments(parser)
+    given = parser.parse_args(arguments)
+    shard = shard_of(given)
+    items = items_of(manifest.read(given.manifest, given.root))
+    plan = {name: getattr(given, name) for name in ("quick", "hang_seconds", "min_frames", "drop_short")}
+    job = Job(given.out, PROGRAM, items, plan, shard.count)
+    looked = partial(examine, quick=given.quick, min_frames=given.min_frames)
+    if not job.run(shard, lambda left: _examined(left, looked, given.jobs, given.hang_seconds)):
+        print(f"shard {shard.name}: was done before", file=sys.stderr)
+    if shard.count == 1:
+        finish(job)
+    else:
+        again = f"python data_prep/{PROGRAM} merge {printable(str(given.out))}"
+        print(f"shard {shard.name} is done; when all are: {again}")
+
+
+def items_of(videos: Sequence[manifest.Video]) -> list[Row]:
+    """Return an item per file: `id` (its path), `labels` (the distinct ones) and `listed` (how many rows name it)."""
+    items: dict[str, Row] = {}
+    for video in videos:
+        path = os.path.normpath(video.path)
+        item = items.setdefault(path, {"id": path, "labels": [], "listed": 0})
+        item["listed"] += 1
+        if video.label not in item["labels"]:
+            item["labels"].append(video.label)
+    return list(items.values())
+
+
+def _examined(left: Sequence[Row], looked: Any, jobs: int, hang_seconds: float) -> Iterator[Row]:
+    """Yield a row for each item, and say every ten seconds how far it is."""
+    begun = said = time.monotonic()
+    bad = 0
+    paths = [item["id"] for item in left]
+    for done, (path, row) in enumerate(in_workers(looked, paths, jobs=jobs, silence_seconds=hang_seconds), start=1):
+        if isinstance(row, Failure):
+            status = "hang" if row.kind == "hang" else "unreadable"
+            row = {"id": path, "status": status, "reason": row.reason}
+        bad += row["status"] not in ("ok", "short")
+        yield row
+        if time.monotonic() - said > 10:
+            said = time.monotonic()
+            rate = done / (said - begun)
+            print(
+                f"{done} of {len(paths)} files, {bad} bad, {rate:.1f} files/s, "
+                f"about {(len(paths) - done) / rate / 60:.0f} minutes left",
+                file=sys.stderr,
+            )
+
+
+def finish(job: Job) -> None:
+    """Join the shards, write the results and say what was found."""
+    options = job.plan["options"]
+    rows = job.merge()
+    bad = health.write(job.out, job.items, rows, drop_short=options["drop_short"], quick=options["quick"])
+    counts = Counter(row["status"] for row in rows)
+    print(f"{len(rows)} files: " + ", ".join(f"{counts[name]} {name}" for name in STATUSES if counts[name]))
+    for row in bad[:20]:
+        print(f"  {row['status']}: {printable(row['path'])}: {row['reason']}")
+    if len(bad) > 20:
+        print(f"  and {len(bad) - 20} more")
+    print(f"train on {printable(str(job.out / 'clean.csv'))}; the rest is in quarantine.csv, all of it in summary.html")
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,254 @@
+"""One file's health: decode it as training would and say in one word what is wrong with it.
+
+| status          | meaning                                                                                    |
+|-----------------|--------------------------------------------------------------------------------------------|
+| ok              | every frame that is to be shown decodes                                                    |
+| short           | so does it, but there are few frames                                                       |
+| truncated       | it breaks off, or is damaged from some frame on: only frames [0, `frames`) are sound       |
+| no video stream | a container of sound or something else                                                    |
+| unreadable      | missing, not permitted, no frame comes out, frames change their size, the decoder crashes  |
+| not a video     | its first bytes are not those of a video container: empty, text, a web page, a zip file    |
+| hang            | the decoder made no progress for the time allowed                                          |
+| refused         | would make a decoder open other files or the network, is no regular file, or is too large  |
+
+The last word is a forward decode, by which the readers of `sce_video.data.decode` are defined. Headers may promise two or
+three frames more than there are (AVI files with packed B-frames); that alone is no fault.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import stat
+import time
+from typing import Any
+
+import av
+from endings import printable
+from probe import NoVideo, TooLarge, first_line, opened, rotation_of, seconds_of
+from workers import Alive
+
+from sce_video.data.media import DecodeError, check_media
+
+STATUSES = ("ok", "short", "truncated", "no video stream", "unreadable", "not a video", "hang", "refused")
+# Files that name other files: HLS, ffconcat, DASH, SDP, PLS, ASX, SMIL.
+PLAYLIST = re.compile(
+    rb"(?s)(\xef\xbb\xbf)?\s*(#EXTM3U|#?ffconcat|\[playlist\]|v=0|<asx|<smil|<MPD|<\?xml.*<(MPD|smil))", re.I
+)
+SAMPLE_FRAMES = 8  # decoded at each of three places by a quick look
+
+Row = dict[str, Any]
+
+
+def examine(path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
+    """Return the health of a file: `id`, `status`, `reason` and what could be measured (see `measured`).
+
+    quick: count packets and decode some frames at the start, the middle and the end instead of all.
+    """
+    strike(path)
+    row: Row = {"id": path}
+    try:
+        check_media(path)
+    except DecodeError as error:
+        return {**row, "status": status_at_the_gate(path), "reason": without(path, error)}
+    try:
+        row["bytes"], row["sha256"] = os.path.getsize(path), sha256_of(path, alive)
+        with opened(path) as (container, stream):
+            found = Frames(stream)
+            try:
+                (found.sample if quick else found.decode)(container, alive)
+            except (av.FFmpegError, OSError, MemoryError) as error:
+                found.broken = first_line(error)
+            row.update(measured(container, stream, found))
+    except NoVideo as error:
+        return {**row, "status": "no video stream", "reason": without(path, error)}
+    except TooLarge as error:
+        return {**row, "status": "refused", "reason": without(path, error)}
+    except (DecodeError, OSError) as error:
+        return {**row, "status": "unreadable", "reason": without(path, error)}
+    row["status"], row["reason"] = verdict(row, found, path, min_frames)
+    return row
+
+
+class Frames:
+    """What came out of a stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.count = 0  # sound ones from the first on; with `sample`, packets of frames to be shown
+        self.hidden = 0
+        self.times: list[int] = []
+        self.interval = self._since_key = 0
+        self.first: Any = None
+        self.broken = ""
+
+    def _packet(self, packet: Any) -> None:
+        if packet.size:
+            self._since_key = 1 if packet.is_keyframe else self._since_key + 1
+            self.interval = max(self.interval, self._since_key)
+            self.hidden += packet.is_discard
+
+    def _frame(self, frame: Any) -> None:
+        if self.first is None:
+            self.first = frame
+        if frame.is_corrupt:
+            self.broken = "the decoder says that it is damaged"
+        elif (frame.width, frame.height) != (self.first.width, self.first.height):
+            self.broken = f"it is {frame.width}x{frame.height}, the first is {self.first.width}x{self.first.height}"
+
+    def decode(self, container: Any, alive: Alive) -> None:
+        """Decode all, up to the first fault."""
+        for packet in container.demux(self.stream):
+            self._packet(packet)
+            for frame in packet.decode():
+                self._frame(frame)
+                if self.broken:
+                    return
+                self.count += 1
+                if frame.pts is not None:
+                    self.times.append(frame.pts)
+                alive()
+
+    def sample(self, container: Any, alive: Alive) -> None:
+        """Pass over all packets, then decode a few frames at the start, the middle and the end."""
+        keys = []
+        for packet in container.demux(self.stream):
+            self._packet(packet)
+            if packet.size and packet.is_corrupt:
+                self.broken = "its packet is cut short"
+                break
+            if packet.size and not packet.is_discard:
+                self.count += 1
+                if packet.pts is not None:
+                    self.times.append(packet.pts)
+                    keys += [packet.pts] if packet.is_keyframe else []
+            alive()
+        self.times.sort()
+        for time_wanted in dict.fromkeys([None, keys[len(keys) // 2], keys[-1]] if keys else [None]):
+            container.seek(time_wanted or 0, stream=self.stream if time_wanted else None)
+            for number, frame in enumerate(container.decode(self.stream)):
+                self._frame(frame)
+                alive()
+                if self.broken or number + 1 == SAMPLE_FRAMES:
+                    break
+
+
+def measured(container: Any, stream: Any, found: Frames) -> Row:
+    """Return the columns about the stream; seconds are presentation times, `end_seconds` is the last frame's end."""
+    rate = stream.average_rate or stream.guessed_rate
+    row: Row = {
+        "container": container.format.name,
+        "codec": stream.codec_context.name,
+        "fps": round(float(rate), 6) if rate else None,
+        "frames": found.count,
+        "frames_promised": stream.frames or None,
+        "frames_hidden": found.hidden,
+        "seconds": _rounded(seconds_of(container, stream)),
+        "key_frame_interval": found.interval,
+        "has_audio": bool(container.streams.audio),
+    }
+    if found.first is not None:
+        turned = rotation_of(found.first)
+        sides = (found.first.width, found.first.height)
+        row["width"], row["height"] = sides[::-1] if turned in (90, 270) else sides
+        row["rotation"], row["pixel_format"] = turned, found.first.format.name
+    times = sorted(found.times)
+    gaps = sorted(later - earlier for earlier, later in zip(times[:-1], times[1:], strict=True))
+    if times:
+        usual = float(1 / rate) if rate else 0.0
+        row["start_seconds"] = _rounded(float(times[0] * stream.time_base))
+        row["end_seconds"] = _rounded(float(times[-1] * stream.time_base) + usual)
+    # Rounding to the time base makes neighbouring gaps differ by one tick, packed B-frames leave one gap of two frames.
+    row["variable_rate"] = len(gaps) > 4 and gaps[-2] > 1.5 * gaps[1]
+    return row
+
+
+def verdict(row: Row, found: Frames, path: str, min_frames: int) -> tuple[str, str]:
+    """Return status and reason for a file that could be opened."""
+    if row["fps"] is None:
+        return "unreadable", "its frame rate is not known"
+    if found.first is None:
+        return "unreadable", printable(found.broken) or "no frame in it"
+    promised = (row["frames_promised"] or 0) - row["frames_hidden"]
+    told = f" of {promised}" if promised > 0 else ""
+    if found.broken.startswith("it is"):
+        return "unreadable", f"frames change their size: of frame {row['frames']}{told}, {found.broken}"
+    if found.broken:
+        return "truncated", f"breaks off at frame {row['frames']}{told}: {printable(found.broken)}"
+    if promised - row["frames"] > max(3, promised // 50):
+        return "truncated", f"ends after frame {row['frames']}{told}"
+    if cut := missing_bytes(path):
+        return "truncated", f"the file ends {cut} bytes before its container does"
+    if row["frames"] < min_frames:
+        return "short", f"{row['frames']} frame{'s' * (row['frames'] != 1)}"
+    return "ok", ""
+
+
+def status_at_the_gate(path: str) -> str:
+    """Return the status of a file that `check_media` does not let through."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return "refused"
+        with open(path, "rb") as file:
+            return "refused" if PLAYLIST.match(file.read(4096)) else "not a video"
+    except OSError:
+        return "unreadable"
+
+
+def missing_bytes(path: str) -> int:
+    """Return by how much a Matroska file is shorter than its segment; 0 for other files, or if it does not say.
+
+    Its header promises no number of frames, so that one cut short decodes without an error.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"\x1aE\xdf\xa3":
+            return 0
+        file.seek(_ebml_size(file) or 0, os.SEEK_CUR)
+        if file.read(4) != b"\x18S\x80g":
+            return 0
+        size = _ebml_size(file)
+        return 0 if size is None else max(file.tell() + size - os.path.getsize(path), 0)
+
+
+def _ebml_size(file: Any) -> int | None:
+    """Read a size: the number of leading zero bits tells its length; all ones mean that it is not known."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    extra = 8 - first[0].bit_length()
+    value = int.from_bytes(bytes([first[0] & (0x7F >> extra)]) + file.read(extra), "big")
+    return None if value == (1 << 7 * (extra + 1)) - 1 else value
+
+
+def sha256_of(path: str, alive: Alive) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            alive()
+    return digest.hexdigest()
+
+
+def without(path: str, error: BaseException) -> str:
+    """Return the first line of an error without the path that begins it."""
+    return printable(first_line(error).removeprefix(f"{path}: "))
+
+
+def strike(path: str) -> None:
+    """Hang or crash at files whose name holds `hang` or `crash`: for tests, only with SCE_FAULTS and SCE_ALLOW_FAULTS=1."""
+    if os.environ.get("SCE_ALLOW_FAULTS") != "1" or not os.environ.get("SCE_FAULTS"):
+        return
+    for fault in os.environ["SCE_FAULTS"].split(","):
+        kind, _, name = fault.partition("@")
+        if name == os.path.basename(path):
+            if kind == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            while kind == "hang":
+                time.sleep(60)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

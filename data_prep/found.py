@@ -1,0 +1,137 @@
+"""The video files below a folder, found without opening any, and matched with the rows of a list.
+
+A million files are listed in seconds: only folders are read. Linked folders are not followed (a link can lead out of the
+data set, or in a circle) but counted, so that nobody misses them; `._*` files of macOS and hidden folders are no videos.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from entries import Entry
+
+from sce_video.data.manifest import VIDEO_SUFFIXES, Video
+from sce_video.errors import InputError
+
+
+class Found(NamedTuple):
+    """Video files below `root` (absolute): their paths relative to it, sorted, and the linked folders passed by."""
+
+    root: str
+    names: list[str]
+    links: list[str]
+
+    def notes(self) -> list[str]:
+        """Return what a user should know about the search, as sentences."""
+        if not self.links:
+            return []
+        return [
+            f"{len(self.links)} linked folders were not searched, e.g. {self.links[0]!r}: give the linked folder itself"
+        ]
+
+
+def find_videos(folder: str | Path) -> Found:
+    """Find the files with a video's ending below `folder`; raises InputError if it is no folder or cannot be read."""
+    root = os.path.abspath(folder)
+    if not os.path.isdir(root):
+        raise InputError(f"--videos {str(folder)!r} is not a folder: give the one that holds the videos")
+    names: list[str] = []
+    links: list[str] = []
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        try:
+            with os.scandir(os.path.join(root, below)) as items:
+                for item in items:
+                    name = os.path.join(below, item.name)
+                    if item.is_dir(follow_symlinks=False):
+                        if not item.name.startswith(".") and item.name != "__MACOSX":
+                            waiting.append(name)
+                    elif is_video_name(item.name) and item.is_file():
+                        names.append(name)
+                    elif item.is_symlink() and item.is_dir():
+                        links.append(name)
+        except OSError as error:
+            raise InputError(f"cannot read {os.path.join(root, below)!r}: {error.strerror}") from error
+    return Found(root, sorted(names), sorted(links))
+
+
+def is_video_name(name: str) -> bool:
+    """Return whether a file name has a video's ending and is not one of macOS's `._` companions."""
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith("._")
+
+
+class Matched(NamedTuple):
+    """Rows whose file is there, rows whose file is not, and the names of the files used."""
+
+    present: list[Video]
+    missing: list[Entry]
+    used: set[str]
+
+
+class Matcher:
+    """Finds the file of a row under its own path, else under its name in any folder and with any video's ending.
+
+    It is for data sets whose file names are unique: so flat folders, other class folders and transcoded copies are found,
+    whatever the case of letters is (`v_HandStandPushups_g01_c01`).
+    """
+
+    def __init__(self, found: Found) -> None:
+        self._root = found.root
+        self._names = set(found.names)
+        self._stems: dict[str, list[str]] = defaultdict(list)
+        for name in found.names:
+            self._stems[_stem(name)].append(name)
+
+    def match(self, entries: Sequence[Entry]) -> Matched:
+        """Split entries into present and missing.
+
+        Raises InputError if only the name fits and several files have it.
+        """
+        present, missing, used = [], [], set()
+        for entry in entries:
+            name = self._find(entry)
+            if name is None:
+                missing.append(entry)
+                continue
+            present.append(Video(os.path.join(self._root, name), entry.label))
+            used.add(name)
+        return Matched(present, missing, used)
+
+    def _find(self, entry: Entry) -> str | None:
+        if entry.name in self._names:
+            return entry.name
+        same = self._stems.get(_stem(entry.name), [])
+        if len(same) > 1:
+            raise InputError(
+                f"{entry.where}: {entry.name!r} could be {same[0]!r} or {same[1]!r} of {self._root!r}: "
+                "give as --videos a folder with one of them"
+            )
+        return same[0] if same else None
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(os.path.basename(name))[0].lower()
+
+
+def refuse_missing(
+    listed: int, missing: Iterable[Entry], root: str, *, allowed: bool, found: Found | None = None
+) -> None:
+    """Raise InputError if no listed video is below `root`, or if some are not and that was not allowed."""
+    absent = list(missing)
+    if not absent or (allowed and len(absent) < listed):
+        return
+    seen = ""
+    if found is not None:
+        seen = (
+            f"it holds {len(found.names)} videos, e.g. {found.names[0]!r}; " if found.names else "it holds no video; "
+        )
+    advice = "finish the download, or add --allow-missing" if len(absent) < listed else "is --videos the right folder?"
+    raise InputError(
+        f"{len(absent)} of {listed} listed videos are not in {root!r}, e.g. {absent[0].name!r} "
+        f"({absent[0].where}); {seen}{advice}"
+    )

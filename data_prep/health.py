@@ -1,0 +1,171 @@
+"""The doctor's results as files: a table, a clean manifest, a quarantine list and a page to look at.
+
+All are functions of the rows alone: no date, no time taken, no machine, so that the same videos give the same bytes
+however the work was split, killed and continued.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from endings import printable
+from examine import STATUSES
+from jinja2 import Environment
+from journal import Row, write_atomically
+from written import csv_text
+
+from sce_video.data.manifest import Video
+
+COLUMNS: dict[str, type] = {
+    "path": str,
+    "status": str,
+    "reason": str,
+    "container": str,
+    "codec": str,
+    "pixel_format": str,
+    "width": int,
+    "height": int,
+    "rotation": int,
+    "fps": float,
+    "variable_rate": bool,
+    "seconds": float,
+    "start_seconds": float,
+    "end_seconds": float,
+    "frames": int,
+    "frames_promised": int,
+    "frames_hidden": int,
+    "key_frame_interval": int,
+    "has_audio": bool,
+    "bytes": int,
+    "sha256": str,
+    "listed": int,  # rows of the manifest that name this file
+}
+SHOWN_AT_MOST = 500  # files in each list of the page
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Health of {{ total }} videos</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: .6em 0 1.6em }
+th, td { text-align: left; padding: .2em .9em .2em 0; border-bottom: 1px solid #ddd; vertical-align: top }
+td.number { text-align: right } td.path { word-break: break-all; font-family: monospace; font-size: 13px }
+</style></head><body>
+<h1>Health of {{ total }} videos</h1>
+<p>{{ kept }} of {{ total }} are in <code>clean.csv</code>, {{ total - kept }} in <code>quarantine.csv</code>.
+The kept ones last {{ hours }} hours and take {{ gigabytes }} GB.
+{% if quick %}Looked at quickly: packets counted, a few frames decoded; damage elsewhere is not seen.{% endif %}
+{% if repeated %}{{ repeated }} rows of the manifest name a file that an earlier row names.{% endif %}</p>
+<table><tr><th>status</th><th>files</th></tr>
+{% for name, count in statuses %}<tr><td>{{ name }}</td><td class="number">{{ count }}</td></tr>
+{% endfor %}</table>
+<h2>What the kept videos are</h2>
+{% for title, counts in figures %}<table><tr><th>{{ title }}</th><th>files</th></tr>
+{% for name, count in counts %}<tr><td>{{ name }}</td><td class="number">{{ count }}</td></tr>
+{% endfor %}</table>
+{% endfor %}
+{% for title, rows in lists if rows %}<h2>{{ title }}: {{ rows|length }}</h2>
+<table><tr><th>file</th><th>status</th><th>reason</th></tr>
+{% for row in rows[:at_most] %}<tr><td class="path">{{ row.path }}</td><td>{{ row.status }}</td><td>{{ row.reason }}</td></tr>
+{% endfor %}</table>
+{% if rows|length > at_most %}<p>and {{ rows|length - at_most }} more, see the tables.</p>{% endif %}
+{% endfor %}
+</body></html>
+"""
+
+
+def write(out: Path, items: Sequence[Row], rows: Sequence[Row], *, drop_short: bool, quick: bool) -> list[Row]:
+    """Write health.csv, clean.csv, quarantine.csv, summary.html and, where pyarrow is installed, health.parquet to `out`.
+
+    items: `id` (the path), `labels` (the distinct ones of its rows), `listed` (its rows); rows: of `examine`, same order.
+    Short videos are kept unless drop_short: they decode, a reader repeats their frames, and a test set without them is
+    another test set. Returns the rows of the quarantine.
+    """
+    table = [{**row, "path": row["id"], "listed": item["listed"]} for item, row in zip(items, rows, strict=True)]
+    good = ("ok",) if drop_short else ("ok", "short")
+    bad = [row for row in table if row["status"] not in good]
+    videos = [
+        Video(item["id"], label)
+        for item, row in zip(items, rows, strict=True)
+        for label in item["labels"]
+        if row["status"] in good
+    ]
+    write_atomically(out / "health.csv", _csv(COLUMNS, table))
+    write_atomically(out / "quarantine.csv", _csv(("path", "status", "reason"), bad))
+    write_atomically(out / "clean.csv", csv_text(videos, out).encode("utf-8", "surrogateescape"))
+    write_atomically(out / "summary.html", _page(table, bad, quick=quick).encode())
+    if importlib.util.find_spec("pyarrow") is not None:
+        write_atomically(out / "health.parquet", _parquet(table))
+    return bad
+
+
+def _csv(columns: Iterable[str], rows: Sequence[Row]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    names = list(columns)
+    writer.writerow(names)
+    writer.writerows([["" if row.get(name) is None else row[name] for name in names] for row in rows])
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _parquet(rows: Sequence[Row]) -> bytes:
+    """As the CSV; a name that is no UTF-8 has its odd bytes as \\x escapes here, for Parquet holds text only."""
+    import pyarrow
+    import pyarrow.parquet
+
+    kinds = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
+    told = [
+        {**row, "path": "".join(printable(char) if "\udc80" <= char <= "\udcff" else char for char in row["path"])}
+        for row in rows
+    ]
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(told, schema=schema), buffer)
+    return buffer.getvalue()
+
+
+def _page(table: Sequence[Row], bad: Sequence[Row], *, quick: bool) -> str:
+    paths = {row["path"] for row in bad}
+    kept = [row for row in table if row["path"] not in paths]
+    counts = Counter(row["status"] for row in table)
+    odd = {
+        "turned": sum(bool(row.get("rotation")) for row in kept),
+        "variable frame rate": sum(bool(row.get("variable_rate")) for row in kept),
+        "frames hidden by an edit list": sum(bool(row.get("frames_hidden")) for row in kept),
+        "key frames more than 64 frames apart (slow to read, see shrink.py)": sum(
+            row.get("key_frame_interval", 0) > 64 for row in kept
+        ),
+    }
+    figures = [
+        ("frame size", _most(f"{row['width']} x {row['height']}" for row in kept)),
+        ("frames per second", _most(f"{row['fps']:.3f}".rstrip("0").rstrip(".") for row in kept)),
+        ("codec, pixel format", _most(f"{row['codec']}, {row['pixel_format']}" for row in kept)),
+        ("worth knowing", [(name, count) for name, count in odd.items() if count]),
+    ]
+    shown = [{**row, "path": printable(row["path"])} for row in bad]
+    short = [{**row, "path": printable(row["path"])} for row in kept if row["status"] == "short"]
+    # Names of files are hostile text: everything is escaped, and the page may load and run nothing.
+    template = Environment(autoescape=True).from_string(PAGE)
+    return template.render(
+        total=len(table),
+        kept=len(kept),
+        hours=f"{sum(row.get('seconds') or 0 for row in kept) / 3600:.2f}",
+        gigabytes=f"{sum(row['bytes'] for row in kept) / 1e9:.3f}",
+        quick=quick,
+        repeated=sum(row["listed"] - 1 for row in table),
+        statuses=[(name, counts[name]) for name in STATUSES],
+        figures=[(title, found) for title, found in figures if found],
+        lists=[("In quarantine", shown), ("Short, kept", short)],
+        at_most=SHOWN_AT_MOST,
+    )
+
+
+def _most(values: Iterable[Any]) -> list[tuple[str, int]]:
+    counts = sorted(Counter(values).items(), key=lambda pair: (-pair[1], pair[0]))
+    return counts[:12] + ([("others", sum(count for _, count in counts[12:]))] if counts[12:] else [])

@@ -1,0 +1,147 @@
+"""Work on many files that may be split over machines, killed at any moment, and joined to the same bytes.
+
+The items of a job (dicts with a unique `id`, usually a path) and its options are its plan. Which shard has which items:
+`shards.Shard`. Under `OUT/shards/`:
+
+    plan.json                    program, options, number of shards, digest of the items
+    items.jsonl                  the items in order, one per line
+    journal-00001-of-00004.jsonl rows done so far, appended one by one, each line with its checksum (while working)
+    part-00001-of-00004.jsonl    all rows of a shard and their digest; renamed into place when complete
+
+A killed shard goes on from its journal, a line cut in half is dropped. `merge` reads the parts, insists that every item
+has exactly one row, and returns the rows in the order of the items: the same whatever the number of shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from journal import Journal, Row, line_of, write_atomically
+from shards import Shard
+
+from sce_video.errors import InputError
+
+
+class Job:
+    """The plan and the shards of one job in the folder `out`.
+
+    program and options: what must be the same in every run on this folder, e.g. {"quick": False}; plain values.
+    items: what there is to do; each with an `id` of its own.
+
+    Raises InputError when `out` holds something else, or was begun with other items, options or number of shards.
+    """
+
+    def __init__(
+        self, out: Path, program: str, items: Sequence[Row], options: Mapping[str, Any], num_shards: int
+    ) -> None:
+        self.out, self.folder, self.items = out, out / "shards", list(items)
+        self.plan: Row = {
+            "program": program,
+            "options": dict(options),
+            "num_shards": num_shards,
+            "items": len(self.items),
+        }
+        lines = b"".join(map(line_of, self.items))
+        self.plan["items_sha256"] = hashlib.sha256(lines).hexdigest()
+        twice = _doubled([item["id"] for item in self.items])
+        if twice:
+            raise InputError(f"{len(twice)} items occur more than once, e.g. {twice[0]}")
+        if (self.folder / "plan.json").exists():
+            self._compare(json.loads((self.folder / "plan.json").read_bytes()))
+            return
+        if out.exists() and (not out.is_dir() or any(entry.name != "shards" for entry in out.iterdir())):
+            raise InputError(f"{out} is there and was not made by {program}: give a new or empty folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "items.jsonl", lines)
+        write_atomically(self.folder / "plan.json", line_of(self.plan))
+
+    @classmethod
+    def load(cls, out: Path, program: str) -> Job:
+        """Return the job that was begun in `out` by `program`; InputError if there is none."""
+        try:
+            plan = json.loads((out / "shards/plan.json").read_bytes())
+            items = [json.loads(line) for line in (out / "shards/items.jsonl").read_bytes().splitlines()]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{out} is no folder of {program}: it has no readable shards/plan.json") from error
+        if plan["program"] != program:
+            raise InputError(f"{out} was made by {plan['program']}, not by {program}")
+        return cls(out, program, items, plan["options"], plan["num_shards"])
+
+    def _compare(self, old: Row) -> None:
+        if old == self.plan:
+            return
+        there, here = ({**plan, **plan["options"], "options": None} for plan in (old, self.plan))
+        names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+        told = ", ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in names)
+        raise InputError(f"{self.out} was begun with other settings ({told}): give another --out or the same settings")
+
+    def part(self, shard: Shard) -> Path:
+        """Where the finished rows of a shard are."""
+        return self.folder / f"part-{shard.name}.jsonl"
+
+    def run(self, shard: Shard, work: Callable[[list[Row]], Iterable[Row]]) -> bool:
+        """Do what is left of a shard; return False if nothing was.
+
+        work: takes items and yields one row for each, in any order, with the item's `id`. A row is kept as soon as it is
+        yielded. Raises InputError if another process is at this shard.
+        """
+        if self.part(shard).exists() and _read_part(self.part(shard)) is not None:
+            return False
+        journal = self.folder / f"journal-{shard.name}.jsonl"
+        own = [item for item in self.items if shard.holds(item["id"])]
+        with Journal(journal) as kept:
+            done = {row["id"]: row for row in kept.rows}
+            for row in work([item for item in own if item["id"] not in done]):
+                kept.append(row)
+                done[row["id"]] = row
+            content = b"".join(line_of(done[item["id"]]) for item in own)
+            last = {"rows": len(own), "sha256": hashlib.sha256(content).hexdigest()}
+            write_atomically(self.part(shard), content + line_of(last))
+            journal.unlink()
+        return True
+
+    def merge(self) -> list[Row]:
+        """Return the rows of all items in the order of the items.
+
+        Raises InputError: a shard is missing or damaged, an item has no row or more than one.
+        """
+        paths = sorted(self.folder.glob("part-*.jsonl"))
+        rows: list[Row] = []
+        for path in paths:
+            part = _read_part(path)
+            if part is None:
+                raise InputError(f"{path} is damaged (its digest does not match): run this shard again")
+            rows += part
+        by_id = {row["id"]: row for row in rows}
+        missing = [item["id"] for item in self.items if item["id"] not in by_id]
+        if missing:
+            shards = [Shard(index, self.plan["num_shards"]) for index in range(self.plan["num_shards"])]
+            lost = [str(shard.index) for shard in shards if not self.part(shard).exists()]
+            told = f"run shards {', '.join(lost)} of {len(shards)}" if lost else "run its shard again"
+            raise InputError(f"{len(missing)} of {len(self.items)} items have no row, e.g. {missing[0]}: {told}")
+        twice = _doubled([row["id"] for row in rows])
+        if twice:
+            raise InputError(f"{len(twice)} items have more than one row, e.g. {twice[0]}: remove what was copied in")
+        return [by_id[item["id"]] for item in self.items]
+
+
+def _read_part(path: Path) -> list[Row] | None:
+    """Return the rows of a part; None if it is damaged."""
+    content, _, last = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
+    content = content + b"\n" if content else b""
+    try:
+        told = json.loads(last)
+    except ValueError:
+        return None
+    if not isinstance(told, dict) or told.get("sha256") != hashlib.sha256(content).hexdigest():
+        return None
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def _doubled(ids: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    return [item for item in ids if item in seen or seen.add(item)]  # type: ignore[func-returns-value]

@@ -1,0 +1,142 @@
+"""What a video file says about itself, read in some milliseconds: its packets are counted, only one frame is decoded.
+
+The gate of `sce_video.data.media` stands before the decoder: playlists and other files that name files never reach it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import av
+
+from sce_video.data.media import FORMATS, DecodeError, check_media
+
+MAX_PIXELS = 4096 * 2304  # of a frame; larger ones are refused before they can fill the memory
+
+
+class NoVideo(DecodeError):
+    """The container holds no video stream."""
+
+
+class TooLarge(DecodeError):
+    """A frame has more pixels than allowed."""
+
+
+class Probe(NamedTuple):
+    """What the container and the first frame say; None for what they do not.
+
+    width, height: pixels of a frame with the rotation applied, as `open_video` returns it.
+    rotation: degrees counter-clockwise by which stored frames must be turned: 0, 90, 180 or 270.
+    pixel_aspect: width of a pixel over its height as stored, before the rotation; 1 for square ones.
+    frames: as many as are to be shown; those that an edit list hides are not counted.
+    frames_promised: as many as the header says, hidden ones included; frames_hidden: not shown, by an edit list.
+    seconds: of the video stream, else of the file.
+    key_frame_interval: frames from one key frame to the next at most.
+    """
+
+    container: str
+    codec: str
+    pixel_format: str
+    width: int
+    height: int
+    rotation: int
+    pixel_aspect: Fraction
+    frames_per_second: Fraction | None
+    frames: int
+    frames_promised: int | None
+    frames_hidden: int
+    seconds: float | None
+    key_frame_interval: int
+    has_audio: bool
+    bytes: int
+
+
+@contextmanager
+def opened(path: str, *, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, Any]]:
+    """Open a file behind the gate: yields PyAV's container and its first video stream, which decodes in one thread.
+
+    Raises DecodeError: no video container, no video stream, frames of more than max_pixels, whatever PyAV cannot read,
+    also where the caller reads on from the container.
+    """
+    check_media(path)
+    # Titles that are not UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
+    lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+    whitelists = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    try:
+        with av.open(os.path.realpath(path), options=whitelists, **lenient) as container:
+            if not container.streams.video:
+                raise NoVideo(f"{path}: no video stream in it")
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > max_pixels:
+                raise TooLarge(f"{path}: {width}x{height} pixels are more than the {max_pixels} allowed")
+            stream.codec_context.options = {"max_pixels": str(max_pixels)}  # a stream may grow on the way
+            yield container, stream
+    except (av.FFmpegError, OSError) as error:
+        raise DecodeError(f"{path}: {first_line(error)}") from error
+
+
+def probe(path: str) -> Probe:
+    """Return what a video file says about itself.
+
+    Raises DecodeError, with the path and the reason, if it is no video or its first frame cannot be decoded.
+    """
+    with opened(path) as (container, stream):
+        return _probe(path, container, stream)
+
+
+def _probe(path: str, container: Any, stream: Any) -> Probe:
+    first, shown, hidden, interval, since_key = None, 0, 0, 0, 0
+    for packet in container.demux(stream):
+        if first is None:
+            first = next(iter(packet.decode()), None)
+        if packet.size:
+            since_key = 1 if packet.is_keyframe else since_key + 1
+            interval = max(interval, since_key)
+            hidden += packet.is_discard
+            shown += not packet.is_discard
+    if first is None:
+        raise DecodeError(f"{path}: no frame in it")
+    turned = rotation_of(first)
+    width, height = (first.height, first.width) if turned in (90, 270) else (first.width, first.height)
+    rate = stream.average_rate or stream.guessed_rate
+    return Probe(
+        container=container.format.name,
+        codec=stream.codec_context.name,
+        pixel_format=first.format.name,
+        width=width,
+        height=height,
+        rotation=turned,
+        pixel_aspect=stream.sample_aspect_ratio or Fraction(1),
+        frames_per_second=Fraction(rate) if rate else None,
+        frames=shown,
+        frames_promised=stream.frames or None,
+        frames_hidden=hidden,
+        seconds=seconds_of(container, stream),
+        key_frame_interval=interval,
+        has_audio=bool(container.streams.audio),
+        bytes=os.path.getsize(path),
+    )
+
+
+def rotation_of(frame: Any) -> int:
+    """Return the quarter turns that a decoded frame asks for, in degrees counter-clockwise: 0, 90, 180, 270."""
+    return round(getattr(frame, "rotation", 0) / 90) % 4 * 90
+
+
+def seconds_of(container: Any, stream: Any) -> float | None:
+    """Return the duration of the video stream, else of the file, in seconds; None if the file does not say."""
+    if stream.duration is not None and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration is not None else None
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without number and file name where it has them: one line, at most 200 characters."""
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0][:200]

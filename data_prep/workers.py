@@ -1,0 +1,158 @@
+"""Worker processes that may hang or crash without harm: each file gets an answer, `hang` and `crash` included.
+
+Decoders are native code: some files make them spin for ever or abort the process, and neither can be caught inside it.
+So a worker that has said nothing for a while is killed and replaced, and so is one that died. A file whose worker died is
+tried once more, for a machine short of memory kills innocent processes too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+START_SECONDS = 120.0  # a worker may take this long to start: its imports may come over a slow network
+MEMORY_BYTES = 4 << 30  # of address space a worker may take beyond what it has at its start
+
+Alive = Callable[[], None]
+
+
+class Failure(NamedTuple):
+    """Why there is no result: kind is `hang` or `crash`."""
+
+    kind: str
+    reason: str
+
+
+class _Worker:
+    def __init__(self, function: Callable[[Any, Alive], Any], environment: Any) -> None:
+        self.connection, other = environment.Pipe()
+        self.process = environment.Process(target=_serve, args=(other, function, os.getpid()), daemon=True)
+        self.process.start()
+        other.close()
+        self.task: Any = None
+        self.deadline = time.monotonic() + START_SECONDS
+        self.started = False
+
+    def stop(self) -> int:
+        """Kill the process and return its exit code, -9 if it was alive."""
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        self.connection.close()
+        return int(self.process.exitcode or 0)
+
+
+def in_workers(
+    function: Callable[[Any, Alive], Any], tasks: Iterable[Any], *, jobs: int, silence_seconds: float
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (task, result or Failure) for every task, as they come.
+
+    function: importable, called in a worker with a task and `alive`, which it calls while it gets on; results and tasks
+    can be pickled. silence_seconds: without a sign of life for so long a worker counts as hanging.
+    """
+    environment = multiprocessing.get_context("spawn")
+    left, again = deque(tasks), set[int]()
+    workers = [_Worker(function, environment) for _ in range(min(jobs, len(left)))]
+    try:
+        while left or any(worker.task is not None for worker in workers):
+            for worker in workers:
+                if worker.task is None and left and worker.started:
+                    worker.task, worker.deadline = left.popleft(), time.monotonic() + silence_seconds
+                    _send(worker)
+            busy = [worker for worker in workers if worker.task is not None or not worker.started]
+            nearest = min((worker.deadline for worker in busy), default=time.monotonic())
+            ready = wait([worker.connection for worker in busy], max(nearest - time.monotonic(), 0))
+            for worker in busy:
+                answer = _answer(worker, worker.connection in ready, silence_seconds)
+                if answer is None:
+                    continue
+                task, worker.task = worker.task, None
+                if isinstance(answer, Failure):
+                    workers[workers.index(worker)] = _Worker(function, environment)
+                    if task is None:
+                        raise RuntimeError(f"a worker did not start: {answer.reason}")
+                    if answer.kind == "crash" and id(task) not in again:
+                        again.add(id(task))
+                        left.appendleft(task)
+                        continue
+                yield task, answer
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _send(worker: _Worker) -> None:
+    with suppress(OSError):  # it died meanwhile: reading from it will tell
+        worker.connection.send(worker.task)
+
+
+def _answer(worker: _Worker, is_ready: bool, silence_seconds: float) -> Any:
+    """Return the result of a worker's task, a Failure, or None if there is nothing yet."""
+    if not is_ready:
+        if time.monotonic() < worker.deadline:
+            return None
+        worker.stop()
+        return Failure("hang", f"no progress for {silence_seconds:g} s")
+    try:
+        kind, value = worker.connection.recv()
+    except (EOFError, ConnectionError):
+        code = worker.stop()
+        return Failure("crash", f"the decoder crashed twice ({_told(code)})")
+    worker.deadline = time.monotonic() + silence_seconds
+    worker.started = True
+    return value if kind == "result" else None
+
+
+def _told(code: int) -> str:
+    names = {item.value: item.name for item in signal.Signals}
+    return f"signal {names.get(-code, -code)}" if code < 0 else f"exit code {code}"
+
+
+def _serve(connection: Connection, function: Callable[[Any, Alive], Any], parent: int) -> None:
+    """Answer tasks until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    _die_with(parent)
+    _limit_memory()
+    said = time.monotonic()
+
+    def alive() -> None:
+        nonlocal said
+        if time.monotonic() - said > 0.5:
+            said = time.monotonic()
+            connection.send(("alive", None))
+
+    connection.send(("alive", None))
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        connection.send(("result", function(task, alive)))
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent is gone, also from within a decoder that hangs (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _limit_memory() -> None:
+    if sys.platform == "linux":
+        import resource
+
+        with open("/proc/self/statm") as file:
+            own = int(file.read().split()[0]) * resource.getpagesize()
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = own + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
