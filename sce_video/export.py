@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,17 +127,20 @@ def write_safetensors(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None
 
 def write_onnx(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None:
     """Write one file: float clips in 0..1 [batch, 3, T, S, S] -> features [batch, width], `batch` free."""
-    torch.onnx.export(
-        encoder,
-        (clips,),
-        path,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-        input_names=["clips"],
-        output_names=["features"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-    )
+    with warnings.catch_warnings():
+        # torch's exporter uses names that torch itself deprecates (seen with 2.11).
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.onnx.export(
+            encoder,
+            (clips,),
+            path,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=["clips"],
+            output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
 
 
 WRITERS: dict[str, Callable[[FrozenEncoder, Path, Tensor], None]] = {
