@@ -27,6 +27,7 @@ from typing import Any
 import program
 import transcode
 from endings import printable, told
+from examine import strike
 from journal import Row, csv_bytes, write_atomically
 from parts import Job
 from shards import add_arguments, shard_of
@@ -126,6 +127,7 @@ def _working(folder: str | Path, item: Row) -> Path:
 
 def shrink_item(item: Row, alive: Alive, *, folder: str, form: transcode.Form) -> Row:
     """Shrink one item into `folder`; called in a worker."""
+    strike(item["id"])
     target = Path(folder, "videos", item["output"])
     return {"id": item["id"], **transcode.shrink(item["id"], target, _working(folder, item), form, alive)}
 
