@@ -157,7 +157,7 @@ def estimate(items: Sequence[Row], form: transcode.Form, given: Any) -> tuple[st
     hours = sum(sizes) * sum(row["processor_seconds"] for row in rows) / before / 3600
     sentence = (
         f"{len(items)} files, {sum(sizes) / 1e9:.2f} GB: copies will take about {needed / 1e9:.2f} GB and "
-        f"{hours:.2f} processor hours, {hours / given.jobs * 60:.0f} minutes with {given.jobs} jobs "
+        f"{hours:.2f} processor hours, {hours / given.jobs * 60:.1f} minutes with {given.jobs} jobs "
         f"(from {len(rows)} files tried)"
     )
     return sentence, needed
