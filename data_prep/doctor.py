@@ -12,9 +12,7 @@ path, status and reason, summary.html. The videos are only read. Statuses: see e
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -28,7 +26,8 @@ from examine import STATUSES, examine
 from journal import Row
 from parts import Job
 from shards import add_arguments, shard_of
-from workers import Failure, in_workers
+from sources import items_of
+from workers import Failure, in_workers, with_progress
 
 from sce_video.data import manifest
 
@@ -78,37 +77,15 @@ def check(arguments: Sequence[str]) -> None:
         print(f"shard {shard.name} is done; when all are: {again}")
 
 
-def items_of(videos: Sequence[manifest.Video]) -> list[Row]:
-    """Return an item per file: `id` (its path), `labels` (the distinct ones) and `listed` (how many rows name it)."""
-    items: dict[str, Row] = {}
-    for video in videos:
-        path = os.path.normpath(video.path)
-        item = items.setdefault(path, {"id": path, "labels": [], "listed": 0})
-        item["listed"] += 1
-        if video.label not in item["labels"]:
-            item["labels"].append(video.label)
-    return list(items.values())
-
-
 def _examined(left: Sequence[Row], looked: Any, jobs: int, hang_seconds: float) -> Iterator[Row]:
-    """Yield a row for each item, and say every ten seconds how far it is."""
-    begun = said = time.monotonic()
-    bad = 0
+    """Yield a row for each item."""
     paths = [item["id"] for item in left]
-    for done, (path, row) in enumerate(in_workers(looked, paths, jobs=jobs, silence_seconds=hang_seconds), start=1):
+    answers = in_workers(looked, paths, jobs=jobs, silence_seconds=hang_seconds)
+    for path, row in with_progress(answers, len(paths)):
         if isinstance(row, Failure):
-            status = "hang" if row.kind == "hang" else "unreadable"
-            row = {"id": path, "status": status, "reason": row.reason}
-        bad += row["status"] not in ("ok", "short")
-        yield row
-        if time.monotonic() - said > 10:
-            said = time.monotonic()
-            rate = done / (said - begun)
-            print(
-                f"{done} of {len(paths)} files, {bad} bad, {rate:.1f} files/s, "
-                f"about {(len(paths) - done) / rate / 60:.0f} minutes left",
-                file=sys.stderr,
-            )
+            yield {"id": path, "status": "hang" if row.kind == "hang" else "unreadable", "reason": row.reason}
+        else:
+            yield row
 
 
 def finish(job: Job) -> None:

@@ -6,7 +6,6 @@ however the work was split, killed and continued.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import io
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any
 from endings import printable
 from examine import STATUSES
 from jinja2 import Environment
-from journal import Row, write_atomically
+from journal import Row, csv_bytes, write_atomically
 from written import csv_text
 
 from sce_video.data.manifest import Video
@@ -96,22 +95,13 @@ def write(out: Path, items: Sequence[Row], rows: Sequence[Row], *, drop_short: b
         for label in item["labels"]
         if row["status"] in good
     ]
-    write_atomically(out / "health.csv", _csv(COLUMNS, table))
-    write_atomically(out / "quarantine.csv", _csv(("path", "status", "reason"), bad))
+    write_atomically(out / "health.csv", csv_bytes(COLUMNS, table))
+    write_atomically(out / "quarantine.csv", csv_bytes(("path", "status", "reason"), bad))
     write_atomically(out / "clean.csv", csv_text(videos, out).encode("utf-8", "surrogateescape"))
     write_atomically(out / "summary.html", _page(table, bad, quick=quick).encode())
     if importlib.util.find_spec("pyarrow") is not None:
         write_atomically(out / "health.parquet", _parquet(table))
     return bad
-
-
-def _csv(columns: Iterable[str], rows: Sequence[Row]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    names = list(columns)
-    writer.writerow(names)
-    writer.writerows([["" if row.get(name) is None else row[name] for name in names] for row in rows])
-    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def _parquet(rows: Sequence[Row]) -> bytes:

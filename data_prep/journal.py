@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,16 @@ def _flush_folder(folder: Path) -> None:
 def line_of(value: object) -> bytes:
     """Return a value as one line of JSON in ASCII, the same bytes for the same value; any file name survives it."""
     return json.dumps(value, sort_keys=True).encode() + b"\n"
+
+
+def csv_bytes(columns: Iterable[str], rows: Sequence[Row]) -> bytes:
+    """Return a table as a CSV file: a value that a row lacks is left empty, names keep the bytes that are no text."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    names = list(columns)
+    writer.writerow(names)
+    writer.writerows([["" if row.get(name) is None else row[name] for name in names] for row in rows])
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 class Journal:

@@ -57,7 +57,8 @@ def in_workers(
     """Yield (task, result or Failure) for every task, as they come.
 
     function: importable, called in a worker with a task and `alive`, which it calls while it gets on; results and tasks
-    can be pickled. silence_seconds: without a sign of life for so long a worker counts as hanging.
+    can be pickled; an OSError that it raises, a full disk, ends all. silence_seconds: without a sign of life for so long a
+    worker counts as hanging.
     """
     environment = multiprocessing.get_context("spawn")
     left, again = deque(tasks), set[int]()
@@ -90,6 +91,18 @@ def in_workers(
             worker.stop()
 
 
+def with_progress(answers: Iterable[tuple[Any, Any]], total: int) -> Iterator[tuple[Any, Any]]:
+    """Pass on what `in_workers` yields and say on stderr, every ten seconds, how far it is."""
+    begun = said = time.monotonic()
+    for done, answer in enumerate(answers, start=1):
+        yield answer
+        if time.monotonic() - said > 10:
+            said = time.monotonic()
+            rate = done / (said - begun)
+            left = (total - done) / rate / 60
+            print(f"{done} of {total} files, {rate:.1f} files/s, about {left:.0f} minutes left", file=sys.stderr)
+
+
 def _send(worker: _Worker) -> None:
     with suppress(OSError):  # it died meanwhile: reading from it will tell
         worker.connection.send(worker.task)
@@ -109,6 +122,8 @@ def _answer(worker: _Worker, is_ready: bool, silence_seconds: float) -> Any:
         return Failure("crash", f"the decoder crashed twice ({_told(code)})")
     worker.deadline = time.monotonic() + silence_seconds
     worker.started = True
+    if kind == "stop":
+        raise OSError(*value)
     return value if kind == "result" else None
 
 
@@ -136,7 +151,10 @@ def _serve(connection: Connection, function: Callable[[Any, Alive], Any], parent
             task = connection.recv()
         except (EOFError, ConnectionError):
             return
-        connection.send(("result", function(task, alive)))
+        try:
+            connection.send(("result", function(task, alive)))
+        except OSError as error:
+            connection.send(("stop", (error.errno, error.strerror, error.filename)))
 
 
 def _die_with(parent: int) -> None:

@@ -1,0 +1,196 @@
+"""Make small copies of videos that training reads several times faster: same frames, same times, no sound.
+
+python data_prep/shrink.py train.csv --out /data/small --estimate          # how much disk, how long: tries a few files
+python data_prep/shrink.py train.csv --out /data/small --short-side 128 --jobs 8
+python data_prep/shrink.py train.csv --out /data/small --num-shards 64 --shard-index auto    # in a job array, then:
+python data_prep/shrink.py merge /data/small
+
+For clips of 224 pixels keep a short side of 256 (the default), for 112 take 128: random crops need that margin. In the
+folder of --out: videos/, manifest.csv (same labels), shrunk.csv with bytes and differences, failed.csv. Every copy is
+compared with its source before it gets its name; a broken file is listed and the rest goes on. Killed, it goes on where it
+was when started again. The sources are only read. How copies are made: transcode.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import program
+import transcode
+from endings import printable, told
+from examine import strike
+from journal import Row, csv_bytes, write_atomically
+from parts import Job
+from shards import add_arguments, shard_of
+from sources import items_of, targets_of
+from workers import Alive, Failure, in_workers, with_progress
+from written import csv_text
+
+from sce_video.data import manifest
+from sce_video.errors import InputError
+
+PROGRAM = "shrink.py"
+TRIALS = 8  # files that an estimate is made from
+COLUMNS = (
+    *("path", "output", "status", "reason", "width", "height", "frames", "seconds", "time_error", "difference"),
+    *("bytes_before", "bytes_after"),
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the program with the arguments of its command line."""
+    with told():
+        if arguments[:1] == ["merge"]:
+            options = program.parser(__doc__)
+            options.add_argument("out", type=Path, help="the folder that the shards were given as --out")
+            finish(Job.load(options.parse_args(arguments[1:]).out, PROGRAM))
+        else:
+            make(arguments)
+
+
+def make(arguments: Sequence[str]) -> None:
+    """Shrink one shard of a manifest; with a single shard write the lists too."""
+    parser = program.parser(__doc__)
+    parser.add_argument("manifest", help="a .csv with the column path, a list of videos, or a folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new, or one to go on with")
+    parser.add_argument(
+        "--root", metavar="FOLDER", help="where relative paths of the manifest start (default: beside it)"
+    )
+    parser.add_argument(
+        "--short-side", type=program.positive, default=256, help="pixels (default: 256); none is enlarged"
+    )
+    parser.add_argument(
+        "--crf", type=int, choices=range(52), default=23, metavar="0..51", help="x264's quality (default: 23)"
+    )
+    parser.add_argument("--estimate", action="store_true", help="only try a few files and tell disk and time")
+    parser.add_argument(
+        "--hang-seconds", type=float, default=120.0, help="no progress for so long is a hang (default: 120)"
+    )
+    add_arguments(parser)
+    given = parser.parse_args(arguments)
+    shard = shard_of(given)
+    form = transcode.Form(given.short_side, given.crf)
+    items = items_of(manifest.read(given.manifest, given.root))
+    is_folder = os.path.isdir(given.manifest)
+    base = os.path.abspath(given.manifest if is_folder else given.root or os.path.dirname(given.manifest))
+    if is_folder and os.path.commonpath([base, os.path.abspath(given.out)]) == base:
+        raise InputError(f"--out {given.out} lies in {base}, whose videos are read: choose a folder outside")
+    for item, target in zip(items, targets_of(items, base), strict=True):
+        item["output"] = target
+    if given.estimate:
+        print(estimate([item for item in items if shard.holds(item["id"])], form, given)[0])
+        return
+    job = Job(given.out, PROGRAM, items, form._asdict(), shard.count)
+    if not job.run(shard, lambda left: shrunk(left, form, given)):
+        print(f"shard {shard.name}: was done before", file=sys.stderr)
+    if shard.count == 1:
+        finish(job)
+    else:
+        print(f"shard {shard.name} is done; when all are: python data_prep/{PROGRAM} merge {printable(str(given.out))}")
+
+
+def shrunk(left: Sequence[Row], form: transcode.Form, given: Any) -> Iterator[Row]:
+    """Shrink items and yield a row for each.
+
+    Raises InputError before it begins if the disk cannot hold what is estimated; OSError when it fills up nevertheless.
+    """
+    if len(left) > 3 * TRIALS:
+        sentence, needed = estimate(left, form, given)
+        print(sentence, file=sys.stderr)
+        free = shutil.disk_usage(given.out).free
+        if needed > free:
+            raise InputError(
+                f"about {needed / 1e9:.2f} GB are needed in {given.out}, {free / 1e9:.2f} GB are free there"
+            )
+    task = partial(shrink_item, folder=str(given.out), form=form)
+    answers = in_workers(task, left, jobs=given.jobs, silence_seconds=given.hang_seconds)
+    for item, row in with_progress(answers, len(left)):
+        if isinstance(row, Failure):
+            _working(given.out, item).unlink(missing_ok=True)
+            row = {"id": item["id"], "status": "failed", "reason": f"{row.kind}: {row.reason}"}
+        yield row
+
+
+def _working(folder: str | Path, item: Row) -> Path:
+    digest = hashlib.blake2b(os.fsencode(item["id"]), digest_size=10).hexdigest()
+    return Path(folder, "shards", f"unfinished-{digest}.mp4")
+
+
+def shrink_item(item: Row, alive: Alive, *, folder: str, form: transcode.Form) -> Row:
+    """Shrink one item into `folder`; called in a worker."""
+    strike(item["id"])
+    target = Path(folder, "videos", item["output"])
+    return {"id": item["id"], **transcode.shrink(item["id"], target, _working(folder, item), form, alive)}
+
+
+def timed(item: Row, alive: Alive, *, form: transcode.Form) -> Row:
+    """Shrink one item into a folder that is deleted at once, and add `processor_seconds`; called in a worker."""
+    begun = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        working = Path(folder, "working.mp4")
+        row = transcode.shrink(item["id"], Path(folder, "copy.mp4"), working, form, alive)
+    return {**row, "processor_seconds": time.process_time() - begun}
+
+
+def estimate(items: Sequence[Row], form: transcode.Form, given: Any) -> tuple[str, int]:
+    """Return a sentence about disk and time, and the bytes needed, from some of the items, evenly taken.
+
+    Bytes and time are taken to grow with the sources' bytes; expect 30 % more or less.
+    """
+    sizes = [os.path.getsize(item["id"]) if os.path.isfile(item["id"]) else 0 for item in items]
+    some = items[:: max(len(items) // TRIALS, 1)][:TRIALS]
+    answers = in_workers(partial(timed, form=form), some, jobs=given.jobs, silence_seconds=given.hang_seconds)
+    rows = [row for _, row in answers if not isinstance(row, Failure) and row["status"] == "ok"]
+    if not rows:
+        raise InputError(f"none of the {len(some)} files tried can be shrunk: look at them with data_prep/doctor.py")
+    before = sum(row["bytes_before"] for row in rows)
+    needed = round(sum(sizes) * sum(row["bytes_after"] for row in rows) / before)
+    hours = sum(sizes) * sum(row["processor_seconds"] for row in rows) / before / 3600
+    sentence = (
+        f"{len(items)} files, {sum(sizes) / 1e9:.2f} GB: copies will take about {needed / 1e9:.2f} GB and "
+        f"{hours:.2f} processor hours, {hours / given.jobs * 60:.1f} minutes with {given.jobs} jobs "
+        f"(from {len(rows)} files tried)"
+    )
+    return sentence, needed
+
+
+def finish(job: Job) -> None:
+    """Join the shards, write the lists and say what was gained."""
+    rows = job.merge()
+    pairs = list(zip(job.items, rows, strict=True))
+    made = [(item, row) for item, row in pairs if row["status"] == "ok"]
+    lost = [item["output"] for item, _ in made if not (job.out / "videos" / item["output"]).is_file()]
+    if lost:
+        raise InputError(f"{len(lost)} copies are no longer in {job.out}/videos, e.g. {lost[0]}: begin in a new folder")
+    table = [
+        {**row, "path": item["id"], "output": item["output"] if row["status"] == "ok" else None} for item, row in pairs
+    ]
+    failed = [row for row in table if row["status"] != "ok"]
+    videos = [
+        manifest.Video(os.path.abspath(job.out / "videos" / item["output"]), label)
+        for item, _ in made
+        for label in item["labels"]
+    ]
+    write_atomically(job.out / "shrunk.csv", csv_bytes(COLUMNS, table))
+    write_atomically(job.out / "failed.csv", csv_bytes(("path", "status", "reason"), failed))
+    write_atomically(job.out / "manifest.csv", csv_text(videos, job.out).encode("utf-8", "surrogateescape"))
+    before, after = (sum(row[name] for _, row in made) for name in ("bytes_before", "bytes_after"))
+    print(f"{len(made)} of {len(rows)} files shrunk: {before / 1e6:.1f} MB became {after / 1e6:.1f} MB")
+    for row in failed[:20]:
+        print(f"  failed: {printable(row['path'])}: {row['reason']}")
+    if len(failed) > 20:
+        print(f"  and {len(failed) - 20} more, see failed.csv")
+    print(f"train on {printable(str(job.out / 'manifest.csv'))}")
+
+
+if __name__ == "__main__":
+    program.run(main)

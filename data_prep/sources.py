@@ -1,0 +1,49 @@
+"""The files that a manifest names: one item per file, and where a file made from it goes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from journal import Row
+
+from sce_video.data import manifest
+
+
+def items_of(videos: Sequence[manifest.Video]) -> list[Row]:
+    """Return an item per file: `id` (its path), `labels` (the distinct ones) and `listed` (how many rows name it)."""
+    items: dict[str, Row] = {}
+    for video in videos:
+        path = os.path.normpath(video.path)
+        item = items.setdefault(path, {"id": path, "labels": [], "listed": 0})
+        item["listed"] += 1
+        if video.label not in item["labels"]:
+            item["labels"].append(video.label)
+    return list(items.values())
+
+
+def targets_of(items: Sequence[Row], base: str | Path) -> list[str]:
+    """Return for each item the relative path, ending in .mp4, of what is made from it: all differ, none leads upwards.
+
+    They repeat the sources' folders below `base`, or below their common folder if some lie outside. Of sources whose
+    names differ in the ending only, the ending is kept: a.avi.mp4.
+    """
+    folder = os.path.abspath(base)
+    if any(os.path.commonpath([folder, item["id"]]) != folder for item in items):
+        folder = os.path.commonpath([os.path.dirname(item["id"]) for item in items])
+    names = [os.path.relpath(item["id"], folder) for item in items]
+    stems = Counter(os.path.splitext(name)[0] for name in names)
+    taken: set[str] = set()
+    targets = []
+    for name in names:
+        stem = os.path.splitext(name)[0]
+        target = f"{stem}.mp4" if stems[stem] == 1 else f"{name}.mp4"
+        number = 1
+        while target in taken:
+            number += 1
+            target = f"{name}.{number}.mp4"
+        taken.add(target)
+        targets.append(target)
+    return targets
