@@ -37,6 +37,7 @@ STATUSES = ("ok", "short", "truncated", "no video stream", "unreadable", "not a 
 PLAYLIST = re.compile(
     rb"(?s)(\xef\xbb\xbf)?\s*(#EXTM3U|#?ffconcat|\[playlist\]|v=0|<asx|<smil|<MPD|<\?xml.*<(MPD|smil))", re.I
 )
+NAMES_OTHERS = "a playlist: a decoder would open the files or addresses that it names"
 SAMPLE_FRAMES = 8  # decoded at each of three places by a quick look
 
 Row = dict[str, Any]
@@ -52,7 +53,9 @@ def examine(path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
     try:
         check_media(path)
     except DecodeError as error:
-        return {**row, "status": status_at_the_gate(path), "reason": without(path, error)}
+        status = status_at_the_gate(path)
+        playlist = status == "refused" and os.path.isfile(path)
+        return {**row, "status": status, "reason": NAMES_OTHERS if playlist else without(path, error)}
     try:
         row["bytes"], row["sha256"] = os.path.getsize(path), sha256_of(path, alive)
         with opened(path) as (container, stream):
