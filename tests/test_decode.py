@@ -137,6 +137,14 @@ def test_audio_without_video_is_refused(tmp_path: Path) -> None:
         open_video(str(path))
 
 
+def test_names_that_are_no_utf8_are_read(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.mp4")
+    os.rename(encode(tmp_path / "a.mp4", numbered_frames(20)), path)
+    with open_video(path) as video:
+        assert video.decoder == "pyav"
+        assert video.read([3]).shape == (1, 48, 64, 3)
+
+
 def test_unknown_decoder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'ffmpeg' is not one of auto, decord, pyav"):
         open_video(str(tmp_path), "ffmpeg")

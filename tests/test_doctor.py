@@ -38,7 +38,7 @@ def table(folder: Path, name: str = "health.csv") -> dict[str, dict[str, str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in TABLES}
+    return {name: (folder / name).read_bytes() for name in TABLES if (folder / name).exists()}
 
 
 def sound_only(path: Path) -> Path:

@@ -128,8 +128,9 @@ class DecordReader(FrameReader):
             import decord
         except ImportError as error:
             raise ValueError("decord is not installed here: use decoder=pyav, or decoder=auto") from error
-        # decord raises RuntimeError or its own DECORDError, a subclass of Exception only.
-        self._errors: tuple[type[Exception], ...] = (RuntimeError, decord.DECORDError)
+        # decord raises RuntimeError or its own DECORDError, a subclass of Exception only, and for names that are no
+        # UTF-8 UnicodeError.
+        self._errors: tuple[type[Exception], ...] = (RuntimeError, decord.DECORDError, UnicodeError)
         try:
             self._reader = decord.VideoReader(path, num_threads=1)
             self.num_frames = len(self._reader)
