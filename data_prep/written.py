@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from journal import write_atomically
+
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError
 
@@ -57,16 +59,3 @@ def write_all(files: Mapping[str, str], folder: str | Path) -> list[str]:
     except OSError as error:
         raise InputError(f"cannot write to {str(target)!r}: {os.strerror(error.errno or 0)}") from error
     return new
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, flush it to the disk, then give it its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
