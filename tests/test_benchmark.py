@@ -104,3 +104,12 @@ def test_table_gives_medians_ranges_and_the_median_of_the_rounds_ratios() -> Non
         "ours       2.00      1.00..3.00     1.00  0.25 (0.10..0.75)",
         "rival      4.00     4.00..20.00     2.00  1.00 (1.00..1.00)",
     ]
+
+
+def test_evaluate_prints_ratios_and_memory(tmp_path: Path) -> None:
+    sizes = ["--seconds", "2", "--clips", "2", "--frames", "2", "--size", "32", "--rounds", "1"]
+    result = run_tool("benchmark", "evaluate", *sizes, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for words in ("an open per view", "an open per clip", "one pass: ", "times an open per view", "2 clips x 3 crops"):
+        assert words in result.stdout
+    assert re.search(r"peak memory above the program with one small view: \d+ MB", result.stdout)

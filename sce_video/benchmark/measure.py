@@ -111,7 +111,7 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Peak resident memory since this program started. ru_maxrss would also hold the peak of the process that started it."""
     status = Path("/proc/self/status")
     if status.exists():
@@ -131,7 +131,7 @@ def _answer(module: str, case: str, arguments: dict[str, Any], warm_up: int, rep
         found = timed()
         if repeat >= warm_up:
             seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "peak_bytes": _peak_bytes(), "found": found}
+    return {"seconds": seconds, "peak_bytes": peak_bytes(), "found": found}
 
 
 if __name__ == "__main__":
