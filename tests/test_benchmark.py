@@ -22,6 +22,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 def test_retrieval_prints_machine_command_figures_and_ratios(tmp_path: Path) -> None:
     result = run_tool("benchmark", "retrieval", *SIZES, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -106,6 +107,7 @@ def test_table_gives_medians_ranges_and_the_median_of_the_rounds_ratios() -> Non
     ]
 
 
+@pytest.mark.slow
 def test_evaluate_prints_ratios_and_memory(tmp_path: Path) -> None:
     sizes = ["--seconds", "2", "--clips", "2", "--frames", "2", "--size", "32", "--rounds", "1"]
     result = run_tool("benchmark", "evaluate", *sizes, cwd=tmp_path)

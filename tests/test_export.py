@@ -217,6 +217,7 @@ def test_slowfast_is_told_what_to_set(run: Path, tmp_path: Path) -> None:
         assert option in said
 
 
+@pytest.mark.slow
 def test_tool_writes_once(run: Path, tmp_path: Path) -> None:
     arguments = [f"checkpoint={run}", "to=safetensors", "out=a.safetensors"]
     result = run_tool("export", *arguments, cwd=tmp_path)
@@ -232,6 +233,7 @@ def test_tool_writes_once(run: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -259,6 +259,7 @@ print(peak() - before, bank.nbytes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_memory_does_not_grow_with_the_bank(engine: str) -> None:

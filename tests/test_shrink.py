@@ -238,6 +238,7 @@ def test_killed_again_and_again_it_ends_the_same(sources: Path, small: Path, tmp
     assert not list((tmp_path / "out/shards").glob("unfinished*"))
 
 
+@pytest.mark.slow
 def test_two_shards_join_to_the_same_lists(sources: Path, small: Path, tmp_path: Path) -> None:
     common = [sources / "list.csv", "--out", tmp_path / "out", "--short-side", "32", "--hang-seconds", "4"]
     for index in ("0", "1"):
