@@ -166,3 +166,9 @@ def test_recipe_takes_two_steps_with_its_real_network(name: str, videos: Path, t
     )
     assert result.returncode == 0, result.stderr
     assert len(losses(tmp_path / "run")) == 2
+
+
+def test_every_folder_of_configs_is_installed() -> None:
+    """setup.py finds packages: a folder of recipes without __init__.py would be left out of the wheel."""
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        assert (path.parent / "__init__.py").is_file(), path.parent
