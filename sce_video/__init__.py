@@ -4,7 +4,7 @@ Programs are in `tools/`; from Python:
 
     import sce_video
     encoder = sce_video.load_encoder("runs/demo")      # uint8 or float clips [B, 3, T, H, W] -> features [B, width]
-    classifier, classes = sce_video.load_classifier("runs/demo_finetuned")     # the same clips -> logits [B, classes]
+    classifier, classes = sce_video.load_classifier("runs/finetune_demo")     # the same clips -> logits [B, classes]
 
 The main path, in reading order: `pretrain.py`, `methods/sce.py`, `losses.py`, `data/dataset.py`.
 """

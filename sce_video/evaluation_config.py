@@ -179,7 +179,7 @@ class FinetuneConfig:
     splits: list[int] = field(default_factory=list)  # e.g. [1,2,3]: one run for each, and their mean
     root: str = ""
     labels: Labels = Labels.file  # folder: a video's class is the name of its folder
-    out: str = ""  # run folder; empty: runs/<name>. The same folder again: continue
+    out: str = ""  # run folder; empty: runs/finetune_<name>. The same folder again: continue
     seed: int = 0
     data: FinetuneData = field(default_factory=FinetuneData)
     augment: FinetuneAugment = field(default_factory=FinetuneAugment)

@@ -44,7 +44,7 @@ SELECTED = {
 def finetune(cfg: FinetuneConfig) -> list[dict[str, Any]]:
     """Train and test as cfg says, or continue; with splits, one after another. Return what result.json holds, per split."""
     with distributed.session(cfg.system.device.value) as device:
-        out = Path(cfg.out or f"runs/{cfg.name}")
+        out = Path(cfg.out or f"runs/finetune_{cfg.name}")
         results = [train_and_test(one, device) for one in split_configs(cfg, out)]
         if cfg.splits and distributed.rank() == 0:
             print_splits(out, cfg.splits, results)

@@ -79,7 +79,7 @@ class FinetuneRun:
 
 def set_up(cfg: FinetuneConfig, device: torch.device) -> FinetuneRun:
     """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
-    folder = Path(cfg.out or f"runs/{cfg.name}")
+    folder = Path(cfg.out or f"runs/finetune_{cfg.name}")
     known = check_run_folder(folder, cfg)
     if cfg.optim.precision is not Precision.fp32 and device.type != "cuda":
         raise InputError(f"optim.precision={cfg.optim.precision.value} needs a GPU: add optim.precision=fp32")
