@@ -12,16 +12,15 @@ path, status and reason, summary.html. The videos are only read. Statuses: see e
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import health
 import program
-from endings import printable, told
+import sharded
+from endings import printable
 from examine import STATUSES, examine
 from journal import Row
 from parts import Job
@@ -36,23 +35,13 @@ PROGRAM = "doctor.py"
 
 def main(arguments: Sequence[str]) -> None:
     """Run the program with the arguments of its command line."""
-    with told():
-        if arguments[:1] == ["merge"]:
-            options = program.parser(__doc__)
-            options.add_argument("out", type=Path, help="the folder that the shards were given as --out")
-            finish(Job.load(options.parse_args(arguments[1:]).out, PROGRAM))
-        else:
-            check(arguments)
+    sharded.main(arguments, description=__doc__, name=PROGRAM, begin=check, finish=finish)
 
 
 def check(arguments: Sequence[str]) -> None:
     """Examine one shard of a manifest; with a single shard write the results too."""
     parser = program.parser(__doc__)
-    parser.add_argument("manifest", help="a .csv with the column path, a list of videos, or a folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new, or one to go on with")
-    parser.add_argument(
-        "--root", metavar="FOLDER", help="where relative paths of the manifest start (default: beside it)"
-    )
+    sharded.add_manifest_and_out(parser)
     parser.add_argument("--quick", action="store_true", help="count packets and decode frames at 3 places only")
     parser.add_argument(
         "--hang-seconds", type=float, default=30.0, help="no progress for so long is a hang (default: 30)"
@@ -68,13 +57,7 @@ def check(arguments: Sequence[str]) -> None:
     plan = {name: getattr(given, name) for name in ("quick", "hang_seconds", "min_frames", "drop_short")}
     job = Job(given.out, PROGRAM, items, plan, shard.count)
     looked = partial(examine, quick=given.quick, min_frames=given.min_frames)
-    if not job.run(shard, lambda left: _examined(left, looked, given.jobs, given.hang_seconds)):
-        print(f"shard {shard.name}: was done before", file=sys.stderr)
-    if shard.count == 1:
-        finish(job)
-    else:
-        again = f"python data_prep/{PROGRAM} merge {printable(str(given.out))}"
-        print(f"shard {shard.name} is done; when all are: {again}")
+    sharded.do_shard(job, shard, lambda left: _examined(left, looked, given.jobs, given.hang_seconds), finish)
 
 
 def _examined(left: Sequence[Row], looked: Any, jobs: int, hang_seconds: float) -> Iterator[Row]:

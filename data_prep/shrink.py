@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import program
+import sharded
 import transcode
-from endings import printable, told
+from endings import printable
 from examine import strike
 from journal import Row, csv_bytes, write_atomically
 from parts import Job
@@ -48,23 +49,13 @@ COLUMNS = (
 
 def main(arguments: Sequence[str]) -> None:
     """Run the program with the arguments of its command line."""
-    with told():
-        if arguments[:1] == ["merge"]:
-            options = program.parser(__doc__)
-            options.add_argument("out", type=Path, help="the folder that the shards were given as --out")
-            finish(Job.load(options.parse_args(arguments[1:]).out, PROGRAM))
-        else:
-            make(arguments)
+    sharded.main(arguments, description=__doc__, name=PROGRAM, begin=make, finish=finish)
 
 
 def make(arguments: Sequence[str]) -> None:
     """Shrink one shard of a manifest; with a single shard write the lists too."""
     parser = program.parser(__doc__)
-    parser.add_argument("manifest", help="a .csv with the column path, a list of videos, or a folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new, or one to go on with")
-    parser.add_argument(
-        "--root", metavar="FOLDER", help="where relative paths of the manifest start (default: beside it)"
-    )
+    sharded.add_manifest_and_out(parser)
     parser.add_argument(
         "--short-side", type=program.positive, default=256, help="pixels (default: 256); none is enlarged"
     )
@@ -90,12 +81,7 @@ def make(arguments: Sequence[str]) -> None:
         print(estimate([item for item in items if shard.holds(item["id"])], form, given)[0])
         return
     job = Job(given.out, PROGRAM, items, form._asdict(), shard.count)
-    if not job.run(shard, lambda left: shrunk(left, form, given)):
-        print(f"shard {shard.name}: was done before", file=sys.stderr)
-    if shard.count == 1:
-        finish(job)
-    else:
-        print(f"shard {shard.name} is done; when all are: python data_prep/{PROGRAM} merge {printable(str(given.out))}")
+    sharded.do_shard(job, shard, lambda left: shrunk(left, form, given), finish)
 
 
 def shrunk(left: Sequence[Row], form: transcode.Form, given: Any) -> Iterator[Row]:
