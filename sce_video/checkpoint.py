@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import layouts, weight_files
+from . import distributed, layouts, weight_files
 from .errors import InputError
 
 FORMAT_VERSION = 1
@@ -130,7 +130,12 @@ def load(path: Path) -> tuple[State, dict[str, Any]]:
     return state, meta
 
 
-def load_newest(folder: Path, *, report: Callable[[str], None] = print) -> tuple[State, dict[str, Any]] | None:
+def _print_once(text: str) -> None:
+    if distributed.rank() == 0:
+        print(text)
+
+
+def load_newest(folder: Path, *, report: Callable[[str], None] = _print_once) -> tuple[State, dict[str, Any]] | None:
     """Return the newest checkpoint that is whole, or None if there is none; `report` names those passed over.
 
     Raises InputError when there are checkpoints and all are damaged: starting anew would overwrite them.

@@ -56,11 +56,11 @@ class FeatureCache:
         name = encoder.name.replace(":", "_").replace("/", "_")
         return FeatureCache(cache_folder() / "features" / f"{name}_{key}", {**about, "weights": weights})
 
-    def load(self, videos: Sequence[Video], kinds: Sequence[str]) -> tuple[list[int], dict[str, Tensor]]:
-        """Return the rows of `videos` that are here, and their features [N, width] by kind."""
+    def load(self, videos: Sequence[str | None], kinds: Sequence[str]) -> tuple[list[int], dict[str, Tensor]]:
+        """Return the rows of `videos` (each an `identity`) that are here, and their features [N, width] by kind."""
         wanted: dict[str, list[int]] = {}
-        for row, video in enumerate(videos):
-            if (name := identity(video)) is not None:
+        for row, name in enumerate(videos):
+            if name is not None:
                 wanted.setdefault(name, []).append(row)
         rows: list[int] = []
         parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
@@ -82,9 +82,9 @@ class FeatureCache:
                 wanted.pop(names[i], None)
         return rows, {kind: torch.cat(tensors) for kind, tensors in parts.items() if tensors}
 
-    def add(self, videos: Sequence[Video], features: dict[str, Tensor]) -> None:
-        """Write the features [N, width] of these videos as one more part."""
-        named = [(i, name) for i, video in enumerate(videos) if (name := identity(video)) is not None]
+    def add(self, videos: Sequence[str | None], features: dict[str, Tensor]) -> None:
+        """Write the features [N, width] of these videos (each an `identity`) as one more part."""
+        named = [(i, name) for i, name in enumerate(videos) if name is not None]
         kept = [i for i, _ in named]
         arrays = {kind: tensor[kept].numpy() for kind, tensor in features.items()}
         arrays["videos"] = np.frombuffer(json.dumps([name for _, name in named]).encode(), dtype=np.uint8)

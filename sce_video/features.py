@@ -17,7 +17,7 @@ from . import distributed
 from .data.dataset import Failure
 from .data.manifest import Video
 from .errors import InputError
-from .feature_cache import FeatureCache
+from .feature_cache import FeatureCache, identity
 from .models.encoder import FrozenEncoder
 from .multi_view import Views, view_outputs
 
@@ -59,7 +59,8 @@ def extract_all(
 
     Raises InputError if no video could be read.
     """
-    stores = [Store(encoder, videos, views, kinds, decoder, cached) for encoder in encoders]
+    names = [identity(video) if cached else None for video in videos]
+    stores = [Store(encoder, names, views, kinds, decoder, cached) for encoder in encoders]
     missing = sorted(set.union(*(store.missing() for store in stores)))
     active = [store for store in stores if store.missing()]
     network = _SideBySide([store.encoder for store in active])
@@ -104,20 +105,23 @@ class _SideBySide:
 
 
 class Store:
-    """One encoder's features while they are being made: those from the cache, this rank's new ones, and those to write."""
+    """One encoder's features while they are being made: those from the cache, this rank's new ones, and those to write.
+
+    names: each video's `feature_cache.identity`, None where it has none or nothing is cached.
+    """
 
     def __init__(
         self,
         encoder: FrozenEncoder,
-        videos: Sequence[Video],
+        names: Sequence[str | None],
         views: Views,
         kinds: Sequence[str],
         decoder: str,
         cached: bool,
     ) -> None:
-        self.encoder, self.videos, self.views, self.kinds = encoder, videos, views, kinds
+        self.encoder, self.names, self.views, self.kinds = encoder, names, views, kinds
         self.cache = FeatureCache.of(encoder, {**vars(views), "decoder": decoder}) if cached else None
-        self.found, self.known = self.cache.load(videos, kinds) if self.cache else ([], {})
+        self.found, self.known = self.cache.load(names, kinds) if self.cache else ([], {})
         # Machines may have caches of their own: what counts is what every rank has found.
         self.everywhere = set.intersection(*(set(rows) for rows in distributed.gather_objects(self.found)))
         self.rows: list[int] = []
@@ -127,7 +131,7 @@ class Store:
 
     def missing(self) -> set[int]:
         """Return the rows that have to be decoded."""
-        return set(range(len(self.videos))) - self.everywhere
+        return set(range(len(self.names))) - self.everywhere
 
     def add(self, rows: list[int], features: Tensor, projections: Tensor) -> None:
         """Take features and projections [len(rows), views, ...]; projections of width 0 where there is no projector."""
@@ -150,7 +154,7 @@ class Store:
         if self.cache and self.unwritten:
             summaries = [summary for _, summary in self.unwritten]
             arrays = {kind: torch.cat([summary[kind] for summary in summaries]) for kind in summaries[0]}
-            self.cache.add([self.videos[row] for rows, _ in self.unwritten for row in rows], arrays)
+            self.cache.add([self.names[row] for rows, _ in self.unwritten for row in rows], arrays)
         self.unwritten, self.since = [], time.monotonic()
 
     def merged(self, failures: list[Failure]) -> Features:

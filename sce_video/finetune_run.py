@@ -26,6 +26,7 @@ from .evaluation_config import FinetuneConfig, Select
 from .log import SkippedVideos, warn
 from .models.encoder import Classifier, FrozenEncoder
 from .multi_view import Views, test_size
+from .run import check_precision, restore, training_state
 
 
 @dataclass
@@ -81,8 +82,7 @@ def set_up(cfg: FinetuneConfig, device: torch.device) -> FinetuneRun:
     """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
     folder = Path(cfg.out or f"runs/finetune_{cfg.name}")
     known = check_run_folder(folder, cfg)
-    if cfg.optim.precision is not Precision.fp32 and device.type != "cuda":
-        raise InputError(f"optim.precision={cfg.optim.precision.value} needs a GPU: add optim.precision=fp32")
+    check_precision(cfg.optim.precision, device)
     encoder = load_or_build(cfg)
     clip = {
         "num_frames": cfg.data.num_frames or encoder.clip["num_frames"],
@@ -225,11 +225,7 @@ def load_batches(run: FinetuneRun) -> DataLoader[Batch]:
 
 def save(run: FinetuneRun, *, folder: str = "checkpoints", keep: int) -> None:
     """Write a checkpoint of everything that counts."""
-    state = {
-        "method": run.classifier.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
-    }
+    state = training_state(run.classifier, run.optimizer, run.scaler)
     meta = {
         "version": __version__,
         "torch": torch.__version__,
@@ -244,8 +240,7 @@ def save(run: FinetuneRun, *, folder: str = "checkpoints", keep: int) -> None:
 
 def resume(run: FinetuneRun) -> None:
     """Load the newest whole checkpoint of the run folder, if there is one."""
-    quiet = distributed.rank() != 0
-    found = checkpoint.load_newest(run.folder / "checkpoints", report=lambda text: None if quiet else print(text))
+    found = checkpoint.load_newest(run.folder / "checkpoints")
     if found is None:
         return
     state, meta = found
@@ -256,15 +251,13 @@ def resume(run: FinetuneRun) -> None:
                 f"{run.cfg.train} is not the list that the run in {run.folder} began with ({what}: {_short(meta[what])} "
                 f"then, {_short(value)} now): restore the list, or choose another out="
             )
-    run.classifier.load_state_dict(state["method"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
+    restore(state, run.classifier, run.optimizer, run.scaler)
     run.step, run.best_top1, run.best_step = meta["step"], meta["best_top1"], meta["best_step"]
 
 
 def load_best(run: FinetuneRun) -> None:
     """Put the weights of the best validation into the classifier."""
-    found = checkpoint.load_newest(run.folder / "best", report=print)
+    found = checkpoint.load_newest(run.folder / "best")
     if found is None:
         raise InputError(f"{run.folder / 'best'} holds no checkpoint: it was moved away")
     run.classifier.load_state_dict(found[0]["method"])

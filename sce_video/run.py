@@ -53,9 +53,7 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
     """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
     folder = Path(cfg.out or f"runs/{cfg.name}")
     known = check_run_folder(folder, cfg)
-    if cfg.optim.precision is not Precision.fp32 and device.type != "cuda":
-        # torch's CPU convolutions give now and then non-finite gradients in bfloat16 (seen with 2.11 and 2.15).
-        raise InputError(f"optim.precision={cfg.optim.precision.value} needs a GPU: add optim.precision=fp32")
+    check_precision(cfg.optim.precision, device)
     videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
     steps_per_epoch = len(videos) // cfg.optim.batch
     loader.steps(
@@ -98,11 +96,7 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
 
 def save(run: Run) -> None:
     """Write a checkpoint of everything that counts."""
-    state = {
-        "method": run.method.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
-    }
+    state = training_state(run.method, run.optimizer, run.scaler)
     meta = {
         "version": __version__,
         "torch": torch.__version__,
@@ -116,8 +110,7 @@ def save(run: Run) -> None:
 
 def resume(run: Run) -> None:
     """Load the newest whole checkpoint of the run folder, if there is one."""
-    quiet = distributed.rank() != 0
-    found = checkpoint.load_newest(run.folder / "checkpoints", report=lambda text: None if quiet else print(text))
+    found = checkpoint.load_newest(run.folder / "checkpoints")
     if found is None:
         return
     state, meta = found
@@ -126,10 +119,31 @@ def resume(run: Run) -> None:
             f"{run.cfg.data.train} lists {len(run.videos)} videos, the run in {run.folder} began with {meta['videos']}: "
             "the order of the data would change; restore the list, or choose another out="
         )
-    run.method.load_state_dict(state["method"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
+    restore(state, run.method, run.optimizer, run.scaler)
     run.step, run.untrained = meta["step"], meta["untrained"]
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raise InputError for half precision on a CPU."""
+    if precision is not Precision.fp32 and device.type != "cuda":
+        # torch's CPU convolutions give now and then non-finite gradients in bfloat16 (seen with 2.11 and 2.15).
+        raise InputError(f"optim.precision={precision.value} needs a GPU: add optim.precision=fp32")
+
+
+def training_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> checkpoint.State:
+    """Return what training changes, for a checkpoint; `restore` puts it back."""
+    return {"method": module.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+
+
+def restore(
+    state: checkpoint.State, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Put what `training_state` returned back."""
+    module.load_state_dict(state["method"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
 
 
 def check_finite(

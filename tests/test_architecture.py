@@ -36,7 +36,8 @@ LAYERS = {
     4.3: ["monitor"],
     5: ["config"],
     5.1: ["command_line", "evaluation_config"],
-    5.2: ["run", "finetune_run", "evaluation"],
+    5.2: ["run", "evaluation"],
+    5.25: ["finetune_run"],
     5.3: ["benchmark.measure"],
     6: ["pretrain", "finetune", "retrieval", "evaluate", "feature_files", "export", "benchmark"],
 }
