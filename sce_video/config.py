@@ -24,6 +24,23 @@ class Decoder(Enum):
     pyav = "pyav"
 
 
+class LoopFilter(Enum):
+    exact = "exact"
+    reference = "reference"
+    off = "off"
+
+
+class Transport(Enum):
+    auto = "auto"
+    rgb = "rgb"
+    planes = "planes"
+
+
+class ResizeOn(Enum):
+    device = "device"
+    worker = "worker"
+
+
 class Device(Enum):
     auto = "auto"
     cpu = "cpu"
@@ -56,6 +73,9 @@ class Data:
     num_frames: int = MISSING  # frames per clip
     clip_seconds: float = MISSING  # the time they are spread over
     decoder: Decoder = Decoder.auto
+    loop_filter: LoopFilter = LoopFilter.exact  # reference, off: faster H.264, other pixels (docs/decoding.md: PSNR)
+    transport: Transport = Transport.auto  # of clips to the device; planes: the file's, half the bytes; auto: on GPUs
+    resize_on: ResizeOn = ResizeOn.device  # worker: boxes larger than augment.size are scaled, and rounded, there
     max_bad_fraction: float = 0.01  # of the videos; more unreadable ones stop the run
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from .augment.pipeline import View
-from .config import Decoder, Device, Labels, Optim, System, given, require
+from .config import Decoder, Device, Labels, LoopFilter, Optim, ResizeOn, System, Transport, given, require
 from .errors import InputError
 
 
@@ -97,6 +97,9 @@ class FinetuneData:
     num_frames: int = 0  # 0: as in pretraining
     clip_seconds: float = 0.0  # 0: as in pretraining
     decoder: Decoder = Decoder.auto
+    loop_filter: LoopFilter = LoopFilter.exact  # see pretraining's options
+    transport: Transport = Transport.auto
+    resize_on: ResizeOn = ResizeOn.device
     max_bad_fraction: float = 0.01  # of the training videos; more unreadable ones stop the run
 
 

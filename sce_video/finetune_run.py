@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from . import __version__, checkpoint, distributed, encoders, optim
 from .command_line import check_run_folder, start_run_folder
-from .config import Precision
+from .config import Precision, ResizeOn
 from .data import loader, manifest
 from .data.dataset import Batch, ClipDataset, RandomScaled
 from .data.manifest import Video
@@ -26,7 +26,7 @@ from .evaluation_config import FinetuneConfig, Select
 from .log import SkippedVideos, warn
 from .models.encoder import Classifier, FrozenEncoder
 from .multi_view import Views, test_size
-from .run import check_precision, restore, training_state
+from .run import as_planes, check_precision, restore, training_state
 
 
 @dataclass
@@ -218,6 +218,9 @@ def load_batches(run: FinetuneRun) -> DataLoader[Batch]:
         draw_box=boxes(cfg, int(run.clip["size"])),
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
+        loop_filter=cfg.data.loop_filter.value,
+        planes=as_planes(cfg.data.transport, run.device),
+        resize_to=int(run.clip["size"]) if cfg.data.resize_on is ResizeOn.worker else None,
     )
     sampler = loader.steps(len(train), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, run.step, run.total_steps)
     return loader.build(dataset, sampler, workers=run.workers, pin_memory=run.device.type == "cuda")

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from . import __version__, checkpoint, distributed, optim
 from .command_line import check_run_folder, start_run_folder
-from .config import Precision, PretrainConfig
+from .config import Precision, PretrainConfig, ResizeOn, Transport
 from .data import loader
 from .data.dataset import Batch, ClipDataset, RandomResized
 from .data.manifest import Video
@@ -191,6 +191,9 @@ def load_batches(run: Run) -> DataLoader[Batch]:
         difference_probability=cfg.augment.temporal_difference_probability,
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
+        loop_filter=cfg.data.loop_filter.value,
+        planes=as_planes(cfg.data.transport, run.device),
+        resize_to=cfg.augment.size if cfg.data.resize_on is ResizeOn.worker else None,
     )
     return loader.build(
         dataset,
@@ -198,6 +201,11 @@ def load_batches(run: Run) -> DataLoader[Batch]:
         workers=run.workers,
         pin_memory=run.device.type == "cuda",
     )
+
+
+def as_planes(transport: Transport, device: torch.device) -> bool:
+    """Whether clips travel as planes. On a CPU nothing is saved: the library's conversion in the worker is faster than ours."""
+    return transport is Transport.planes or (transport is Transport.auto and device.type == "cuda")
 
 
 def clip(cfg: PretrainConfig) -> dict[str, float]:
