@@ -26,25 +26,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .crops import short_side
-from .media import FORMATS, DecodeError, check_media
+from .exactness import warn_inexact
+from .media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames
 
-__all__ = ["DECODERS", "FORMATS", "DecodeError", "FrameReader", "check_media", "open_video"]
+__all__ = ["DECODERS", "FORMATS", "DecodeError", "FrameReader", "Limits", "check_media", "open_video"]
 
-DECODERS = ("auto", "decord", "pyav")
+DECODERS = ("auto", "decord", "pyav", "torchcodec")
 
 
-def open_video(path: str, decoder: str = "auto") -> FrameReader:
-    """Open a video file for reading frames; decoder is `auto`, `decord` or `pyav`.
+def open_video(path: str, decoder: str = "auto", *, limits: Limits = LIMITS) -> FrameReader:
+    """Open a video for reading frames: a file, or frames as pictures in a folder or a zip (see `frame_folder`).
 
-    Raises DecodeError when the file is missing, is no video, or holds no frame.
+    decoder: of files, one of DECODERS. limits: the largest video that is opened.
+
+    Raises DecodeError when it is missing, is no video, holds no frame, or is larger than the limits.
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}")
-    check_media(path)
+    if is_frames(path):
+        from .frame_folder import FrameFolder
+
+        return FrameFolder(path, limits=limits)
+    container = check_media(path)
     absolute = os.path.realpath(path)
+    # Always first: decord and torchcodec know neither whitelists nor limits, and see only what came through these.
+    reader = PyAVReader(absolute, limits=limits)
+    if decoder == "torchcodec":
+        from .torchcodec_reader import TorchcodecReader
+
+        reader.close()
+        return TorchcodecReader(absolute, container=container, stream=reader.stream_index)
     if decoder == "decord":
+        if not reader.plain_mp4:
+            warn_inexact("decord", absolute)
+        reader.close()
         return DecordReader(absolute)
-    reader = PyAVReader(absolute)
     if decoder == "auto" and reader.plain_mp4 and importlib.util.find_spec("decord") is not None:
         try:
             fast = DecordReader(absolute)
@@ -161,7 +177,7 @@ class PyAVReader(FrameReader):
 
     decoder = "pyav"
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, limits: Limits = LIMITS) -> None:
         super().__init__(path)
         import av
 
@@ -178,8 +194,12 @@ class PyAVReader(FrameReader):
             if not self._container.streams.video:
                 raise DecodeError(f"{path}: no video stream in it")
             self._stream = self._container.streams.video[0]
+            self.stream_index = self._stream.index
             self._stream.thread_type = "NONE"
-            self._times = self._scan()
+            context = self._stream.codec_context
+            limits.check_size(path, context.width, context.height)
+            context.options = {"max_pixels": str(limits.frame_pixels)}  # a stream may say otherwise later
+            self._times = self._scan(limits)
             rate = self._stream.average_rate or self._stream.guessed_rate
             if not rate:
                 raise DecodeError(f"{path}: its frame rate is not known")
@@ -188,7 +208,7 @@ class PyAVReader(FrameReader):
             if first is None:
                 raise DecodeError(f"{path}: no frame in it")
             self.height, self.width = self._rgb(first).shape[:2]
-            self.num_frames = len(self._times) if self._times else sum(1 for _ in self._frames(0))
+            self.num_frames = len(self._times) if self._times else self._counted(limits)
         except self._errors as error:
             raise DecodeError(f"{path}: {_first_line(error)}") from error
 
@@ -207,7 +227,7 @@ class PyAVReader(FrameReader):
         gaps = {later - earlier for earlier, later in zip(self._times[:-1], self._times[1:], strict=True)}
         return self._times[0] == 0 and stream.frames == len(self._times) and len(gaps) <= 1
 
-    def _scan(self) -> list[int]:
+    def _scan(self, limits: Limits) -> list[int]:
         """Return the presentation times of all frames in order, in the stream's time base; empty if not all known."""
         # Other containers have no index to seek by (MPEG program and transport streams) or store decoding order only (AVI).
         if not {"mp4", "matroska"} & set(self._container.format.name.split(",")):
@@ -218,8 +238,15 @@ class PyAVReader(FrameReader):
                 if packet.pts is None or packet.is_corrupt:
                     return []
                 times.append(packet.pts)
+                limits.check_count(self.path, len(times))
         times.sort()
         return times if len(set(times)) == len(times) else []
+
+    def _counted(self, limits: Limits) -> int:
+        count = 0
+        for count, _ in enumerate(self._frames(0), start=1):
+            limits.check_count(self.path, count)
+        return count
 
     def _frames(self, time: int | None) -> Iterator[Any]:
         """Decode forward from the key frame at or before `time`; 0 or None from the start of the file."""
