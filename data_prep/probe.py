@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import av
 
-from sce_video.data.media import FORMATS, LIMITS, DecodeError, Limits, check_media
+from sce_video.data.media import LIMITS, DecodeError, Limits, check_media, open_options
 
 
 class NoVideo(DecodeError):
@@ -59,9 +59,8 @@ def opened(path: str, *, limits: Limits = LIMITS) -> Iterator[tuple[Any, Any]]:
     check_media(path)
     # Titles that are not UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
     lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-    whitelists = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
-        with av.open(os.path.realpath(path), options=whitelists, **lenient) as container:
+        with av.open(os.path.realpath(path), options=open_options(limits), **lenient) as container:
             if not container.streams.video:
                 raise NoVideo(f"{path}: no video stream in it")
             stream = container.streams.video[0]

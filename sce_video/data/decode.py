@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .crops import short_side
 from .exactness import warn_inexact
-from .media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames
+from .media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames, open_options
 
 __all__ = ["DECODERS", "FORMATS", "DecodeError", "FrameReader", "Limits", "check_media", "open_video"]
 
@@ -189,8 +189,7 @@ class PyAVReader(FrameReader):
         try:
             # Titles that are not UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
             lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-            whitelists = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-            self._container = av.open(path, options=whitelists, **lenient)
+            self._container = av.open(path, options=open_options(limits), **lenient)
             if not self._container.streams.video:
                 raise DecodeError(f"{path}: no video stream in it")
             self._stream = self._container.streams.video[0]

@@ -54,6 +54,14 @@ class Limits(NamedTuple):
 LIMITS = Limits()
 
 
+def open_options(limits: Limits) -> dict[str, str]:
+    """Return the options for `av.open`: what a file may be and refer to, and how large its pictures may be.
+
+    The last one counts already while FFmpeg looks into the streams, which decodes a picture of each.
+    """
+    return {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(limits.frame_pixels)}
+
+
 def is_frames(path: str) -> bool:
     """Whether `path` is, or is named like, a video as pictures: a folder, or a zip file of them."""
     return path.lower().endswith(FRAMES_ZIP) or os.path.isdir(path)
