@@ -27,10 +27,10 @@ from typing import Any
 
 import av
 from endings import printable
-from probe import NoVideo, TooLarge, first_line, opened, rotation_of, seconds_of
+from probe import NoVideo, first_line, opened, rotation_of, seconds_of
 from workers import Alive
 
-from sce_video.data.media import DecodeError, check_media
+from sce_video.data.media import DecodeError, TooLarge, check_media
 
 STATUSES = ("ok", "short", "truncated", "no video stream", "unreadable", "not a video", "hang", "refused")
 # Files that name other files: HLS, ffconcat, DASH, SDP, PLS, ASX, SMIL.

@@ -22,6 +22,7 @@ class Decoder(Enum):
     auto = "auto"
     decord = "decord"
     pyav = "pyav"
+    torchcodec = "torchcodec"
 
 
 class LoopFilter(Enum):

@@ -17,11 +17,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import transcode
 from conftest import ROOT, SHARED, numbered_frames
 from sources import items_of, targets_of
 from test_decode import encode, forward_decode
 from test_doctor import FAULTS, is_running
+from training_form import Form, Shown, compared, size_in
 
 from sce_video.data import manifest
 from sce_video.data.decode import open_video
@@ -179,19 +179,19 @@ def test_copies_have_the_training_form(small: Path) -> None:
     ],
 )
 def test_size(source: tuple[int, int], aspect: Fraction, expected: tuple[int, int]) -> None:
-    assert transcode.size_in(transcode.Form(256), *source, Fraction(aspect)) == expected
+    assert size_in(Form(256), *source, Fraction(aspect)) == expected
 
 
 def test_what_differs_from_its_source_is_refused() -> None:
     pictures = [np.full((32, 32, 3), 100, np.uint8)] * 2
-    before = transcode.Shown([0.0, 0.1, 0.2], pictures, Fraction(10))
-    assert transcode._compared(before, before)["reason"] == ""
+    before = Shown([0.0, 0.1, 0.2], pictures, Fraction(10))
+    assert compared(before, before)["reason"] == ""
     for after, reason in (
         (before._replace(times=[0.0, 0.1]), "3 frames became 2"),
         (before._replace(times=[0.0, 0.1, 0.31]), "moved by 0.11 s"),
         (before._replace(pictures=[pictures[0] + np.uint8(9)] * 2), "differ by 9.0 of 255"),
     ):
-        assert reason in transcode._compared(before, after)["reason"]
+        assert reason in compared(before, after)["reason"]
 
 
 def test_names_of_copies_differ_and_stay_below() -> None:

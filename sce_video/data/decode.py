@@ -1,10 +1,11 @@
-"""Reading chosen frames of a video file: `open_video(path)` -> a reader with one contract over PyAV and decord.
+"""Reading chosen frames of a video: `open_video(path)` -> a reader with one contract (`reader.FrameReader`) for all kinds.
 
 Frame i is the i-th frame in presentation order that a plain forward decode shows, with the file's rotation applied.
 
 `auto` is the fastest exact reader for the file. That is PyAV with our own seeking: more than twice as fast as decord on
 files as Kinetics is downloaded (docs/decoding.md), and right where decord is silently wrong or never returns (edit lists,
-packed B-frames, MPEG-TS). `FrameReader.decoder` tells which one reads a file.
+packed B-frames, MPEG-TS). A decoder asked for by name is taken, with a warning where it is not exact.
+`FrameReader.decoder` tells which one reads a file.
 
 A reader belongs to the process that opened it: open it in the worker, close it there, never keep one across a fork.
 Only files that `media.check_media` lets through reach a decoder.
@@ -15,26 +16,39 @@ from __future__ import annotations
 import os
 
 from .decord_reader import DecordReader
-from .media import FORMATS, DecodeError, check_media
+from .exactness import warn_inexact
+from .frame_folder import FrameFolder
+from .media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames
 from .pyav_reader import LOOP_FILTERS, PyAVReader
 from .reader import FrameReader
+from .torchcodec_reader import TorchcodecReader
 
-__all__ = ["DECODERS", "FORMATS", "LOOP_FILTERS", "DecodeError", "FrameReader", "check_media", "open_video"]
+__all__ = ["DECODERS", "FORMATS", "LOOP_FILTERS", "DecodeError", "FrameReader", "Limits", "check_media", "open_video"]
 
-DECODERS = ("auto", "decord", "pyav")
+DECODERS = ("auto", "decord", "pyav", "torchcodec")
 
 
-def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact") -> FrameReader:
-    """Open a video file for reading frames; decoder is `auto`, `decord` or `pyav`.
+def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", limits: Limits = LIMITS) -> FrameReader:
+    """Open a video for reading frames: a file, or frames as pictures in a folder or a zip (see `frame_folder`).
 
-    loop_filter: `exact`, or `reference` and `off` for faster and no longer exact decoding by PyAV, see PyAVReader.
+    decoder: of files, one of DECODERS. loop_filter: `exact`, or `reference` and `off` for faster and no longer exact
+    decoding by PyAV, see PyAVReader. limits: the largest video that is opened.
 
-    Raises DecodeError when the file is missing, is no video, or holds no frame.
+    Raises DecodeError when it is missing, is no video, holds no frame, or is larger than the limits.
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}")
-    check_media(path)
+    if is_frames(path):
+        return FrameFolder(path, limits=limits)
+    container = check_media(path)
     absolute = os.path.realpath(path)
-    if decoder == "decord":
+    # Always first: decord and torchcodec know neither whitelists nor limits, and see only what came through these.
+    reader = PyAVReader(absolute, loop_filter=loop_filter, limits=limits)
+    if decoder in ("auto", "pyav"):
+        return reader
+    with reader:
+        if decoder == "torchcodec":
+            return TorchcodecReader(absolute, container=container, stream=reader.stream_index)
+        if not reader.plain_mp4:
+            warn_inexact("decord", absolute)
         return DecordReader(absolute)
-    return PyAVReader(absolute, loop_filter=loop_filter)

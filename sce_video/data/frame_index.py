@@ -20,10 +20,11 @@ HELD_BACK = 16  # most pictures that H.264 and HEVC decode before one that is sh
 PROGRESSIVE = (0, 1)  # FFmpeg's field_order: unknown, progressive. A packet of an interlaced video may be one field
 
 
-class Entry(NamedTuple):
-    """A packet in the order of decoding: how it is recognised, is it a key, does an edit list discard its frame."""
+class Packet(NamedTuple):
+    """A packet without its content: its times in the stream's time base, is it a key, does an edit list discard its frame."""
 
-    stamp: int
+    dts: int | None
+    pts: int | None
     key: bool
     discarded: bool
 
@@ -76,41 +77,39 @@ class FrameIndex:
 
 def from_container(entries: Sequence[Any], file_bytes: int) -> FrameIndex | None:
     """Return the index that the file holds (PyAV's index_entries of an MP4 video stream), None if it is not to be trusted."""
-    listed = [Entry(entry.timestamp, entry.is_keyframe, entry.is_discard) for entry in entries]
     # An upload that broke off has its index, but not all packets.
     if any(entry.pos + entry.size > file_bytes for entry in entries):
         return None
-    return _build(listed, "dts", None)
+    packets = [Packet(entry.timestamp, None, entry.is_keyframe, entry.is_discard) for entry in entries]
+    return _build(packets, "dts", None)
 
 
-def from_packets(packets: Sequence[Any]) -> FrameIndex | None:
-    """Return the index of all packets (PyAV's, in order of decoding), None if they do not tell."""
-    if any(packet.pts is None or packet.is_corrupt for packet in packets):
+def from_packets(packets: Sequence[Packet]) -> FrameIndex | None:
+    """Return the index of all packets, in order of decoding, None if they do not tell."""
+    times = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.discarded)
+    if not times or len(set(times)) < len(times) or any(packet.pts is None for packet in packets):
         return None
-    times = sorted(packet.pts for packet in packets if not packet.is_discard)
-    stamp = "pts" if any(packet.dts is None for packet in packets) else "dts"
-    listed = [Entry(getattr(packet, stamp), packet.is_keyframe, packet.is_discard) for packet in packets]
     # Frames that are presented before the first key frame may not be shown at all.
-    if len(set(times)) < len(times) or not times or not (packets[0].is_discard or packets[0].pts == times[0]):
+    if packets[0].pts != times[0] and not packets[0].discarded:
         return None
-    return _build(listed, stamp, times)
+    return _build(packets, "pts" if any(packet.dts is None for packet in packets) else "dts", times)
 
 
-def _build(entries: Sequence[Entry], stamp: str, times: list[int] | None) -> FrameIndex | None:
-    stamps = [entry.stamp for entry in entries]
-    keys = [position for position, entry in enumerate(entries) if entry.key]
-    before = list(accumulate((not entry.discarded for entry in entries), initial=0))
+def _build(packets: Sequence[Packet], stamp_is: str, times: list[int] | None) -> FrameIndex | None:
+    stamps: list[int] = [getattr(packet, stamp_is) for packet in packets]
+    keys = [position for position, packet in enumerate(packets) if packet.key]
+    before = list(accumulate((not packet.discarded for packet in packets), initial=0))
     positions = {stamp: position for position, stamp in enumerate(stamps)}
-    increasing = stamp == "pts" or all(earlier < later for earlier, later in pairwise(stamps))
+    increasing = stamp_is == "pts" or all(earlier < later for earlier, later in pairwise(stamps))
     if not keys or keys[0] != 0 or len(positions) < len(stamps) or not increasing or not before[-1]:
         return None
     return FrameIndex(
         stamps=stamps,
-        stamp_is=stamp,
+        stamp_is=stamp_is,
         keys=keys,
         shown_before=[before[key] for key in keys],
         num_frames=before[-1],
-        discards=before[-1] < len(entries),
+        discards=before[-1] < len(packets),
         times=times,
         numbers={time: frame for frame, time in enumerate(times or ())},
         positions=positions,

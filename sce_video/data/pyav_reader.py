@@ -23,11 +23,11 @@ from torch import Tensor
 from . import frame_index, h264, indexed_decode, mp4, planes
 from .crops import Box
 from .frame_index import FrameIndex
-from .media import FORMATS, DecodeError
+from .media import LIMITS, DecodeError, Limits, open_options
 from .reader import FrameReader, check_frames, first_line, places_of
 
 HELD_BYTES = 64 << 20  # decoded frames kept while they are counted, so that short files are decoded once
-LOOP_FILTERS = {"exact": "none", "reference": "noref", "off": "all"}  # -> FFmpeg's skip_loop_filter
+LOOP_FILTERS = {"exact": "default", "reference": "noref", "off": "all"}  # -> FFmpeg's skip_loop_filter
 
 
 class PyAVReader(FrameReader):
@@ -36,8 +36,9 @@ class PyAVReader(FrameReader):
 
     decoder = "pyav"
 
-    def __init__(self, path: str, *, loop_filter: str = "exact") -> None:
+    def __init__(self, path: str, *, loop_filter: str = "exact", limits: Limits = LIMITS) -> None:
         super().__init__(path)
+        self._limits = limits
         import av
 
         self._errors: tuple[type[Exception], ...] = (av.FFmpegError, OSError)
@@ -49,15 +50,18 @@ class PyAVReader(FrameReader):
         try:
             # Titles that are not UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
             lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-            whitelists = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-            self._container = av.open(path, options=whitelists, **lenient)
+            self._container = av.open(path, options=open_options(limits), **lenient)
             if not self._container.streams.video:
                 raise DecodeError(f"{path}: no video stream in it")
             self._stream = self._container.streams.video[0]
+            self.stream_index = self._stream.index
             self._codec = self._stream.codec_context
             self._codec.thread_type = "NONE"
-            if loop_filter != "exact":
-                self._codec.options = {"skip_loop_filter": LOOP_FILTERS[loop_filter]}
+            limits.check_size(path, self._codec.width, self._codec.height)
+            self._codec.options = {
+                "max_pixels": str(limits.frame_pixels),  # a stream may say otherwise later
+                "skip_loop_filter": LOOP_FILTERS[loop_filter],
+            }
             self._size_bytes = h264.length_size(self._codec.extradata) if self._codec.name == "h264" else None
             self._index = self._container_index() or self._packet_index()
             self._rotation = 0 if self._is_upright() else self._first_rotation()
@@ -65,6 +69,7 @@ class PyAVReader(FrameReader):
             self.height, self.width = size[:: -1 if self._rotation % 2 else 1]
             self._coding = planes.coding_of(self._codec)
             self.num_frames = self._index.num_frames if self._index else self._count()
+            limits.check_count(path, self.num_frames)
             self.fps = self._rate()
         except self._errors as error:
             raise DecodeError(f"{path}: {first_line(error)}") from error
@@ -156,6 +161,7 @@ class PyAVReader(FrameReader):
         held, size, number = [], 0, 0
         for frame in self._forward():
             number += 1
+            self._limits.check_count(self.path, number)
             size += sum(plane.buffer_size for plane in frame.planes)
             if size <= HELD_BYTES:
                 held.append(frame)
@@ -210,4 +216,12 @@ class PyAVReader(FrameReader):
         if not (self._indexable("mp4") or self._indexable("matroska")):
             return None
         self._container.seek(0)
-        return frame_index.from_packets([packet for packet in self._container.demux(self._stream) if packet.size])
+        packets = []
+        for packet in self._container.demux(self._stream):
+            if packet.is_corrupt:
+                return None
+            if packet.size:
+                known = frame_index.Packet(packet.dts, packet.pts, packet.is_keyframe, packet.is_discard)
+                packets.append(known)
+                self._limits.check_count(self.path, len(packets))
+        return frame_index.from_packets(packets)
