@@ -207,7 +207,8 @@ class PyAVReader(FrameReader):
             if first is None:
                 raise DecodeError(f"{path}: no frame in it")
             self.height, self.width = self._rgb(first).shape[:2]
-            self.num_frames = len(self._times) if self._times else self._counted(limits)
+            self.num_frames = len(self._times) if self._times else sum(1 for _ in self._frames(0))
+            limits.check_count(path, self.num_frames)
         except self._errors as error:
             raise DecodeError(f"{path}: {_first_line(error)}") from error
 
@@ -240,12 +241,6 @@ class PyAVReader(FrameReader):
                 limits.check_count(self.path, len(times))
         times.sort()
         return times if len(set(times)) == len(times) else []
-
-    def _counted(self, limits: Limits) -> int:
-        count = 0
-        for count, _ in enumerate(self._frames(0), start=1):
-            limits.check_count(self.path, count)
-        return count
 
     def _frames(self, time: int | None) -> Iterator[Any]:
         """Decode forward from the key frame at or before `time`; 0 or None from the start of the file."""
