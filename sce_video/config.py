@@ -58,6 +58,8 @@ class Data:
     clip_seconds: float = MISSING  # the time they are spread over
     decoder: Decoder = Decoder.auto
     max_bad_fraction: float = 0.01  # of the videos; more unreadable ones stop the run
+    # What data_prep/doctor.py found: its health.csv or folder, `none`, or `auto`, the one beside the list if there is one.
+    health: str = "auto"
 
     def __post_init__(self) -> None:
         require(self.num_frames, "data.num_frames", lambda value: value >= 1, "at least 1")
