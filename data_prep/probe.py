@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import av
 
-from sce_video.data.media import LIMITS, DecodeError, Limits, check_media, open_options
+from sce_video.data.frame_folder import FrameFolder
+from sce_video.data.health import stamp
+from sce_video.data.media import LIMITS, DecodeError, Limits, check_media, is_frames, open_options
 
 
 class NoVideo(DecodeError):
@@ -77,8 +79,32 @@ def probe(path: str) -> Probe:
 
     Raises DecodeError, with the path and the reason, if it is no video or its first frame cannot be decoded.
     """
+    if is_frames(path):
+        return _probe_pictures(path)
     with opened(path) as (container, stream):
         return _probe(path, container, stream)
+
+
+def _probe_pictures(path: str) -> Probe:
+    found = stamp(path)
+    with FrameFolder(path) as video:
+        return Probe(
+            container="pictures",
+            codec="mjpeg",
+            pixel_format="rgb24",
+            width=video.width,
+            height=video.height,
+            rotation=0,
+            pixel_aspect=Fraction(1),
+            frames_per_second=video.fps,
+            frames=video.num_frames,
+            frames_promised=video.num_frames,
+            frames_hidden=0,
+            seconds=float(video.seconds),
+            key_frame_interval=1,
+            has_audio=False,
+            bytes=found.bytes if found else 0,
+        )
 
 
 def _probe(path: str, container: Any, stream: Any) -> Probe:

@@ -78,6 +78,8 @@ class Data:
     transport: Transport = Transport.auto  # of clips to the device; planes: the file's, half the bytes; auto: on GPUs
     resize_on: ResizeOn = ResizeOn.device  # worker: boxes larger than augment.size are scaled, and rounded, there
     max_bad_fraction: float = 0.01  # of the videos; more unreadable ones stop the run
+    # What data_prep/doctor.py found: its health.csv or folder, `none`, or `auto`, the one beside the list if there is one.
+    health: str = "auto"
 
     def __post_init__(self) -> None:
         require(self.num_frames, "data.num_frames", lambda value: value >= 1, "at least 1")

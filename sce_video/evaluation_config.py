@@ -36,6 +36,7 @@ class EncoderOptions:
     size: int = 0  # crop, pixels; 0: 8/7 of the pretraining size
     cache: bool = True  # keep features on disk and take from there what an earlier run has left (see feature_cache)
     seed: int = 0  # of the random-weights row and of everything drawn
+    health: str = "auto"  # what the doctor found, see config.Data; nothing is opened of what it found unreadable
     decoder: Decoder = Decoder.auto
     device: Device = Device.auto
     workers: int = -1  # decoding processes per process; -1: one per core of its share
@@ -101,6 +102,7 @@ class FinetuneData:
     transport: Transport = Transport.auto
     resize_on: ResizeOn = ResizeOn.device
     max_bad_fraction: float = 0.01  # of the training videos; more unreadable ones stop the run
+    health: str = "auto"  # what the doctor found, see config.Data
 
 
 @dataclass

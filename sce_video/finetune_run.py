@@ -141,7 +141,12 @@ def read_lists(cfg: FinetuneConfig) -> Lists:
     sources = {"train": cfg.train, "test": cfg.test} | ({"val": cfg.val} if cfg.val else {})
     videos = {
         name: loader.read_videos(
-            source, split="train" if name == "train" else "val", root=cfg.root, labels=cfg.labels.value
+            source,
+            split="train" if name == "train" else "val",
+            root=cfg.root,
+            labels=cfg.labels.value,
+            known_health=cfg.data.health,
+            training=name == "train",
         )
         for name, source in sources.items()
     }

@@ -54,7 +54,9 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
     folder = Path(cfg.out or f"runs/{cfg.name}")
     known = check_run_folder(folder, cfg)
     check_precision(cfg.optim.precision, device)
-    videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
+    videos = loader.read_videos(
+        cfg.data.train, split="train", root=cfg.data.root, known_health=cfg.data.health, training=True
+    )
     steps_per_epoch = len(videos) // cfg.optim.batch
     loader.steps(
         len(videos), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, 0, steps_per_epoch
@@ -218,7 +220,13 @@ def build_monitor(cfg: PretrainConfig, device: torch.device, workers: int) -> Mo
     if not cfg.monitor.train:
         return None
     bank, query = (
-        loader.read_videos(source, split=split, root=cfg.monitor.root, labels=cfg.monitor.labels.value)
+        loader.read_videos(
+            source,
+            split=split,
+            root=cfg.monitor.root,
+            labels=cfg.monitor.labels.value,
+            known_health=cfg.data.health,
+        )
         for source, split in ((cfg.monitor.train, "train"), (cfg.monitor.val, "val"))
     )
     return Monitor(

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from ..randomness import generator
 from . import clips as clip_times
-from . import crops
+from . import crops, health
 from .decode import DecodeError, open_video
 from .manifest import Video
 from .packed import Clip, Packed
@@ -220,6 +220,9 @@ class EvaluationDataset(Dataset[Sample]):
 
     def __getitem__(self, row: int) -> Sample:
         path = self.videos[row].path
+        if health.status_of(self.videos[row]) in health.UNREADABLE:  # not even tried, for it may hang
+            known = f"{path}: {self.videos[row].health} (as data_prep/doctor.py found)"
+            return Sample(row, path, failures=[Failure(path, known)])
         try:
             with open_video(path, self.decoder) as video:
                 times = clip_times.constant_clips(video.seconds, self.clip_seconds, self.clips_per_video)

@@ -53,6 +53,7 @@ class Video(NamedTuple):
     path: str
     label: str | None
     line: int = 0  # of the list it was read from, from 1; 0 for a folder
+    health: str = ""  # the doctor's `status: reason`; "" where it has not looked (see data.health)
 
 
 def read(path: str | Path, root: str | Path | None = None, *, labels: str = "file") -> list[Video]:
@@ -124,7 +125,8 @@ def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:
     return doubts
 
 
-def _is_video(name: str) -> bool:
+def is_video_name(name: str) -> bool:
+    """Return whether a name has the ending of a video, as a file or as pictures."""
     return Path(name).suffix.lower() in (*VIDEO_SUFFIXES, FRAMES_FOLDER) or name.lower().endswith(FRAMES_ZIP)
 
 
@@ -135,7 +137,7 @@ def _read_folder(folder: Path) -> list[Video]:
         folders[:] = sorted(set(folders) - pictures)  # where os.walk goes on
         below = os.path.relpath(parent, folder)
         parts = () if below == "." else tuple(below.split(os.sep))
-        videos = [name for name in files if _is_video(name) and not name.lower().endswith(FRAMES_FOLDER)]
+        videos = [name for name in files if is_video_name(name) and not name.lower().endswith(FRAMES_FOLDER)]
         found += [(*parts, name) for name in sorted([*videos, *pictures])]
     classes = all(len(parts) == 2 for parts in found)
     base = os.path.abspath(folder)
@@ -178,10 +180,10 @@ def _read_list(path: Path, base: Path) -> list[Video]:
                 continue
             where = f"{path}:{number}"
             name, label = line, None
-            if not _is_video(line):  # `a b.mp4` is one path, `a b.mp4 3` has a label
+            if not is_video_name(line):  # `a b.mp4` is one path, `a b.mp4 3` has a label
                 *names, label = re.split(r"[\s,]+", line)
                 name = line[: line.rindex(label)].rstrip(" \t,") if names else ""
-                if not _is_video(name.strip("\"'")):
+                if not is_video_name(name.strip("\"'")):
                     raise InputError(
                         f"{where}: {line!r} is not `path label` or `path` with a video's ending "
                         f"({' '.join(sorted(VIDEO_SUFFIXES))}); for a table use a .csv with the header path,label"
