@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, groupby
 from typing import Any
 
@@ -25,18 +25,21 @@ class _Behind(Exception):
     """The wanted frames need packets before this key."""
 
 
+Send = Callable[[Any], Any]  # a packet, or None at the end of a stretch -> the frames that the decoder lets out
+
+
 def decode(
-    container: Any, stream: Any, index: FrameIndex, wanted: list[int], *, size_bytes: int | None
+    container: Any, stream: Any, index: FrameIndex, wanted: list[int], *, send: Send, size_bytes: int | None
 ) -> Iterator[tuple[int, Any]]:
     """Yield (number, frame) for sorted frame numbers. Raises Mismatch; what was yielded before is right.
 
-    size_bytes: see `h264.length_size`; None for another codec.
+    send: the stream's decoder. size_bytes: see `h264.length_size`; None for another codec.
     """
     for key, group in groupby(wanted, key=index.key_for):
         frames, start = list(group), key
         while True:
             try:
-                yield from _from_key(container, stream, index, start, frames, size_bytes)
+                yield from _from_key(container, stream, index, start, frames, send, size_bytes)
                 break
             except _Behind:  # raised before the first frame
                 if start == 0:
@@ -45,14 +48,14 @@ def decode(
 
 
 def _from_key(
-    container: Any, stream: Any, index: FrameIndex, key: int, wanted: list[int], size_bytes: int | None
+    container: Any, stream: Any, index: FrameIndex, key: int, wanted: list[int], send: Send, size_bytes: int | None
 ) -> Iterator[tuple[int, Any]]:
     """Decode the wanted frames, starting at the key packet number `key` or an earlier one."""
     container.seek(index.seek_time(key), stream=stream, backward=True)
     sent: dict[int, int] = {}  # pts -> number, of wanted frames that the decoder has
     numbered = _numbered(container.demux(stream), index, size_bytes, first_wanted=wanted[0])
     for packet in chain(_needed(numbered, set(wanted), sent, size_bytes), [None]):
-        for frame in stream.codec_context.decode(packet):
+        for frame in send(packet):
             if frame.pts in sent:
                 yield sent.pop(frame.pts), frame
     if sent:

@@ -13,7 +13,7 @@ on one step down: container index, packets, forward decode. The last one is righ
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -84,10 +84,19 @@ class PyAVReader(FrameReader):
         places = places_of([clip.tolist() for clip in clips])
         cuts = [planes.empty_clip(len(clip), box, self._coding) for clip, box in zip(clips, boxes, strict=True)]
         for index, frame in check_frames(self, sorted(places), self._frames):
+            if frame.interlaced_frame:  # its chroma belongs to the lines of one field or the other
+                return None
             samples = planes.samples(frame)
             for clip, place in places[index]:
                 planes.copy_frame(samples, boxes[clip], cuts[clip], place)
         return cuts
+
+    @property
+    def found_by(self) -> str:
+        """How frames are found: `container` (its index), `packets` (all read once), `counting` (a forward decode)."""
+        if self._index is None:
+            return "counting"
+        return "packets" if self._index.times is not None else "container"
 
     @property
     def plain_mp4(self) -> bool:
@@ -103,6 +112,20 @@ class PyAVReader(FrameReader):
             and (self._index.gap is not None or self.num_frames == 1)
         )
 
+    def needed_packets(self, indices: list[int]) -> list[list[Any]]:
+        """Return the packets that reading these sorted frames decodes, by stretch: tests and benchmarks look at them."""
+        stretches: list[list[Any]] = [[]]
+
+        def send(packet: Any) -> Any:
+            if packet is None:
+                stretches.append([])
+            else:
+                stretches[-1].append(packet)
+            return self._codec.decode(packet)
+
+        assert [number for number, _ in self._indexed(indices, send)] == indices
+        return stretches[:-1]
+
     def _images(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
         for index, frame in self._frames(indices):
             plane = self._convert.reformat(frame, format="rgb24", threads=1).planes[0]
@@ -115,7 +138,7 @@ class PyAVReader(FrameReader):
         left = list(indices)
         while self._index is not None and left:
             try:
-                for index, frame in self._indexed(left):
+                for index, frame in self._indexed(left, self._codec.decode):
                     left = [other for other in left if other != index]
                     yield index, frame
             except self._surprises:
@@ -125,9 +148,11 @@ class PyAVReader(FrameReader):
         except self._errors as error:
             raise DecodeError(f"{self.path}: {first_line(error)}") from error
 
-    def _indexed(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
+    def _indexed(self, indices: list[int], send: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
         assert self._index is not None
-        return indexed_decode.decode(self._container, self._stream, self._index, indices, size_bytes=self._size_bytes)
+        return indexed_decode.decode(
+            self._container, self._stream, self._index, indices, send=send, size_bytes=self._size_bytes
+        )
 
     def _step_down(self) -> None:
         """The packets tell what the container's index did not; where they were the index, only decoding does."""
