@@ -160,6 +160,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "variable_rate.mkv": lambda path: encode(path, pts=IRREGULAR, g="20", bf="3"),
     "late_start.mp4": lambda path: encode(path, pts=[90000 + 3000 * i for i in range(FRAMES)], g="20"),
     "fragmented.mp4": lambda path: encode(path, g="15", movie={"movflags": "frag_keyframe+empty_moov"}),
+    "fragmented_indexed.mp4": lambda path: encode(path, g="15", movie={"movflags": "dash+global_sidx"}),
     "vp8.webm": lambda path: encode(path, "libvpx", **{"auto-alt-ref": "1", "lag-in-frames": "16", "g": "20"}),
     "vp9.webm": lambda path: encode(path, "libvpx-vp9", **{"auto-alt-ref": "1", "lag-in-frames": "16", "g": "24"}),
     "vp9_odd_size.webm": lambda path: encode(

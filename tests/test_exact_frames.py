@@ -23,9 +23,10 @@ from sce_video.data.pyav_reader import PyAVReader
 
 # How frames are found where it is not in the index that the file holds.
 PACKETS = {"open_gop.mkv", "b_pyramid_strict.mkv", "variable_rate.mkv", "vp9.webm", "vp9_odd_size.webm", "av1.mkv"}
-PACKETS |= {"hevc_open_gop.mkv"}
+PACKETS |= {"hevc_open_gop.mkv", "fragmented.mp4", "fragmented_indexed.mp4"}
 COUNTED = {"vp8.webm", "mpeg4.mp4", "mpeg4.avi", "packed_b_frames.avi", "h264.avi", "transport.ts", "mpeg2.mpg"}
-COUNTED |= {"odd_size.avi", "interlaced.mp4", "broken_off.ts"}
+COUNTED |= {"odd_size.avi", "broken_off.ts"}
+COUNTED |= {"interlaced.mp4"} if hasattr(av.VideoCodecContext, "field_order") else set()
 B_FRAME = 3  # FFmpeg's picture types
 REFUSED = {
     "broken_off.avi",

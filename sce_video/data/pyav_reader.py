@@ -228,11 +228,12 @@ class PyAVReader(FrameReader):
         return (
             container in self._container.format.name.split(",")
             and self._codec.name in frame_index.ONE_FRAME_A_PACKET
-            and self._codec.field_order in frame_index.PROGRESSIVE
+            and getattr(self._codec, "field_order", 0) in frame_index.PROGRESSIVE  # PyAV 17 does not tell
         )
 
     def _container_index(self) -> FrameIndex | None:
-        if not self._indexable("mp4"):
+        # A file in fragments, as streams are recorded, has no table of all frames: only its first fragments are known yet.
+        if not self._indexable("mp4") or not self._stream.frames:
             return None
         return frame_index.from_container(self._stream.index_entries, os.path.getsize(self.path))
 
