@@ -55,7 +55,7 @@ def open_video(path: str, decoder: str = "auto", *, limits: Limits = LIMITS) -> 
         from .torchcodec_reader import TorchcodecReader
 
         reader.close()
-        return TorchcodecReader(absolute, container=container, stream=reader.stream_index)
+        return TorchcodecReader(absolute, container=container, stream=reader.stream_index, fps=reader.fps)
     if decoder == "decord":
         if not reader.plain_mp4:
             warn_inexact("decord", absolute)
