@@ -119,7 +119,7 @@ def test_names_that_are_no_utf8_are_read(tmp_path: Path) -> None:
 
 
 def test_unknown_decoder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'ffmpeg' is not one of auto, decord, pyav"):
+    with pytest.raises(ValueError, match="'ffmpeg' is not one of auto, decord, pyav, torchcodec"):
         open_video(str(tmp_path), "ffmpeg")
 
 

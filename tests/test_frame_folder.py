@@ -11,10 +11,14 @@ import zipfile
 from fractions import Fraction
 from pathlib import Path
 
+import lists
 import numpy as np
 import pytest
 import torch
 from conftest import TINY_RECIPE, numbered_frames, records, run_tool
+from entries import Entry
+from found import Matcher, find_videos
+from measured import measure
 from PIL import Image
 from test_shrink import shrink
 
@@ -251,3 +255,31 @@ def test_pictures_are_pretrained_on_like_videos(videos: Path, tmp_path: Path) ->
         for name in ("pictures", "videos")
     ]
     assert first[0] == pytest.approx(first[1], abs=0.02)
+
+
+def test_lists_of_data_sets_name_pictures(tmp_path: Path) -> None:
+    """mmaction2's rows `folder frames label`, copies by shrink under a list's names, and --probe."""
+    frames = numbered_frames(9)
+    for name in ("rawframes/a/one", "rawframes/b/two"):
+        folder_of(tmp_path / name, frames, "img_{:05d}.jpg", 1)
+    (tmp_path / "train.txt").write_text("a/one 9 0\nb/two 9 1\n")
+    assert [(entry.name, entry.label) for entry in lists.read_list(tmp_path / "train.txt", tmp_path / "rawframes")] == [
+        ("a/one", "0"),
+        ("b/two", "1"),
+    ]
+    arguments = ["--lists", str(tmp_path / "train.txt"), "--videos", str(tmp_path / "rawframes")]
+    lists.main([*arguments, "--out", str(tmp_path / "out")])
+    read = manifest.read(tmp_path / "out/train.csv")
+    assert [video.label for video in read] == ["0", "1"]
+    assert "have no rate" in (tmp_path / "out/summary.json").read_text()
+    (tmp_path / "rawframes/video.json").write_text('{"fps": 30}')
+    measured = measure(read, 2)
+    assert (measured["unreadable"], measured["resolutions"], measured["seconds"]) == (0, {"64x48": 2}, 0.6)
+
+    folder_of(tmp_path / "copies/A/v_one.frames", frames, json=about(frames))
+    shutil.move(zip_of(tmp_path / "copies/A/v_one.frames"), tmp_path / "copies/A/v_two.frames.zip")
+    (tmp_path / "copies/list.frames").touch()
+    found = find_videos(tmp_path / "copies")
+    assert found.names == ["A/v_one.frames", "A/v_two.frames.zip", "list.frames"]
+    matched = Matcher(found).match([Entry("B/v_one.avi", "x", "l:1"), Entry("v_two.mp4", "y", "l:2")])
+    assert [os.path.basename(video.path) for video in matched.present] == ["v_one.frames", "v_two.frames.zip"]

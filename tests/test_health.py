@@ -124,8 +124,9 @@ def test_features_of_a_folder_are_known_by_all_its_pictures(folder: Path, tmp_pa
     video = Video(str(copy), None)
     before = identity(video)
     assert before == identity(video)
-    for change in (lambda: (copy / "000002.jpg").touch(), lambda: (copy / "x").touch(), lambda: (copy / "x").unlink()):
-        change()
+    latest = max(path.stat().st_mtime_ns for path in (copy, *copy.iterdir()))
+    for step, name in enumerate(("000002.jpg", ".", "000001.jpg"), start=1):
+        os.utime(copy / name, ns=(0, latest + step))
         assert identity(video) != before
         before = identity(video)
     assert identity(Video(str(tmp_path / "none"), None)) is None

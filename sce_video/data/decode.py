@@ -48,7 +48,7 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
         return reader
     with reader:
         if decoder == "torchcodec":
-            return TorchcodecReader(absolute, container=container, stream=reader.stream_index)
+            return TorchcodecReader(absolute, container=container, stream=reader.stream_index, fps=reader.fps)
         if not reader.plain_mp4:
             warn_inexact("decord", absolute)
         return DecordReader(absolute)

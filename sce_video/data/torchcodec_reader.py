@@ -17,15 +17,17 @@ from .reader import FrameReader
 
 
 class TorchcodecReader(FrameReader):
-    """One file. path: absolute; container: what `media.check_media` says it is; stream: number of the video stream.
+    """One file. path: absolute; container: what `media.check_media` says it is; stream: number of the video stream, and
+    fps, its rate: as PyAV has them (the rate that torchcodec gives for files at a variable one is another).
 
     Raises DecodeError when torchcodec cannot read the file, InputError where torchcodec itself cannot be used.
     """
 
     decoder = "torchcodec"
 
-    def __init__(self, path: str, *, container: str, stream: int) -> None:
+    def __init__(self, path: str, *, container: str, stream: int, fps: Fraction) -> None:
         super().__init__(path)
+        self.fps = fps
         try:
             from torchcodec.decoders import VideoDecoder
         except (ImportError, RuntimeError, OSError) as error:  # the last two: FFmpeg's libraries are missing
@@ -45,8 +47,6 @@ class TorchcodecReader(FrameReader):
             self.num_frames = len(self._reader)
             if not self.num_frames:
                 raise DecodeError(f"{path}: no frame in it")
-            about = self._reader.metadata
-            self.fps = Fraction(about.average_fps_from_header or about.average_fps).limit_denominator(1001)
             # The first frame is decoded first: it may hold what later key frames need (4:4:4 files of old x264 versions
             # decode to noise without, clips_odd/cockatoo.mp4).
             self.height, self.width = self._reader[0].shape[:2]
