@@ -15,6 +15,7 @@ PACKAGE = ROOT / "sce_video"
 LAYERS = {
     0: [
         "errors",
+        "transient",
         "randomness",
         "losses",
         "schedules",
@@ -29,6 +30,7 @@ LAYERS = {
     0.5: ["weight_files"],
     0.6: ["status", "stopping", "lock"],
     1: ["models.backbones", "data.decode", "data.manifest", "data.synthetic", "augment", "optim", "checkpoint", "log"],
+    1.5: ["saving"],
     2: ["models.encoder"],
     3: ["models.momentum", "data.dataset", "encoders", "feature_cache"],
     4: ["methods", "data.loader"],
@@ -40,7 +42,7 @@ LAYERS = {
     5.2: ["run", "evaluation"],
     5.25: ["finetune_run"],
     5.3: ["benchmark.measure"],
-    6: ["pretrain", "finetune", "retrieval", "evaluate", "feature_files", "export", "benchmark"],
+    6: ["pretrain", "finetune", "retrieval", "evaluate", "feature_files", "export", "inspection", "benchmark"],
 }
 ONLY_IN = {
     "decord": ["data.decode"],
