@@ -1,6 +1,7 @@
 """Faults on purpose, for the tests of what a run survives. Nothing happens unless SCE_VIDEO_ALLOW_FAULTS=1.
 
     SCE_VIDEO_FAULT="kill@step=12,rank=1"      the rank kills itself before its step 12 (counted from 0)
+                    "term@step=12,rank=1"      it is asked to stop
                     "stop@step=12,rank=1"      it stands still, as behind a dead link
                     "sleep@step=3,seconds=2"   it is late; without rank= all are
                     "nan@step=6,rank=1"        its clips are not numbers
@@ -40,6 +41,8 @@ def at_step(step: int, module: nn.Module) -> None:
     """Do what is planned for this rank before `step`."""
     if planned("kill", step=step) is not None:
         os.kill(os.getpid(), signal.SIGKILL)
+    if planned("term", step=step) is not None:
+        os.kill(os.getpid(), signal.SIGTERM)
     if planned("stop", step=step) is not None:
         os.kill(os.getpid(), signal.SIGSTOP)
     if (late := planned("sleep", step=step)) is not None:

@@ -68,6 +68,7 @@ def test_crash_and_hang_are_survived_and_the_culprits_quarantined(
     assert by_row(list(again)) == found
 
 
+@pytest.mark.slow
 def test_killed_process_is_replaced_and_its_video_is_not_to_blame(videos: Path) -> None:
     """As the kernel does when memory is short; the second time on the same video it is."""
     expected = flat(list(loader.build(dataset(videos), sampler(), workers=0, pin_memory=False)))
@@ -92,6 +93,7 @@ def test_processes_that_always_die_stop_the_run(videos: Path, monkeypatch: pytes
         next(iterator)
 
 
+@pytest.mark.slow
 def test_replacing_processes_changes_nothing(videos: Path) -> None:
     expected = flat(list(loader.build(dataset(videos), sampler(), workers=0, pin_memory=False)))
     pids = set()
