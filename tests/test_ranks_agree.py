@@ -82,13 +82,18 @@ def _scaled_loss(factor: Callable[[int], float]) -> gloo.Plant:
     return plant
 
 
-def _own_target(_: int) -> None:
-    def only_online(module: nn.Module) -> None:
-        everything(module.online)
+def _own_target(rank: int) -> None:
+    """After DDP, which would mend it: it broadcasts everything once."""
+    right = distributed.parallel
 
-    everything = run.distributed.broadcast_module
-    run.distributed.broadcast_module = only_online
-    run.check_ranks_are_equal = lambda tensors, step: None  # it would notice
+    def parallel(module: nn.Module, device: torch.device) -> nn.Module:
+        network = right(module, device)
+        if rank:
+            for parameter in module.target.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, dtype=parameter.dtype))
+        return network
+
+    pretrain.distributed.parallel = parallel
 
 
 def _target_in_eval_mode(_: int) -> None:
