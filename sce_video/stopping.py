@@ -14,6 +14,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,8 @@ class StopRequest:
         self._parent = os.getppid()
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers; the file works
+            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         if distributed.launched():  # a run below a shell may outlive it (nohup); below torchrun it would be an orphan
             die_with_parent(signal.SIGTERM)
         return self

@@ -177,11 +177,16 @@ def test_signals_and_death_of_the_agent_of_two_ranks(videos: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_decoding_processes_die_with_a_killed_run_and_the_folder_is_free(videos: Path, tmp_path: Path) -> None:
+def test_decoding_processes_die_with_a_killed_run_and_the_folder_is_free(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs too, which nothing else ends."""
+    monkeypatch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")
+    monkeypatch.setenv("SCE_VIDEO_FAULT", "hang@row=5")
     out = tmp_path / "run"
     process = start(videos, out, "optim.epochs=500", agent=False)
-    wait_until(lambda: steps_logged(out) >= 2)
-    assert len(processes_in(out)) == 2
+    wait_until(lambda: read_status(out) != {} and len(processes_in(out)) == 2)
+    time.sleep(2)  # row 5 is among the 24 of the first three steps, which are decoded at once
     second = run_tool("pretrain", *options(videos, out, "optim.epochs=500"), cwd=tmp_path)
     assert second.returncode == 70
     assert f"another run is going on in {out} (host {os.uname().nodename}, pid {process.pid})" in second.stderr
