@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY_RECIPE, compose_pretrain, losses, run_tool
+from conftest import ROOT, TINY_RECIPE, compose_finetune, compose_pretrain, losses, run_tool
+from test_finetune import TINY
 
 from sce_video import checkpoint
 from sce_video.errors import InputError, Preempted
+from sce_video.finetune import finetune
 from sce_video.lock import RunLock
 from sce_video.pretrain import pretrain
 from sce_video.status import read_status
@@ -123,6 +126,28 @@ def test_failed_run_says_why(videos: Path, tmp_path: Path) -> None:
     status = read_status(out)
     assert (status["status"], status["exit_code"]) == ("failed", 70)
     assert "nothing was updated" in status["reason"]
+
+
+def test_finetuning_on_splits_stops_as_one_program(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second split: the folder that was named says so, and the same command goes on there."""
+    for split in (1, 2):
+        shutil.copy(videos / "train.csv", tmp_path / f"train{split}.csv")
+    out = tmp_path / "run"
+    lists = [f"train={tmp_path}/train%.csv", f"test={videos / 'val.csv'}", f"root={videos}", "splits=[1,2]"]
+    clips = ["data.num_frames=4", "data.clip_seconds=0.8", "augment.size=32"]
+    cfg = compose_finetune("backbone=tiny3d", *lists, *clips, *TINY, "optim.epochs=1", f"out={out}")
+    monkeypatch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")
+    monkeypatch.setenv("SCE_VIDEO_FAULT", "term@step=1")
+    for split in (1, 2):
+        with pytest.raises(Preempted, match="SIGTERM: saved at step 2"):
+            finetune(cfg)
+        assert read_status(out)["status"] == read_status(out / f"split_{split}")["status"] == "preempted"
+        assert read_status(out)["step"] == split - 1, "splits done"
+    assert read_status(out / "split_1")["status"] == "completed"
+    assert len(finetune(cfg)) == 2
+    assert read_status(out)["status"] == read_status(out / "split_2")["status"] == "completed"
 
 
 def processes_in(folder: Path) -> list[int]:
