@@ -76,7 +76,7 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] 
     with (
         distributed.session(cfg.system.device.value) as device,
         StopRequest(folder) as stop,
-        RunFolder(folder, cfg) as place,
+        RunFolder(folder, cfg, stop) as place,
     ):
         run = set_up(cfg, build_method, device, place)
         main = distributed.rank() == 0

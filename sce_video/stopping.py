@@ -45,6 +45,7 @@ class StopRequest:
         self.file = folder / STOP_FILE
         self.reason = ""  # empty: go on
         self._at_once = True
+        self._forgotten = False
         self._before: dict[signal.Signals, Any] = {}
         self._parent = os.getppid()
 
@@ -88,8 +89,10 @@ class StopRequest:
         return bool(self.reason)
 
     def forget_file(self) -> None:
-        """Remove a file STOP that was meant for an earlier start."""
-        self.file.unlink(missing_ok=True)
+        """Remove a file STOP that was meant for an earlier start. Only the first call does: later ones find new requests."""
+        if not self._forgotten:
+            self.file.unlink(missing_ok=True)
+        self._forgotten = True
 
     def preempted(self, step: int) -> Preempted:
         """Return the exception that ends the run after `step` was saved."""

@@ -24,7 +24,9 @@ from sce_video.errors import InputError, Preempted
 from sce_video.finetune import finetune
 from sce_video.lock import RunLock
 from sce_video.pretrain import pretrain
+from sce_video.run_folder import RunFolder
 from sce_video.status import read_status
+from sce_video.stopping import StopRequest
 
 ALWAYS = ["optim.epochs=10", "system.save_every=1000"]
 
@@ -146,7 +148,9 @@ def test_finetuning_on_splits_stops_as_one_program(
         assert read_status(out)["status"] == read_status(out / f"split_{split}")["status"] == "preempted"
         assert read_status(out)["step"] == split - 1, "splits done"
     assert read_status(out / "split_1")["status"] == "completed"
+    (out / "STOP").touch()  # for an earlier start
     assert len(finetune(cfg)) == 2
+    assert not (out / "STOP").exists()
     assert read_status(out)["status"] == read_status(out / "split_2")["status"] == "completed"
 
 
@@ -240,6 +244,18 @@ def test_lock_without_flock_is_a_file_kept_young(tmp_path: Path, monkeypatch: py
     first.keep()
     with pytest.raises(InputError):
         second.take(patience=0)
+
+
+def test_two_starts_of_a_new_run_do_not_share_its_folder(videos: Path, tmp_path: Path) -> None:
+    cfg = compose_pretrain(*options(videos, tmp_path / "run"))
+    first, second = (RunFolder(tmp_path / "run", cfg, StopRequest(tmp_path / "run")) for _ in range(2))
+    with second:
+        with first:
+            assert not first.known
+            assert not second.known
+            first.begin(0, 30)
+        with pytest.raises(InputError, match="another run has begun in .* meanwhile"):
+            second.begin(0, 30)
 
 
 def test_status_is_written_whole_and_a_damaged_one_is_nothing(tmp_path: Path) -> None:
