@@ -32,6 +32,7 @@ setup(
         "torchvision>=0.26",
         "numpy>=1.26",
         "av>=14",
+        "pillow>=10",
         "hydra-core>=1.3.2,<2",
         "fvcore>=0.1.5.post20221221",
         "pytorchvideo>=0.1.5,<0.2",
@@ -41,6 +42,7 @@ setup(
     ],
     extras_require={
         "tracking": ["tensorboard>=2.17"],
+        "torchcodec": ["torchcodec>=0.11"],
         "search": ["faiss-cpu>=1.8"],
         "evaluation": ["scikit-learn>=1.5"],
         "export": EXPORT,

@@ -21,7 +21,7 @@ import health
 import program
 import sharded
 from endings import printable
-from examine import STATUSES, examine
+from examine import STATUSES, examine, stamped
 from journal import Row
 from parts import Job
 from shards import add_arguments, shard_of
@@ -66,7 +66,8 @@ def _examined(left: Sequence[Row], looked: Any, jobs: int, hang_seconds: float) 
     answers = in_workers(looked, paths, jobs=jobs, silence_seconds=hang_seconds)
     for path, row in with_progress(answers, len(paths)):
         if isinstance(row, Failure):
-            yield {"id": path, "status": "hang" if row.kind == "hang" else "unreadable", "reason": row.reason}
+            status = "hang" if row.kind == "hang" else "unreadable"
+            yield {"id": path, **stamped(path), "status": status, "reason": row.reason}
         else:
             yield row
 

@@ -27,10 +27,12 @@ from typing import Any
 
 import av
 from endings import printable
-from probe import NoVideo, TooLarge, first_line, opened, rotation_of, seconds_of
+from examine_pictures import examine_pictures
+from probe import NoVideo, first_line, opened, rotation_of, seconds_of
 from workers import Alive
 
-from sce_video.data.media import DecodeError, check_media
+from sce_video.data.health import stamp
+from sce_video.data.media import DecodeError, TooLarge, check_media, is_frames
 
 STATUSES = ("ok", "short", "truncated", "no video stream", "unreadable", "not a video", "hang", "refused")
 # Files that name other files: HLS, ffconcat, DASH, SDP, PLS, ASX, SMIL.
@@ -49,7 +51,9 @@ def examine(path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
     quick: count packets and decode some frames at the start, the middle and the end instead of all.
     """
     strike(path)
-    row: Row = {"id": path}
+    row: Row = {"id": path, **stamped(path)}
+    if is_frames(path):
+        return {**row, **examine_pictures(path, alive, quick=quick, min_frames=min_frames)}
     try:
         check_media(path)
     except DecodeError as error:
@@ -57,7 +61,7 @@ def examine(path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
         playlist = status == "refused" and os.path.isfile(path)
         return {**row, "status": status, "reason": NAMES_OTHERS if playlist else without(path, error)}
     try:
-        row["bytes"], row["sha256"] = os.path.getsize(path), sha256_of(path, alive)
+        row["sha256"] = sha256_of(path, alive)
         with opened(path) as (container, stream):
             found = Frames(stream)
             try:
@@ -187,6 +191,12 @@ def verdict(row: Row, found: Frames, path: str, min_frames: int) -> tuple[str, s
     if row["frames"] < min_frames:
         return "short", f"{row['frames']} frame{'s' * (row['frames'] != 1)}"
     return "ok", ""
+
+
+def stamped(path: str) -> Row:
+    """Return the columns by which a row is later known to hold still; none if nothing is there."""
+    found = stamp(path)
+    return {} if found is None else found._asdict()
 
 
 def status_at_the_gate(path: str) -> str:

@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 from entries import Entry
 
-from sce_video.data.manifest import VIDEO_SUFFIXES, Video
+from sce_video.data import manifest
+from sce_video.data.manifest import Video
+from sce_video.data.media import FRAMES_FOLDER, FRAMES_ZIP
 from sce_video.errors import InputError
 
 
@@ -48,7 +50,9 @@ def find_videos(folder: str | Path) -> Found:
             with os.scandir(os.path.join(root, below)) as items:
                 for item in items:
                     name = os.path.join(below, item.name)
-                    if item.is_dir(follow_symlinks=False):
+                    if item.name.lower().endswith(FRAMES_FOLDER) and item.is_dir():
+                        names.append(name)
+                    elif item.is_dir(follow_symlinks=False):
                         if not item.name.startswith(".") and item.name != "__MACOSX":
                             waiting.append(name)
                     elif is_video_name(item.name) and item.is_file():
@@ -62,7 +66,7 @@ def find_videos(folder: str | Path) -> Found:
 
 def is_video_name(name: str) -> bool:
     """Return whether a file name has a video's ending and is not one of macOS's `._` companions."""
-    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith("._")
+    return manifest.is_video_name(name) and not name.startswith("._")
 
 
 class Matched(NamedTuple):
@@ -115,7 +119,8 @@ class Matcher:
 
 
 def _stem(name: str) -> str:
-    return os.path.splitext(os.path.basename(name))[0].lower()
+    base = os.path.basename(name).lower()
+    return base.removesuffix(FRAMES_ZIP) if base.endswith(FRAMES_ZIP) else os.path.splitext(base)[0]
 
 
 def refuse_missing(

@@ -42,6 +42,7 @@ COLUMNS: dict[str, type] = {
     "key_frame_interval": int,
     "has_audio": bool,
     "bytes": int,
+    "changed_ns": int,  # time of the file's last change: by both training knows that a row holds still
     "sha256": str,
     "listed": int,  # rows of the manifest that name this file
 }

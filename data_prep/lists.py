@@ -10,7 +10,8 @@ python data_prep/lists.py --lists pretrain.csv --videos / --out lists/pretrain -
 | `path,label`         | SlowFast with a separator, VideoMAE; with our header too | path,label                               |
 | `path 0 -1`          | VideoMAE (pretraining): start, all frames              | path                                       |
 | `path`               | any                                                    | path                                       |
-| `folder 250 3`, `folder 1 250 3`  | VideoMAE, mmaction2: frames as pictures   | refused: these are no video files          |
+| `folder 250 3`       | mmaction2: frames as pictures, their number, the class | folder,label; all pictures are read        |
+| `folder 1 250 3`     | VideoMAE: a part of the pictures                       | refused: list whole folders                |
 | `path 3 17`          | mmaction2: several classes a video                     | refused: one class a video here            |
 
 Between the columns: blanks, tabs, or a comma. A path may hold blanks, with or without quotes. Writes train.csv for train.txt
@@ -31,10 +32,14 @@ from program import add_videos_and_out, parser, run
 from report import Report
 
 from sce_video.data import manifest
+from sce_video.data.frame_folder import DESCRIPTION
 from sce_video.data.manifest import VIDEO_SUFFIXES, Video
+from sce_video.data.media import FRAMES_FOLDER, FRAMES_ZIP
 from sce_video.errors import InputError
 
-ENDINGS = "|".join(sorted((re.escape(suffix) for suffix in VIDEO_SUFFIXES), key=len, reverse=True))
+SUFFIXES = sorted([*VIDEO_SUFFIXES, FRAMES_FOLDER, FRAMES_ZIP], key=len, reverse=True)
+ENDINGS = "|".join(re.escape(suffix) for suffix in SUFFIXES)
+PICTURES = "folder frames label"
 ROW = re.compile(rf"(?P<path>.*(?:{ENDINGS})[\"']?)(?:(?P<separator>[ \t]*,[ \t]*|[ \t]+)(?P<rest>.*))?", re.IGNORECASE)
 
 
@@ -66,14 +71,16 @@ def read_list(path: str | Path, root: str | Path) -> list[Entry]:
 
 
 def parse(line: str, where: str) -> tuple[str, str | None, str]:
-    """Return path, class and form (`path`, `path label`, `path 0 -1`) of one row; raises InputError with `where`."""
+    """Return path, class and form (`path`, `path label`, `path 0 -1`, PICTURES) of one row; InputError with `where`."""
     row = ROW.fullmatch(line)
     if row is None:
         numbers = line.split()[1:]
         if numbers and all(re.fullmatch(r"-?\d+", number) for number in numbers):
+            if len(numbers) == 2 and "," not in line:
+                return line.split()[0], numbers[1], PICTURES
             raise InputError(
-                f"{where}: {line!r} has no video's ending and {len(numbers)} numbers: a folder of frames (`folder frames "
-                "label`) is not read here; give the list of the video files"
+                f"{where}: {line!r} has no video's ending and {len(numbers)} numbers: of folders of pictures only "
+                f"mmaction2's rows `{PICTURES}` are read"
             )
         raise InputError(f"{where}: {line!r} is not `path label`, `path 0 -1` or `path` of a video file")
     name, rest = row["path"], (row["rest"] or "").strip(SPACE)
@@ -150,11 +157,16 @@ def main(arguments: Sequence[str]) -> None:
         present = []
         for entry in named(entries, classes) if classes else entries:
             path = os.path.join(root, entry.name)
-            if os.path.isfile(path):
+            if os.path.exists(path):
                 present.append(Video(path, entry.label))
             else:
                 missing.append(entry)
         report.add(name, present, len(entries))
+        if any(os.path.isdir(video.path) for video in present):
+            report.notes.append(
+                f"{name} lists folders of pictures, which have no rate: check that {DESCRIPTION} with "
+                f'{{"fps": "30"}}, or what it is, lies in each or in a folder above them'
+            )
     refuse_missing(sum(len(entries) for entries, _ in read.values()), missing, root, allowed=given.allow_missing)
     for test in names[1:]:
         report.compare(names[0], test)

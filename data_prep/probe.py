@@ -13,17 +13,13 @@ from typing import Any, NamedTuple
 
 import av
 
-from sce_video.data.media import FORMATS, DecodeError, check_media
-
-MAX_PIXELS = 4096 * 2304  # of a frame; larger ones are refused before they can fill the memory
+from sce_video.data.frame_folder import FrameFolder
+from sce_video.data.health import stamp
+from sce_video.data.media import LIMITS, DecodeError, Limits, check_media, is_frames, open_options
 
 
 class NoVideo(DecodeError):
     """The container holds no video stream."""
-
-
-class TooLarge(DecodeError):
-    """A frame has more pixels than allowed."""
 
 
 class Probe(NamedTuple):
@@ -56,26 +52,23 @@ class Probe(NamedTuple):
 
 
 @contextmanager
-def opened(path: str, *, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, Any]]:
+def opened(path: str, *, limits: Limits = LIMITS) -> Iterator[tuple[Any, Any]]:
     """Open a file behind the gate: yields PyAV's container and its first video stream, which decodes in one thread.
 
-    Raises DecodeError: no video container, no video stream, frames of more than max_pixels, whatever PyAV cannot read,
+    Raises DecodeError: no video container, no video stream, frames larger than the limits, whatever PyAV cannot read,
     also where the caller reads on from the container.
     """
     check_media(path)
     # Titles that are not UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
     lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-    whitelists = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
-        with av.open(os.path.realpath(path), options=whitelists, **lenient) as container:
+        with av.open(os.path.realpath(path), options=open_options(limits), **lenient) as container:
             if not container.streams.video:
                 raise NoVideo(f"{path}: no video stream in it")
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
-            width, height = stream.codec_context.width, stream.codec_context.height
-            if width * height > max_pixels:
-                raise TooLarge(f"{path}: {width}x{height} pixels are more than the {max_pixels} allowed")
-            stream.codec_context.options = {"max_pixels": str(max_pixels)}  # a stream may grow on the way
+            limits.check_size(path, stream.codec_context.width, stream.codec_context.height)
+            stream.codec_context.options = {"max_pixels": str(limits.frame_pixels)}  # a stream may grow on the way
             yield container, stream
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(f"{path}: {first_line(error)}") from error
@@ -86,8 +79,32 @@ def probe(path: str) -> Probe:
 
     Raises DecodeError, with the path and the reason, if it is no video or its first frame cannot be decoded.
     """
+    if is_frames(path):
+        return _probe_pictures(path)
     with opened(path) as (container, stream):
         return _probe(path, container, stream)
+
+
+def _probe_pictures(path: str) -> Probe:
+    found = stamp(path)
+    with FrameFolder(path) as video:
+        return Probe(
+            container="pictures",
+            codec="mjpeg",
+            pixel_format="rgb24",
+            width=video.width,
+            height=video.height,
+            rotation=0,
+            pixel_aspect=Fraction(1),
+            frames_per_second=video.fps,
+            frames=video.num_frames,
+            frames_promised=video.num_frames,
+            frames_hidden=0,
+            seconds=float(video.seconds),
+            key_frame_interval=1,
+            has_audio=False,
+            bytes=found.bytes if found else 0,
+        )
 
 
 def _probe(path: str, container: Any, stream: Any) -> Probe:

@@ -2,13 +2,15 @@
 
 python data_prep/shrink.py train.csv --out /data/small --estimate          # how much disk, how long: tries a few files
 python data_prep/shrink.py train.csv --out /data/small --short-side 128 --jobs 8
+python data_prep/shrink.py train.csv --out /data/pictures --form jpeg-zip
 python data_prep/shrink.py train.csv --out /data/small --num-shards 64 --shard-index auto    # in a job array, then:
 python data_prep/shrink.py merge /data/small
 
 For clips of 224 pixels keep a short side of 256 (the default), for 112 take 128: random crops need that margin. In the
 folder of --out: videos/, manifest.csv (same labels), shrunk.csv with bytes and differences, failed.csv. Every copy is
 compared with its source before it gets its name; a broken file is listed and the rest goes on. Killed, it goes on where it
-was when started again. The sources are only read. How copies are made: transcode.py.
+was when started again. The sources are only read. How copies are made: transcode.py. Besides small H.264 files it writes
+JPEG pictures in folders or zip files (--form), which training reads like videos.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ import sharded
 import transcode
 from endings import printable
 from examine import strike
+from ffmpeg_program import check_program
 from journal import Row, csv_bytes, write_atomically
 from parts import Job
 from shards import add_arguments, shard_of
 from sources import items_of, targets_of
+from training_form import ENGINES, KINDS, Form
 from workers import Alive, Failure, in_workers, with_progress
 from written import csv_text
 
@@ -60,7 +64,21 @@ def make(arguments: Sequence[str]) -> None:
         "--short-side", type=program.positive, default=256, help="pixels (default: 256); none is enlarged"
     )
     parser.add_argument(
+        "--form", choices=KINDS, default="video", help="of a copy: H.264 in MP4, or JPEG pictures (default: video)"
+    )
+    parser.add_argument(
         "--crf", type=int, choices=range(52), default=23, metavar="0..51", help="x264's quality (default: 23)"
+    )
+    parser.add_argument(
+        "--jpeg-quality",
+        type=int,
+        choices=range(1, 101),
+        default=90,
+        metavar="1..100",
+        help="of pictures (default: 90)",
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="pyav", help="who writes H.264: PyAV or the ffmpeg program (default: pyav)"
     )
     parser.add_argument("--estimate", action="store_true", help="only try a few files and tell disk and time")
     parser.add_argument(
@@ -69,13 +87,13 @@ def make(arguments: Sequence[str]) -> None:
     add_arguments(parser)
     given = parser.parse_args(arguments)
     shard = shard_of(given)
-    form = transcode.Form(given.short_side, given.crf)
+    form = _form(given)
     items = items_of(manifest.read(given.manifest, given.root))
     is_folder = os.path.isdir(given.manifest)
     base = os.path.abspath(given.manifest if is_folder else given.root or os.path.dirname(given.manifest))
     if is_folder and os.path.commonpath([base, os.path.abspath(given.out)]) == base:
         raise InputError(f"--out {given.out} lies in {base}, whose videos are read: choose a folder outside")
-    for item, target in zip(items, targets_of(items, base), strict=True):
+    for item, target in zip(items, targets_of(items, base, form.ending), strict=True):
         item["output"] = target
     if given.estimate:
         print(estimate([item for item in items if shard.holds(item["id"])], form, given)[0])
@@ -84,7 +102,15 @@ def make(arguments: Sequence[str]) -> None:
     sharded.do_shard(job, shard, lambda left: shrunk(left, form, given), finish)
 
 
-def shrunk(left: Sequence[Row], form: transcode.Form, given: Any) -> Iterator[Row]:
+def _form(given: Any) -> Form:
+    if given.engine == "ffmpeg":
+        if given.form != "video":
+            raise InputError(f"--engine ffmpeg writes videos; for --form {given.form} leave --engine out")
+        print(f"ffmpeg {check_program()}", file=sys.stderr)
+    return Form(given.short_side, given.form, given.crf, given.jpeg_quality, given.engine)
+
+
+def shrunk(left: Sequence[Row], form: Form, given: Any) -> Iterator[Row]:
     """Shrink items and yield a row for each.
 
     Raises InputError before it begins if the disk cannot hold what is estimated; OSError when it fills up nevertheless.
@@ -101,33 +127,33 @@ def shrunk(left: Sequence[Row], form: transcode.Form, given: Any) -> Iterator[Ro
     answers = in_workers(task, left, jobs=given.jobs, silence_seconds=given.hang_seconds)
     for item, row in with_progress(answers, len(left)):
         if isinstance(row, Failure):
-            _working(given.out, item).unlink(missing_ok=True)
+            transcode.discard(_working(given.out, item, form))
             row = {"id": item["id"], "status": "failed", "reason": f"{row.kind}: {row.reason}"}
         yield row
 
 
-def _working(folder: str | Path, item: Row) -> Path:
+def _working(folder: str | Path, item: Row, form: Form) -> Path:
     digest = hashlib.blake2b(os.fsencode(item["id"]), digest_size=10).hexdigest()
-    return Path(folder, "shards", f"unfinished-{digest}.mp4")
+    return Path(folder, "shards", f"unfinished-{digest}{form.ending}")
 
 
-def shrink_item(item: Row, alive: Alive, *, folder: str, form: transcode.Form) -> Row:
+def shrink_item(item: Row, alive: Alive, *, folder: str, form: Form) -> Row:
     """Shrink one item into `folder`; called in a worker."""
     strike(item["id"])
     target = Path(folder, "videos", item["output"])
-    return {"id": item["id"], **transcode.shrink(item["id"], target, _working(folder, item), form, alive)}
+    return {"id": item["id"], **transcode.shrink(item["id"], target, _working(folder, item, form), form, alive)}
 
 
-def timed(item: Row, alive: Alive, *, form: transcode.Form) -> Row:
+def timed(item: Row, alive: Alive, *, form: Form) -> Row:
     """Shrink one item into a folder that is deleted at once, and add `processor_seconds`; called in a worker."""
     begun = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        working = Path(folder, "working.mp4")
-        row = transcode.shrink(item["id"], Path(folder, "copy.mp4"), working, form, alive)
+        working, copy = (Path(folder, name + form.ending) for name in ("working", "copy"))
+        row = transcode.shrink(item["id"], copy, working, form, alive)
     return {**row, "processor_seconds": time.process_time() - begun}
 
 
-def estimate(items: Sequence[Row], form: transcode.Form, given: Any) -> tuple[str, int]:
+def estimate(items: Sequence[Row], form: Form, given: Any) -> tuple[str, int]:
     """Return a sentence about disk and time, and the bytes needed, from some of the items, evenly taken.
 
     Bytes and time are taken to grow with the sources' bytes; expect 30 % more or less.
@@ -154,7 +180,7 @@ def finish(job: Job) -> None:
     rows = job.merge()
     pairs = list(zip(job.items, rows, strict=True))
     made = [(item, row) for item, row in pairs if row["status"] == "ok"]
-    lost = [item["output"] for item, _ in made if not (job.out / "videos" / item["output"]).is_file()]
+    lost = [item["output"] for item, _ in made if not (job.out / "videos" / item["output"]).exists()]
     if lost:
         raise InputError(f"{len(lost)} copies are no longer in {job.out}/videos, e.g. {lost[0]}: begin in a new folder")
     table = [

@@ -24,8 +24,8 @@ def items_of(videos: Sequence[manifest.Video]) -> list[Row]:
     return list(items.values())
 
 
-def targets_of(items: Sequence[Row], base: str | Path) -> list[str]:
-    """Return for each item the relative path, ending in .mp4, of what is made from it: all differ, none leads upwards.
+def targets_of(items: Sequence[Row], base: str | Path, ending: str = ".mp4") -> list[str]:
+    """Return for each item the relative path, ending in `ending`, of what is made from it: all differ, none leads upwards.
 
     They repeat the sources' folders below `base`, or below their common folder if some lie outside. Of sources whose
     names differ in the ending only, the ending is kept: a.avi.mp4.
@@ -39,11 +39,11 @@ def targets_of(items: Sequence[Row], base: str | Path) -> list[str]:
     targets = []
     for name in names:
         stem = os.path.splitext(name)[0]
-        target = f"{stem}.mp4" if stems[stem] == 1 else f"{name}.mp4"
+        target = f"{stem}{ending}" if stems[stem] == 1 else f"{name}{ending}"
         number = 1
         while target in taken:
             number += 1
-            target = f"{name}.{number}.mp4"
+            target = f"{name}.{number}{ending}"
         taken.add(target)
         targets.append(target)
     return targets

@@ -135,7 +135,7 @@ def _told(code: int) -> str:
 def _serve(connection: Connection, function: Callable[[Any, Alive], Any], parent: int) -> None:
     """Answer tasks until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    _die_with(parent)
+    die_with(parent)
     _limit_memory()
     said = time.monotonic()
 
@@ -157,7 +157,7 @@ def _serve(connection: Connection, function: Callable[[Any, Alive], Any], parent
             connection.send(("stop", (error.errno, error.strerror, error.filename)))
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Have the kernel kill this process when its parent is gone, also from within a decoder that hangs (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -22,6 +22,24 @@ class Decoder(Enum):
     auto = "auto"
     decord = "decord"
     pyav = "pyav"
+    torchcodec = "torchcodec"
+
+
+class LoopFilter(Enum):
+    exact = "exact"
+    reference = "reference"
+    off = "off"
+
+
+class Transport(Enum):
+    auto = "auto"
+    rgb = "rgb"
+    planes = "planes"
+
+
+class ResizeOn(Enum):
+    device = "device"
+    worker = "worker"
 
 
 class Device(Enum):
@@ -56,7 +74,12 @@ class Data:
     num_frames: int = MISSING  # frames per clip
     clip_seconds: float = MISSING  # the time they are spread over
     decoder: Decoder = Decoder.auto
+    loop_filter: LoopFilter = LoopFilter.exact  # reference, off: faster H.264, other pixels (docs/decoding.md: PSNR)
+    transport: Transport = Transport.auto  # of clips to the device; planes: the file's, half the bytes; auto: on GPUs
+    resize_on: ResizeOn = ResizeOn.device  # worker: boxes larger than augment.size are scaled, and rounded, there
     max_bad_fraction: float = 0.01  # of the videos; more unreadable ones stop the run
+    # What data_prep/doctor.py found: its health.csv or folder, `none`, or `auto`, the one beside the list if there is one.
+    health: str = "auto"
 
     def __post_init__(self) -> None:
         require(self.num_frames, "data.num_frames", lambda value: value >= 1, "at least 1")

@@ -52,7 +52,7 @@ def prepare(cfg: EncoderOptions, train: str, test: str) -> Task:
     """Read the lists and load the encoders; say on stderr what makes results on these lists doubtful."""
     encoder = encoders.load_encoder(cfg.checkpoint, cfg.backbone or None)
     lists = [
-        loader.read_videos(source, split=split, root=cfg.root, labels=cfg.labels.value)
+        loader.read_videos(source, split=split, root=cfg.root, labels=cfg.labels.value, known_health=cfg.health)
         for source, split in ((train, "train"), (test, "val"))
     ]
     classes, ids = manifest.label_ids(*lists)

@@ -11,7 +11,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from .augment.pipeline import View
-from .config import Decoder, Device, Labels, Optim, System, given, require
+from .config import Decoder, Device, Labels, LoopFilter, Optim, ResizeOn, System, Transport, given, require
 from .errors import InputError
 
 
@@ -36,6 +36,7 @@ class EncoderOptions:
     size: int = 0  # crop, pixels; 0: 8/7 of the pretraining size
     cache: bool = True  # keep features on disk and take from there what an earlier run has left (see feature_cache)
     seed: int = 0  # of the random-weights row and of everything drawn
+    health: str = "auto"  # what the doctor found, see config.Data; nothing is opened of what it found unreadable
     decoder: Decoder = Decoder.auto
     device: Device = Device.auto
     workers: int = -1  # decoding processes per process; -1: one per core of its share
@@ -97,7 +98,11 @@ class FinetuneData:
     num_frames: int = 0  # 0: as in pretraining
     clip_seconds: float = 0.0  # 0: as in pretraining
     decoder: Decoder = Decoder.auto
+    loop_filter: LoopFilter = LoopFilter.exact  # see pretraining's options
+    transport: Transport = Transport.auto
+    resize_on: ResizeOn = ResizeOn.device
     max_bad_fraction: float = 0.01  # of the training videos; more unreadable ones stop the run
+    health: str = "auto"  # what the doctor found, see config.Data
 
 
 @dataclass

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
+from .data import health
 from .data.manifest import Video
 from .data.synthetic import cache_folder
 from .models.encoder import FrozenEncoder
@@ -32,12 +33,9 @@ PROTOCOL = 1  # raise it whenever the same encoder, views and file give other fe
 
 
 def identity(video: Video) -> str | None:
-    """Return what a file is known by: real path, bytes and time of change; None if it is not there."""
-    try:
-        about = os.stat(video.path)
-    except OSError:
-        return None
-    return f"{os.path.realpath(video.path)}\0{about.st_size}\0{about.st_mtime_ns}"
+    """Return what a video is known by: real path, bytes and time of change; None if it is not there."""
+    found = health.stamp(video.path)
+    return None if found is None else f"{os.path.realpath(video.path)}\0{found.bytes}\0{found.changed_ns}"
 
 
 class FeatureCache:

@@ -31,7 +31,9 @@ def write_features(cfg: FeaturesConfig) -> features.Features:
         encoder = encoders.load_encoder(cfg.checkpoint, cfg.backbone or None).to(device)
         if cfg.projector and encoder.projector is None:
             raise InputError(f"projector=true: {cfg.checkpoint} holds the backbone alone, without a projector")
-        videos = loader.read_videos(cfg.data, split="train", root=cfg.root, labels=cfg.labels.value)
+        videos = loader.read_videos(
+            cfg.data, split="train", root=cfg.root, labels=cfg.labels.value, known_health=cfg.health
+        )
         found = features.extract(
             encoder,
             videos,

@@ -16,29 +16,20 @@ import torch
 
 from . import __version__, checkpoint, distributed, encoders, optim
 from .agreement import check_ranks_are_equal, together
-from .config import Precision
-from .data import loader, manifest
+from .config import Precision, ResizeOn
+from .data import loader
 from .data.batches import Batches
 from .data.dataset import ClipDataset, RandomScaled
-from .data.manifest import Video
 from .errors import InputError
 from .evaluation_config import FinetuneConfig, Select
-from .log import SkippedVideos, warn
+from .labelled_lists import Lists, read_lists
+from .log import SkippedVideos
 from .models.encoder import Classifier, FrozenEncoder
 from .multi_view import Views, test_size
-from .run import QUARANTINE, check_precision, restore, training_state
+from .run import QUARANTINE, as_planes, check_precision, restore, training_state
 from .run_folder import RunFolder
 from .saving import Saver
 from .updates import Updates
-
-
-@dataclass
-class Lists:
-    """The labelled lists, their classes numbered together."""
-
-    videos: dict[str, list[Video]]  # train, test and, if given, val
-    ids: dict[str, list[int]]
-    classes: list[str]
 
 
 @dataclass
@@ -150,31 +141,6 @@ def load_or_build(cfg: FinetuneConfig) -> FrozenEncoder:
     return encoders.untrained_encoder(cfg.backbone, seed=cfg.seed, mean=usual["mean"], std=usual["std"], clip=clip)
 
 
-def read_lists(cfg: FinetuneConfig) -> Lists:
-    """Read the lists and number their classes; doubts about them are printed.
-
-    Raises InputError if a class of the test or val list has no training video: it could never be predicted.
-    """
-    sources = {"train": cfg.train, "test": cfg.test} | ({"val": cfg.val} if cfg.val else {})
-    videos = {
-        name: loader.read_videos(
-            source, split="train" if name == "train" else "val", root=cfg.root, labels=cfg.labels.value
-        )
-        for name, source in sources.items()
-    }
-    classes, ids = manifest.label_ids(*videos.values())
-    trained = {video.label for video in videos["train"]}
-    for name in videos:
-        if unknown := sorted({str(video.label) for video in videos[name]} - {str(label) for label in trained}):
-            raise InputError(
-                f"{len(unknown)} classes of {sources[name]} have no video in {cfg.train}, e.g. {unknown[0]!r}, where the "
-                f"classes are {sorted(str(label) for label in trained)[:3]}...: the lists do not belong together"
-            )
-        if name != "train":
-            warn(manifest.compare(videos["train"], videos[name]))
-    return Lists(videos, dict(zip(videos, ids, strict=True)), classes)
-
-
 def build_classifier(
     cfg: FinetuneConfig, encoder: FrozenEncoder, clip: dict[str, float], num_classes: int, device: torch.device
 ) -> Classifier:
@@ -235,6 +201,9 @@ def load_batches(run: FinetuneRun) -> Batches:
         draw_box=boxes(cfg, int(run.clip["size"])),
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
+        loop_filter=cfg.data.loop_filter.value,
+        planes=as_planes(cfg.data.transport, run.device),
+        resize_to=int(run.clip["size"]) if cfg.data.resize_on is ResizeOn.worker else None,
     )
     sampler = loader.steps(len(train), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, run.step, run.total_steps)
     return loader.build(

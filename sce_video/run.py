@@ -16,7 +16,7 @@ from torch import nn
 
 from . import __version__, checkpoint, distributed, optim
 from .agreement import check_ranks_are_equal, together
-from .config import Precision, PretrainConfig
+from .config import Precision, PretrainConfig, ResizeOn, Transport
 from .data import loader
 from .data.batches import Batches
 from .data.dataset import ClipDataset, RandomResized
@@ -74,7 +74,9 @@ def set_up(
     """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
     with together():
         check_precision(cfg.optim.precision, device)
-        videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
+        videos = loader.read_videos(
+            cfg.data.train, split="train", root=cfg.data.root, known_health=cfg.data.health, training=True
+        )
         loader.check_readable(videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
     steps_per_epoch = len(videos) // cfg.optim.batch
     loader.steps(
@@ -193,6 +195,9 @@ def load_batches(run: Run) -> Batches:
         difference_probability=cfg.augment.temporal_difference_probability,
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
+        loop_filter=cfg.data.loop_filter.value,
+        planes=as_planes(cfg.data.transport, run.device),
+        resize_to=cfg.augment.size if cfg.data.resize_on is ResizeOn.worker else None,
     )
     return loader.build(
         dataset,
@@ -205,6 +210,11 @@ def load_batches(run: Run) -> Batches:
     )
 
 
+def as_planes(transport: Transport, device: torch.device) -> bool:
+    """Whether clips travel as planes. On a CPU nothing is saved: the library's conversion in the worker is faster than ours."""
+    return transport is Transport.planes or (transport is Transport.auto and device.type == "cuda")
+
+
 def clip(cfg: PretrainConfig) -> dict[str, float]:
     """Return what the clips of this recipe are: num_frames, clip_seconds, size."""
     return {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
@@ -215,7 +225,13 @@ def build_monitor(cfg: PretrainConfig, device: torch.device, workers: int) -> Mo
     if not cfg.monitor.train:
         return None
     bank, query = (
-        loader.read_videos(source, split=split, root=cfg.monitor.root, labels=cfg.monitor.labels.value)
+        loader.read_videos(
+            source,
+            split=split,
+            root=cfg.monitor.root,
+            labels=cfg.monitor.labels.value,
+            known_health=cfg.data.health,
+        )
         for source, split in ((cfg.monitor.train, "train"), (cfg.monitor.val, "val"))
     )
     return Monitor(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import run_tool
 
+from sce_video.benchmark import forms, kinetics_like
 from sce_video.benchmark.measure import Measurement, Request, measure, measure_in_rounds, table
 
 SIZES = ["--queries", "40", "--bank", "90", "--width", "16", "--rounds", "1"]
@@ -115,3 +116,30 @@ def test_evaluate_prints_ratios_and_memory(tmp_path: Path) -> None:
     for words in ("an open per view", "an open per clip", "one pass: ", "times an open per view", "2 clips x 3 crops"):
         assert words in result.stdout
     assert re.search(r"peak memory above the program with one small view: \d+ MB", result.stdout)
+
+
+@pytest.mark.slow
+def test_decoding_is_compared_with_every_decoder_and_the_limit(tmp_path: Path) -> None:
+    result = run_tool("benchmark", "decode", "--count", "1", "--rounds", "1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "1 files" in result.stdout
+    for name in ("ours", "ours, crops as planes", "PyAV, everything in order", "the limit: these packets decoded"):
+        assert re.search(rf"^{name}: \d+\.\d clips/s/core, \d\.\d\d of the limit$", result.stdout, re.M), result.stdout
+    result = run_tool("benchmark", "decode", "--files", "missing.mp4", cwd=tmp_path)
+    assert (result.returncode, "missing.mp4: No such file" in result.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_forms_are_compared_by_bytes_quality_and_speed(tmp_path: Path) -> None:
+    """All nine, of one short film: smaller pictures are fewer bytes, a lower crf more of them and a better copy."""
+    path = kinetics_like.make(tmp_path, 1, seconds=4)[0]
+    result = run_tool("benchmark", "decode", "--forms", "--rounds", "1", "--files", path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    line = r"^(.+): (\d+\.\d\d) of the bytes, PSNR (\d+\.\d) dB, \d+ clips/s/core, \d+\.\d times as it is$"
+    rows = {row[0]: (float(row[1]), float(row[2])) for row in re.findall(line, result.stdout, re.M)}
+    assert {*rows} == {"as it is", *forms.FORMS}
+    small, smaller, better = (
+        rows[f"{short_side} g32 b7 fastdecode{crf}"] for short_side, crf in ((224, ""), (128, ""), (128, " crf18"))
+    )
+    assert small[0] > smaller[0] < better[0]
+    assert 25 < smaller[1] < better[1] < 60

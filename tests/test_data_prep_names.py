@@ -173,8 +173,8 @@ def test_rows_of_other_programs(line: str, expected: tuple[str, str | None, str]
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.mp4 1\nframes/a 120 3\n", "x.txt:2: .* a folder of frames"),
-        ("frames/a 1 120 3\n", "x.txt:1: .* 3 numbers: a folder of frames"),
+        ("a.mp4 1\nframes/a 120 3\n", "x.txt:2: a row `folder frames label` in a list of rows `path label`"),
+        ("frames/a 1 120 3\n", "x.txt:1: .* 3 numbers: of folders of pictures only mmaction2's rows"),
         ("a.mp4 3 17\n", "x.txt:1: .* has 2 numbers after the path"),
         ("a.mp4,3,17,b\n", "x.txt:1: .* more columns than path and label"),
         ("a.mp4 riding a bike\n", "x.txt:1: .* has blanks; write `path,class`"),

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 MODULES = sorted((ROOT / "data_prep").glob("*.py"))
 PROGRAMS = [path for path in MODULES if "__main__" in path.read_text()]
-ALLOWED = ("data.manifest", "data.decode", "data.media", "data.clips", "errors")
+ALLOWED = ("data.manifest", "data.decode", "data.media", "data.frame_folder", "data.health", "data.clips", "errors")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

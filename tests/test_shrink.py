@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,11 +18,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import transcode
 from conftest import ROOT, SHARED, numbered_frames
 from sources import items_of, targets_of
 from test_decode import encode, forward_decode
 from test_doctor import FAULTS, is_running
+from training_form import Form, Shown, compared, size_in
 
 from sce_video.data import manifest
 from sce_video.data.decode import open_video
@@ -179,19 +180,19 @@ def test_copies_have_the_training_form(small: Path) -> None:
     ],
 )
 def test_size(source: tuple[int, int], aspect: Fraction, expected: tuple[int, int]) -> None:
-    assert transcode.size_in(transcode.Form(256), *source, Fraction(aspect)) == expected
+    assert size_in(Form(256), *source, Fraction(aspect)) == expected
 
 
 def test_what_differs_from_its_source_is_refused() -> None:
     pictures = [np.full((32, 32, 3), 100, np.uint8)] * 2
-    before = transcode.Shown([0.0, 0.1, 0.2], pictures, Fraction(10))
-    assert transcode._compared(before, before)["reason"] == ""
+    before = Shown([0.0, 0.1, 0.2], pictures, Fraction(10))
+    assert compared(before, before)["reason"] == ""
     for after, reason in (
         (before._replace(times=[0.0, 0.1]), "3 frames became 2"),
         (before._replace(times=[0.0, 0.1, 0.31]), "moved by 0.11 s"),
         (before._replace(pictures=[pictures[0] + np.uint8(9)] * 2), "differ by 9.0 of 255"),
     ):
-        assert reason in transcode._compared(before, after)["reason"]
+        assert reason in compared(before, after)["reason"]
 
 
 def test_names_of_copies_differ_and_stay_below() -> None:
@@ -268,16 +269,14 @@ def test_estimate_writes_nothing(sources: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reading_speed_is_compared(small: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "data_prep/reading_speed.py")]
-    for arguments, message in (
-        ((str(small), "--repeats", "1", "--decoder", "pyav"), ""),
-        ((str(tmp_path),), "no shrunk.csv"),
-    ):
-        result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-        assert result.returncode == (2 if message else 0), result.stderr
-        assert message in result.stderr
-        assert message or "13 files, decoder pyav, 8 frames of 2.56 s: " in result.stdout
+def test_copies_are_measured_against_their_sources(small: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "decode", "--rounds", "1", "--shrunk"]
+    result = subprocess.run([*command, str(small)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^copies: 13 files, [\d.]+ MB, [\d.]+ clips/s/core$", result.stdout, re.M), result.stdout
+    result = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+    assert "has no shrunk.csv" in result.stderr
 
 
 def test_the_sources_folder_is_not_written_to(sources: Path) -> None:

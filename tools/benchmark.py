@@ -4,14 +4,19 @@ python tools/benchmark.py retrieval
 python tools/benchmark.py retrieval --queries 500 --bank 2000 --width 512 --rounds 9
 python tools/benchmark.py retrieval --large
 python tools/benchmark.py evaluate
+python tools/benchmark.py decode
+python tools/benchmark.py decode --forms
 python tools/benchmark.py evaluate --files a.mp4 b.mp4 --decoder pyav
 """
 
 import argparse
 
-from sce_video.benchmark import evaluate, retrieval
+from sce_video.benchmark import decode, evaluate, retrieval
+from sce_video.data.decode import DecodeError
+from sce_video.errors import InputError
 
-PARTS = {"retrieval": retrieval, "evaluate": evaluate}  # each has add_arguments(parser), run(options) and a docstring
+# Each has add_arguments(parser), run(options) and a docstring.
+PARTS = {"retrieval": retrieval, "evaluate": evaluate, "decode": decode}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -21,4 +26,7 @@ if __name__ == "__main__":
         part.add_arguments(command)
         command.set_defaults(run=part.run)
     options = parser.parse_args()
-    options.run(options)
+    try:
+        options.run(options)
+    except (InputError, DecodeError) as error:
+        parser.error(str(error))

@@ -1,8 +1,8 @@
 """From a row of the manifest to clips: random views for training, evenly spread clips for evaluation.
 
 One open and one decode pass per video, for all its clips. Clips leave the worker as uint8 crops of their native size
-and are resized on the device: no rounding, and fewer bytes than the resized clip. Clips of different sizes travel as
-one flat buffer (`Packed`), which costs one shared-memory handle and one copy to the device per view.
+and are resized on the device: no rounding, and mostly fewer bytes than the resized clip. They may travel as the planes of
+the file (half the bytes of RGB) and become RGB there. Clips of different sizes share one flat buffer (`Packed`).
 
 Everything random is keyed by (seed, epoch, row, view): a sample does not depend on the worker, rank or order.
 A video that cannot be read is replaced in training by one drawn from (seed, epoch, row, attempt), and reported; in
@@ -16,14 +16,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from ..randomness import generator
 from . import clips as clip_times
-from . import crops
+from . import crops, health
 from .decode import DecodeError, open_video
 from .manifest import Video
+from .packed import Clip, Packed
+from .planes import PlanarClip
 
 DrawBox = Callable[[int, int, torch.Generator], crops.Box]  # (height, width, generator) -> the part of the frame
 
@@ -38,42 +40,14 @@ class Failure(NamedTuple):
 
 
 @dataclass
-class Packed:
-    """B clips of different sizes in one buffer: `pixels` uint8 [sum of sizes], `shapes` int64 [B, 4] of [T, h, w, 3]."""
-
-    pixels: Tensor
-    shapes: Tensor
-
-    @staticmethod
-    def pack(clips: Sequence[Tensor]) -> Packed:
-        """Copy uint8 clips [T, h, w, 3] into one buffer; a single clip is taken as it is."""
-        shapes = torch.tensor([clip.shape for clip in clips]).reshape(-1, 4)
-        flat = [clip.reshape(-1) for clip in clips]
-        return Packed(torch.cat(flat) if len(flat) > 1 else flat[0], shapes)
-
-    def unpack(self) -> list[Tensor]:
-        """Return the clips as views of the buffer."""
-        shapes = self.shapes.tolist()
-        parts = self.pixels.split([t * h * w * c for t, h, w, c in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-    def to(self, device: torch.device) -> Packed:
-        """Move the pixels, without waiting when they are pinned; shapes stay on the CPU, where they are read."""
-        return Packed(self.pixels.to(device, non_blocking=True), self.shapes)
-
-    def pin_memory(self) -> Packed:
-        return Packed(self.pixels.pin_memory(), self.shapes)
-
-
-@dataclass
 class Sample:
-    """One row's clips, uint8 [T, h, w, 3] each ([2 T, h, w, 3] where `differences` says so, see augment.apply)."""
+    """One row's clips, T frames each (2 T where `differences` says so, see augment.apply)."""
 
     row: int
     path: str
     source: int = -1  # the row whose video was read: another one where a video had to be replaced
     epoch: int = 0
-    clips: list[Tensor] = field(default_factory=list)
+    clips: list[Clip] = field(default_factory=list)
     differences: list[bool] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
@@ -129,7 +103,10 @@ class ClipDataset(Dataset[Sample]):
         draw_box: which part of the frame a clip shows, one box per clip; `RandomResized` or `RandomScaled`.
         difference_probability: per clip, to become a temporal difference.
         seed: of the run.
-        decoder: see `decode.open_video`.
+        decoder, loop_filter: see `decode.open_video`.
+        planes: clips travel as the file's planes where it has 4:2:0 ones; on x86 the RGB they become is the same to the bit.
+        resize_to: boxes larger than this in both directions leave the worker as squares of this size, bilinear and
+            rounded: fewer bytes from large frames, but clips are rounded twice. None: they leave it in their size.
     """
 
     def __init__(
@@ -143,6 +120,9 @@ class ClipDataset(Dataset[Sample]):
         seed: int,
         difference_probability: float = 0.0,
         decoder: str = "auto",
+        loop_filter: str = "exact",
+        planes: bool = False,
+        resize_to: int | None = None,
     ) -> None:
         self.videos = videos
         self.num_views = num_views
@@ -152,6 +132,9 @@ class ClipDataset(Dataset[Sample]):
         self.difference_probability = difference_probability
         self.seed = seed
         self.decoder = decoder
+        self.loop_filter = loop_filter
+        self.planes = planes
+        self.resize_to = resize_to
         self.before_reading: Callable[[int], None] | None = None  # gets the row; may raise DecodeError
 
     def __len__(self) -> int:
@@ -178,9 +161,9 @@ class ClipDataset(Dataset[Sample]):
         tried = "\n  ".join(failure.reason for failure in failures)
         raise DecodeError(f"row {row} and {ATTEMPTS - 1} substitutes could not be read:\n  {tried}")
 
-    def _views(self, path: str, epoch: int, row: int) -> tuple[list[Tensor], list[bool]]:
+    def _views(self, path: str, epoch: int, row: int) -> tuple[list[Clip], list[bool]]:
         generators = [generator(self.seed, "clip", epoch, row, view) for view in range(self.num_views)]
-        with open_video(path, self.decoder) as video:
+        with open_video(path, self.decoder, loop_filter=self.loop_filter) as video:
             indices, differences, boxes = [], [], []
             for draw in generators:
                 start, end = clip_times.random_clip(video.seconds, self.clip_seconds, draw)
@@ -194,12 +177,21 @@ class ClipDataset(Dataset[Sample]):
                     index = torch.cat(clip_times.neighbours(index, first, last))
                 indices.append(index)
                 differences.append(difference)
-            frames = video.read(torch.cat(indices)).split([len(index) for index in indices])
-        clips = [
-            clip[:, box.top : box.top + box.height, box.left : box.left + box.width].contiguous()
-            for clip, box in zip(frames, boxes, strict=True)
-        ]
+            planar = video.read_planes(indices, boxes) if self.planes else None
+            clips: list[Clip] = [*planar] if planar is not None else [*video.read_clips(indices, boxes)]
+        if self.resize_to is not None:
+            clips = [_scaled_down(clip, self.resize_to) for clip in clips]
         return clips, differences
+
+
+def _scaled_down(clip: Clip, size: int) -> Clip:
+    """Scale a clip to a square if it is larger in both directions, as `augment.resize` does; else return it as it is."""
+    height, width = (clip.height, clip.width) if isinstance(clip, PlanarClip) else clip.shape[1:3]
+    if min(height, width) <= size:
+        return clip
+    frames = (clip.rgb() if isinstance(clip, PlanarClip) else clip).permute(0, 3, 1, 2)
+    scaled = [F.interpolate(frame[None].float(), size=(size, size), mode="bilinear")[0] for frame in frames]
+    return torch.stack([frame.round_().to(torch.uint8) for frame in scaled]).permute(0, 2, 3, 1).contiguous()
 
 
 class EvaluationDataset(Dataset[Sample]):
@@ -231,6 +223,9 @@ class EvaluationDataset(Dataset[Sample]):
 
     def __getitem__(self, row: int) -> Sample:
         path = self.videos[row].path
+        if health.status_of(self.videos[row]) in health.UNREADABLE:  # not even tried, for it may hang
+            known = f"{path}: {self.videos[row].health} (as data_prep/doctor.py found)"
+            return Sample(row, path, failures=[Failure(path, known)])
         try:
             with open_video(path, self.decoder) as video:
                 times = clip_times.constant_clips(video.seconds, self.clip_seconds, self.clips_per_video)
@@ -241,7 +236,7 @@ class EvaluationDataset(Dataset[Sample]):
                 frames = video.read(torch.cat(indices), max_short_side=self.max_short_side)
         except DecodeError as error:
             return Sample(row, path, failures=[Failure(path, str(error))])
-        clips = list(frames.split(self.num_frames))
+        clips: list[Clip] = [*frames.split(self.num_frames)]
         return Sample(row, path, row, clips=clips, differences=[False] * len(clips))
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import Sampler
 from .. import distributed
 from ..errors import InputError
 from ..randomness import generator
-from . import manifest, synthetic
+from . import health, manifest, synthetic
 from .batches import Batches, Quarantine
 from .dataset import ClipDataset
 from .decode import DecodeError, open_video
@@ -99,22 +99,50 @@ def steps(num_rows: int, seed: int, batch: int, accumulate: int, start_step: int
     )
 
 
-def read_videos(source: str, *, split: str, root: str = "", labels: str = "file") -> list[Video]:
+def read_videos(
+    source: str,
+    *,
+    split: str,
+    root: str = "",
+    labels: str = "file",
+    known_health: str = "none",
+    training: bool = False,
+) -> list[Video]:
     """Read a manifest (see data.manifest), or the built-in videos of `split` (train, val) for the word `synthetic`.
 
     The built-in videos are made on first use, by one process per machine.
+    known_health: the doctor's table, see `health.find`. Videos that it says are broken are left out for training; else
+    those of which nothing can be read are kept and marked, so that they are counted, and not opened.
+
+    Raises InputError if nothing is left.
     """
     if source != "synthetic":
-        return manifest.read(source, root or None, labels=labels)
+        videos = manifest.read(source, root or None, labels=labels)
+        table = health.find(source, known_health)
+        return videos if table is None else _examined(videos, table, training=training)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         synthetic.build(progress=_tell_progress)
     distributed.barrier()
     return manifest.read(synthetic.build() / f"{split}.csv")
 
 
+def _examined(videos: list[Video], table: Path, *, training: bool) -> list[Video]:
+    """Return the videos with what the table knows; on every rank what rank 0 finds, for disks are not seen alike."""
+    own = health.marked(videos, table) if distributed.rank() == 0 else []
+    (first, *_) = distributed.gather_objects([video.health for video in own])
+    videos = [video._replace(health=known) for video, known in zip(videos, first, strict=True)]
+    if distributed.rank() == 0:
+        print(health.sentence(videos, table, dropped=training), file=sys.stderr)
+    kept = health.sound(videos) if training else videos
+    if not kept:
+        raise InputError(f"{table} says that none of the {len(videos)} videos is sound, e.g. {videos[0].health}")
+    return kept
+
+
 def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
-    """Raise InputError unless one of up to 32 videos, drawn from the seed, can be opened."""
-    tries = epoch_order(seed, 0, len(videos))[:READABLE_TRIES]
+    """Raise InputError unless one of up to 32 videos can be opened: drawn from the seed, first of those that no doctor saw."""
+    order = sorted(epoch_order(seed, 0, len(videos)), key=lambda row: videos[row].health != "")
+    tries = order[:READABLE_TRIES]
     reasons = []
     for row in tries:
         try:

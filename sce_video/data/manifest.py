@@ -7,6 +7,9 @@
 | a folder whose videos all lie one level down | a class per subfolder                                                |
 | any other folder                             | its videos at any depth, without labels                              |
 
+Videos are files with a known ending, and frames as pictures: folders `*.frames`, zips `*.frames.zip` (see frame_folder).
+In a .csv a path may be any folder of pictures.
+
 Relative paths start at `root`, by default the manifest's own folder. Labels are text as written ("3", "archery"), so
 that two lists of one data set agree without a common index; `label_ids` numbers them. Files are not opened here.
 """
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
+from .media import FRAMES_FOLDER, FRAMES_ZIP
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -49,6 +53,7 @@ class Video(NamedTuple):
     path: str
     label: str | None
     line: int = 0  # of the list it was read from, from 1; 0 for a folder
+    health: str = ""  # the doctor's `status: reason`; "" where it has not looked (see data.health)
 
 
 def read(path: str | Path, root: str | Path | None = None, *, labels: str = "file") -> list[Video]:
@@ -120,20 +125,27 @@ def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:
     return doubts
 
 
+def is_video_name(name: str) -> bool:
+    """Return whether a name has the ending of a video, as a file or as pictures."""
+    return Path(name).suffix.lower() in (*VIDEO_SUFFIXES, FRAMES_FOLDER) or name.lower().endswith(FRAMES_ZIP)
+
+
 def _read_folder(folder: Path) -> list[Video]:
     found: list[tuple[str, ...]] = []
     for parent, folders, files in os.walk(os.path.abspath(folder)):
-        folders.sort()
+        pictures = {name for name in folders if name.lower().endswith(FRAMES_FOLDER)}
+        folders[:] = sorted(set(folders) - pictures)  # where os.walk goes on
         below = os.path.relpath(parent, folder)
         parts = () if below == "." else tuple(below.split(os.sep))
-        found += [(*parts, name) for name in sorted(files) if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        videos = [name for name in files if is_video_name(name) and not name.lower().endswith(FRAMES_FOLDER)]
+        found += [(*parts, name) for name in sorted([*videos, *pictures])]
     classes = all(len(parts) == 2 for parts in found)
     base = os.path.abspath(folder)
     return [Video(os.path.join(base, *parts), parts[0] if classes else None) for parts in sorted(found)]
 
 
 def _checked(path: str, base: Path, where: str) -> str:
-    if not path or "\0" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", path):
+    if not path or "\0" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|subfile,", path):
         raise InputError(f"{where}: {path!r} is not a file path (addresses and protocols are not read)")
     return os.path.join(base, path)
 
@@ -168,10 +180,10 @@ def _read_list(path: Path, base: Path) -> list[Video]:
                 continue
             where = f"{path}:{number}"
             name, label = line, None
-            if Path(line).suffix.lower() not in VIDEO_SUFFIXES:  # `a b.mp4` is one path, `a b.mp4 3` has a label
+            if not is_video_name(line):  # `a b.mp4` is one path, `a b.mp4 3` has a label
                 *names, label = re.split(r"[\s,]+", line)
                 name = line[: line.rindex(label)].rstrip(" \t,") if names else ""
-                if Path(name.strip("\"'")).suffix.lower() not in VIDEO_SUFFIXES:
+                if not is_video_name(name.strip("\"'")):
                     raise InputError(
                         f"{where}: {line!r} is not `path label` or `path` with a video's ending "
                         f"({' '.join(sorted(VIDEO_SUFFIXES))}); for a table use a .csv with the header path,label"

@@ -1,23 +1,92 @@
 """The gate before every decoder: only regular files whose first bytes are a known container's pass it.
 
-Playlists and lists of files make FFmpeg open other files or the network, whatever their name is (RELIABILITY: S1).
+Playlists and lists of files make FFmpeg open other files or the network, whatever their name is (RELIABILITY: S1). FFmpeg
+recognises most of them by their first bytes, some by words anywhere in the text before the first zero byte, so that
+`FLV` and a session description is a session description to it. Hence three rules: the first bytes in full, a zero byte
+soon, and none of those words before it. Sizes are limited too: `Limits`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
+from typing import NamedTuple
 
 # The demuxers that PyAV may use, by FFmpeg's names: media containers, nothing that refers to other files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
+FRAMES_FOLDER, FRAMES_ZIP = ".frames", ".frames.zip"  # endings of videos as pictures, see frame_folder
+HEAD = 4096
+# By these FFmpeg recognises what names other files: HLS, ffconcat, DASH, SDP, IMF, VobSub; and what players do: SMIL, ASX, PLS.
+NAMES_FILES = re.compile(
+    rb"#EXTM3U|ffconcat|<MPD|c=IN|<CompositionPlaylist|# VobSub|<smil|<asx|\[playlist\]|<AssetMap|m=video", re.I
+)
 
 
 class DecodeError(RuntimeError):
     """This file cannot be read as a video; the message says why and names it."""
 
 
-def check_media(path: str) -> None:
-    """Raise DecodeError unless `path` is a regular file that begins like a media container."""
+class TooLarge(DecodeError):
+    """The frames are larger or more than `Limits` allows."""
+
+
+class Limits(NamedTuple):
+    """The largest video that is opened; a small file may claim pictures that fill the memory.
+
+    frame_pixels: height times width (4K cinema is 8.8 million). frames: 18 hours at 30 fps.
+    """
+
+    frame_pixels: int = 4096 * 2304
+    frames: int = 2_000_000
+
+    def check_size(self, path: str, width: int, height: int) -> None:
+        """Raise TooLarge for frames of so many pixels."""
+        if width * height > self.frame_pixels:
+            raise TooLarge(f"{path}: {width}x{height} pixels are more than the {self.frame_pixels} allowed")
+
+    def check_count(self, path: str, frames: int) -> None:
+        """Raise TooLarge for so many frames."""
+        if frames > self.frames:
+            raise TooLarge(f"{path}: it has more than the {self.frames} frames allowed")
+
+
+LIMITS = Limits()
+
+
+def open_options(limits: Limits) -> dict[str, str]:
+    """Return the options for `av.open`: what a file may be and refer to, and how large its pictures may be.
+
+    The last one counts already while FFmpeg looks into the streams, which decodes a picture of each.
+    """
+    return {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": str(limits.frame_pixels)}
+
+
+def is_frames(path: str) -> bool:
+    """Whether `path` is, or is named like, a video as pictures: a folder, or a zip file of them."""
+    return path.lower().endswith(FRAMES_ZIP) or os.path.isdir(path)
+
+
+def check_media(path: str) -> str:
+    """Return the container that `path` begins like, one of FFmpeg's names for it.
+
+    Raises DecodeError unless it is a regular file that begins like a media container and like nothing else.
+    """
+    head = _head(path)
+    container = _container(head)
+    text, zero, _ = head.partition(b"\0")  # what FFmpeg's searches in text see
+    if container is None or not zero:
+        raise DecodeError(f"{path}: its first bytes are not those of a video container")
+    if NAMES_FILES.search(text):
+        raise DecodeError(
+            f"{path}: begins like a video and goes on like a playlist, which would make a decoder open more"
+        )
+    return container
+
+
+def _head(path: str) -> bytes:
+    if "\0" in path:
+        raise DecodeError(f"{path!r}: a file's name has no zero byte")
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
@@ -25,21 +94,31 @@ def check_media(path: str) -> None:
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise DecodeError(f"{path}: not a regular file")
-        head = os.read(handle, 512)
+        head = os.read(handle, HEAD)
+    except OSError as error:
+        raise DecodeError(f"{path}: {os.strerror(error.errno or 0)}") from error
     finally:
         os.close(handle)
     if not head:
         raise DecodeError(f"{path}: the file is empty")
-    known = (
-        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"pnot")  # MP4, MOV, 3GP
-        or head[:4] == b"\x1aE\xdf\xa3"  # Matroska, WebM
-        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
-        or head[:3] == b"FLV"
-        or head[:4] == b"OggS"
-        or head[:4] == b"0&\xb2u"  # ASF, WMV
-        or head[:4] in (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")  # MPEG program and video streams
-        or (head[0] == 0x47 and head[188:189] == b"G")  # MPEG-TS
-        or (head[4:5] == b"G" and head[196:197] == b"G")  # M2TS
-    )
-    if not known:
-        raise DecodeError(f"{path}: its first bytes are not those of a video container")
+    return head
+
+
+def _container(head: bytes) -> str | None:
+    known = {
+        "mp4": head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"pnot"),  # MP4, MOV, 3GP
+        "matroska": head[:4] == b"\x1aE\xdf\xa3",  # WebM too
+        "avi": head[:4] == b"RIFF" and head[8:12] == b"AVI ",
+        "flv": head[:4] == b"FLV\x01" and head[5:9] == b"\0\0\0\x09",
+        "ogg": head[:5] == b"OggS\0",
+        "asf": head[:8] == b"0&\xb2u\x8ef\xcf\x11",  # WMV too
+        "mpeg": head[:4] in (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3"),  # program and video streams
+        "mpegts": _packets(head, 0, 188) or _packets(head, 4, 192),  # the second is M2TS
+    }
+    return next((name for name, found in known.items() if found), None)
+
+
+def _packets(head: bytes, first: int, length: int) -> bool:
+    """Whether transport packets begin at `first` and every `length` bytes from there: two at least, all that are here."""
+    starts = head[first::length]
+    return len(starts) >= 2 and set(starts) == {0x47}

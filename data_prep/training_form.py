@@ -1,0 +1,182 @@
+"""What every copy of a video shares, however it is written: its size, the frames and times of its source, the check.
+
+Frames come from a forward decode, one after the other, each with its time from the first one; a source that is damaged or
+breaks off is not copied. A copy is compared with its source by times and by pictures of 16 x 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from examine import missing_bytes
+from journal import Row
+from numpy.typing import NDArray
+from probe import opened, rotation_of
+from workers import Alive
+
+from sce_video.data.media import FRAMES_FOLDER, FRAMES_ZIP, DecodeError
+
+THUMBNAIL = 16  # pixels, both sides
+EVERY = 8  # frames from one compared picture to the next
+MAX_DIFFERENCE = 6.0  # of 255, mean over pixels and pictures; real files: 0.05 to 3.3, a wrong colour matrix: 8 to 9
+KINDS = {"video": ".mp4", "jpeg-folder": FRAMES_FOLDER, "jpeg-zip": FRAMES_ZIP}
+ENGINES = ("pyav", "ffmpeg")
+MATRICES = {1: "bt709", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020"}  # H.273's numbers
+
+
+class Form(NamedTuple):
+    """What videos are made into.
+
+    short_side: pixels. kind: one of KINDS. crf: x264's constant quality, larger is smaller and worse; quality: of JPEG
+    pictures, 1 to 100. engine: who writes H.264, one of ENGINES.
+    """
+
+    short_side: int = 256
+    kind: str = "video"
+    crf: int = 23
+    quality: int = 90
+    engine: str = "pyav"
+
+    @property
+    def ending(self) -> str:
+        """Of a copy's name."""
+        return KINDS[self.kind]
+
+
+class Timing(NamedTuple):
+    """How a source's frames follow each other: evenly at `rate` or not; expected: frames that its header promises."""
+
+    even: bool
+    expected: int
+    rate: Fraction
+
+
+class Shown(NamedTuple):
+    """What of a video is compared: times in seconds from the first frame, and pictures [n, 16, 16, 3] of every 8th."""
+
+    times: list[float]
+    pictures: list[NDArray[np.uint8]]
+    rate: Fraction
+
+
+def size_in(form: Form, width: int, height: int, pixel_aspect: Fraction) -> tuple[int, int]:
+    """Return the (width, height) to scale stored frames to, before they are turned: square pixels, even, not enlarged.
+
+    Pixels that are not square are drawn out along their longer side, so that nothing is lost.
+    """
+    shown = (width * max(pixel_aspect, Fraction(1)), height / min(pixel_aspect, Fraction(1)))
+    scale = min(Fraction(form.short_side) / min(shown), Fraction(1))
+    even = [max(round(side * scale / 2) * 2, 2) for side in shown]
+    return even[0], even[1]
+
+
+def timing_of(source: str) -> Timing:
+    """Pass over the packets to learn whether frames follow each other evenly, and how many there must be."""
+    if cut := missing_bytes(source):
+        raise DecodeError(f"the file ends {cut} bytes before its container does")
+    with opened(source) as (container, stream):
+        rate = stream.average_rate or stream.guessed_rate
+        if not rate:
+            raise DecodeError("its frame rate is not known")
+        is_avi = container.format.name == "avi"
+        hidden, times = 0, list[Any]()
+        for packet in container.demux(stream):
+            hidden += packet.size > 0 and packet.is_discard
+            if packet.size and not packet.is_discard:
+                times.append(packet.dts if is_avi else packet.pts)
+        expected = max((stream.frames or 0) - hidden, 0)
+        if None in times or len(times) < 2:
+            return Timing(False, expected, Fraction(rate))
+        times.sort()
+        frame_ticks = 1 / (rate * stream.time_base)
+        # AVI stores no times but an order: frames follow each other at its rate, as the readers have it, unless many are
+        # left out. Other containers round times to a tick, Matroska's is a millisecond.
+        allowed = 3 * frame_ticks if is_avi else max(1, Fraction(3, 2000) / stream.time_base)
+        ideal = (times[0] + number * frame_ticks for number in range(len(times)))
+        even = all(abs(time - there) <= allowed for time, there in zip(times, ideal, strict=True))
+    return Timing(even, expected, Fraction(rate))
+
+
+def frames_of(container: Any, stream: Any, timing: Timing) -> Iterator[tuple[Any, float]]:
+    """Yield the frames of a forward decode and their seconds from the first one; DecodeError at the first fault.
+
+    Frames leave here with times from 0 on that grow: their own, or evenly spaced ones.
+    """
+    count, first, last, size = 0, 0, -1, (0, 0)
+    tick = Fraction(stream.time_base)
+    for count, frame in enumerate(container.decode(stream), start=1):
+        own = frame.pts if frame.pts is not None else first + last + max(round(1 / (timing.rate * tick)), 1)
+        if count == 1:
+            first, size = own, (frame.width, frame.height)
+        if frame.is_corrupt or (frame.width, frame.height) != size:
+            raise DecodeError(f"frame {count - 1} is damaged or of another size than the first")
+        last = max(own - first, last + 1)
+        seconds = float(last * tick)
+        if timing.even:
+            frame.pts, frame.time_base = count - 1, 1 / timing.rate
+            seconds = float((count - 1) / timing.rate) if container.format.name == "avi" else seconds
+        else:
+            frame.pts, frame.time_base = last, tick
+        yield frame, seconds
+    if timing.expected - count > max(3, timing.expected // 50):
+        raise DecodeError(f"ends after frame {count} of {timing.expected}")
+
+
+def scaling_for(frame: Any, stream: Any, form: Form) -> Any:
+    """Build the filters that make of a stored frame one of this form."""
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    width, height = size_in(form, frame.width, frame.height, aspect)
+    graph = av.filter.Graph()
+    graph.threads = 1
+    # `rotation_of` is counter-clockwise; transpose: 1 is a quarter turn clockwise, 2 counter-clockwise.
+    turns = {0: [], 90: [("transpose", "2")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "1")]}
+    steps = [("scale", scale_values(frame, width, height)), ("format", "yuv420p"), ("setsar", "1")]
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base, name="in"
+    )
+    named = [*steps, *turns[rotation_of(frame)]]
+    nodes = [source, *(graph.add(name, values) for name, values in named), graph.add("buffersink")]
+    graph.link_nodes(*nodes).configure()
+    return graph
+
+
+def scale_values(frame: Any, width: int, height: int) -> str:
+    """Return the options of FFmpeg's scale filter for a frame like this one."""
+    # Without its name for the output the colour matrix becomes the usual one, which costs a rounding.
+    matrix = f":out_color_matrix={MATRICES[frame.colorspace]}" if frame.colorspace in MATRICES else ""
+    return f"{width}:{height}:flags=bicubic{matrix}"
+
+
+def shown(frames: Iterator[tuple[Any, float]], rate: Fraction, alive: Alive) -> Shown:
+    """Return what of these frames is compared; they pass through one by one."""
+    converter = av.video.reformatter.VideoReformatter()  # its own: see PyAVReader
+    times, pictures = [], []
+    for count, (frame, seconds) in enumerate(frames):
+        times.append(seconds)
+        if count % EVERY == 0:
+            # Converted first: scaled as they are, colours of half the resolution would not be averaged.
+            whole = converter.reformat(frame, format="rgb24", threads=1)
+            small = converter.reformat(whole, width=THUMBNAIL, height=THUMBNAIL, interpolation="AREA", threads=1)
+            pictures.append(np.rot90(small.to_ndarray(), k=rotation_of(frame) // 90))
+        alive()
+    return Shown(times, pictures, rate)
+
+
+def compared(before: Shown, after: Shown) -> Row:
+    """Return `frames`, `seconds`, `time_error` (seconds, the largest), `difference` (mean, of 255) and `reason`."""
+    frame_seconds = float(1 / before.rate)
+    row: Row = {"frames": len(after.times), "seconds": round(after.times[-1] + frame_seconds, 6), "reason": ""}
+    if len(before.times) != len(after.times):
+        return {**row, "reason": f"{len(before.times)} frames became {len(after.times)}"}
+    row["time_error"] = round(max(abs(a - b) for a, b in zip(before.times, after.times, strict=True)), 6)
+    pairs = zip(before.pictures, after.pictures, strict=True)
+    row["difference"] = round(float(np.mean([np.abs(a.astype(float) - b).mean() for a, b in pairs])), 3)
+    if row["time_error"] > frame_seconds:
+        row["reason"] = f"a frame moved by {row['time_error']} s"
+    elif row["difference"] > MAX_DIFFERENCE:
+        row["reason"] = f"pictures differ by {row['difference']} of 255 on average"
+    return row

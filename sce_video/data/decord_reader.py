@@ -1,0 +1,49 @@
+"""decord, one thread per reader: the loader's workers are the parallelism.
+
+Exact on plain H.264 MP4 files (`PyAVReader.plain_mp4`) only: elsewhere it returns other frames without an error, or never
+returns (edit lists, packed B-frames, MPEG-TS, open GOPs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from .media import DecodeError
+from .reader import FrameReader, first_line
+
+
+class DecordReader(FrameReader):
+    """See the module."""
+
+    decoder = "decord"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        try:
+            import decord
+        except ImportError as error:
+            raise ValueError("decord is not installed here: use decoder=pyav, or decoder=auto") from error
+        # decord raises RuntimeError or its own DECORDError, a subclass of Exception only, and for names that are no
+        # UTF-8 UnicodeError.
+        self._errors: tuple[type[Exception], ...] = (RuntimeError, decord.DECORDError, UnicodeError)
+        try:
+            self._reader = decord.VideoReader(path, num_threads=1)
+            self.num_frames = len(self._reader)
+            if not self.num_frames:
+                raise DecodeError(f"{path}: no frame in it")
+            self.fps = Fraction(self._reader.get_avg_fps()).limit_denominator(1001)
+            self.height, self.width = self._reader[0].shape[:2]
+        except self._errors as error:
+            raise DecodeError(f"{path}: decord: {first_line(error)}") from error
+
+    def _images(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
+        try:
+            images = self._reader.get_batch(indices).asnumpy()
+        except self._errors as error:
+            raise DecodeError(f"{self.path}: decord: {first_line(error)}") from error
+        yield from zip(indices, images, strict=True)
+
+    def close(self) -> None:
+        self._reader = None

@@ -1,0 +1,149 @@
+"""Decoding chosen frames with the help of an index, and no more packets than they depend on.
+
+From the key packet at or before a wanted frame on, packets go to the decoder in order, without those of H.264 pictures
+that nothing refers to and nobody wants; after the packet of the last wanted frame the decoder is flushed. Frames are
+recognised by their pts. `Mismatch` says that the file is not what its index promised.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import chain, groupby
+from typing import Any
+
+from . import h264
+from .frame_index import FrameIndex
+
+
+class Mismatch(Exception):
+    """The packets or frames that come are not those of the index."""
+
+
+class _Behind(Exception):
+    """The wanted frames need packets before this key."""
+
+
+Send = Callable[[Any], Any]  # a packet, or None at the end of a stretch -> the frames that the decoder lets out
+
+
+def decode(
+    container: Any, stream: Any, index: FrameIndex, wanted: list[int], *, send: Send, size_bytes: int | None
+) -> Iterator[tuple[int, Any]]:
+    """Yield (number, frame) for sorted frame numbers. Raises Mismatch; what was yielded before is right.
+
+    send: the stream's decoder. size_bytes: see `h264.length_size`; None for another codec.
+    """
+    for key, group in groupby(wanted, key=index.key_for):
+        frames, start = list(group), key
+        while True:
+            try:
+                yield from _from_key(container, stream, index, start, frames, send, size_bytes)
+                break
+            except _Behind:  # raised before the first frame
+                if start == 0:
+                    raise Mismatch from None
+                start -= 1
+
+
+def _from_key(
+    container: Any, stream: Any, index: FrameIndex, key: int, wanted: list[int], send: Send, size_bytes: int | None
+) -> Iterator[tuple[int, Any]]:
+    """Decode the wanted frames, starting at the key packet number `key` or an earlier one."""
+    container.seek(index.seek_time(key), stream=stream, backward=True)
+    sent: dict[int, int] = {}  # pts -> number, of wanted frames that the decoder has
+    numbered = _numbered(container.demux(stream), index, size_bytes, first_wanted=wanted[0])
+    for packet in chain(_needed(numbered, set(wanted), sent, size_bytes), [None]):
+        for frame in send(packet):
+            if frame.pts in sent:
+                yield sent.pop(frame.pts), frame
+    if sent:
+        raise Mismatch
+
+
+def _needed(
+    numbered: Iterator[tuple[Any, int | None]], unsent: set[int], sent: dict[int, int], size_bytes: int | None
+) -> Iterator[Any]:
+    """Yield the packets that the wanted frames need, up to the last one; puts the wanted ones into `sent`."""
+    for packet, number in numbered:
+        if number in unsent:
+            unsent.discard(number)
+            sent[packet.pts] = number
+        elif size_bytes and not h264.inspect(packet, size_bytes).reference:
+            continue
+        yield packet
+        if not unsent:
+            return
+    raise Mismatch
+
+
+def _numbered(
+    packets: Iterator[Any], index: FrameIndex, size_bytes: int | None, *, first_wanted: int
+) -> Iterator[tuple[Any, int | None]]:
+    """Yield (packet, number of the frame that it shows; None: discarded), in order of decoding, from a key packet on."""
+    packets = (packet for packet in packets if packet.size)
+    first = next(packets, None)
+    if first is None:
+        raise Mismatch
+    position = index.positions.get(getattr(first, index.stamp_is), -1)
+    key = index.key_at(position)
+    if key is None:
+        raise Mismatch
+    # Not every key packet of H.264 is one to begin at: with intra refresh the picture is whole some frames later.
+    if position and size_bytes and not h264.inspect(first, size_bytes).entry:
+        raise _Behind
+    following = _checked(first, packets, index, position)
+    numbered = _ranked(following, index.shown_before[key]) if index.times is None else _looked_up(following, index)
+    for place, (packet, number) in enumerate(numbered):
+        if place == 0 and number is not None and first_wanted < number:
+            raise _Behind
+        yield packet, number
+
+
+def _looked_up(packets: Iterator[Any], index: FrameIndex) -> Iterator[tuple[Any, int | None]]:
+    for packet in packets:
+        yield packet, None if packet.is_discard else index.numbers[packet.pts]
+
+
+def _checked(first: Any, packets: Iterator[Any], index: FrameIndex, position: int) -> Iterator[Any]:
+    """Yield the packets while they are those of the index."""
+    packet = first
+    while packet is not None:
+        if (
+            position >= len(index.stamps)
+            or getattr(packet, index.stamp_is) != index.stamps[position]
+            or packet.pts is None
+            or (index.times is not None and not packet.is_discard and packet.pts not in index.numbers)
+        ):
+            raise Mismatch
+        yield packet
+        position += 1
+        packet = next(packets, None)
+
+
+def _ranked(packets: Iterator[Any], number: int) -> Iterator[tuple[Any, int | None]]:
+    """Number the shown packets by their pts, counting from `number`; yields them in the order in which they come.
+
+    A pts has its number once no smaller one can come: pts >= dts and dts grow, so once dts has reached it.
+    """
+    waiting: deque[Any] = deque()
+    times: list[int] = []
+    numbers: dict[int, int] = {}
+    for packet in packets:
+        if packet.pts < packet.dts:
+            raise Mismatch
+        waiting.append(packet)
+        if not packet.is_discard:
+            heapq.heappush(times, packet.pts)
+        while times and times[0] <= packet.dts:
+            numbers[heapq.heappop(times)] = number
+            number += 1
+        while waiting and (waiting[0].is_discard or waiting[0].pts in numbers):
+            yield waiting[0], None if waiting[0].is_discard else numbers.pop(waiting[0].pts)
+            waiting.popleft()
+    while times:
+        numbers[heapq.heappop(times)] = number
+        number += 1
+    for packet in waiting:
+        yield packet, None if packet.is_discard else numbers[packet.pts]

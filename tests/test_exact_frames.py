@@ -1,0 +1,197 @@
+"""Every reader returns exactly the frames of a plain forward decode, of files that readers get wrong, or says why not."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+from hard_files import BUILDERS, build
+from test_decode import forward_decode
+
+from sce_video.data import h264
+from sce_video.data.crops import Box
+from sce_video.data.decode import DecodeError, open_video
+from sce_video.data.pyav_reader import PyAVReader
+
+# How frames are found where it is not in the index that the file holds.
+PACKETS = {"open_gop.mkv", "b_pyramid_strict.mkv", "variable_rate.mkv", "vp9.webm", "vp9_odd_size.webm", "av1.mkv"}
+PACKETS |= {"hevc_open_gop.mkv", "fragmented.mp4", "fragmented_indexed.mp4"}
+COUNTED = {"vp8.webm", "mpeg4.mp4", "mpeg4.avi", "packed_b_frames.avi", "h264.avi", "transport.ts", "mpeg2.mpg"}
+COUNTED |= {"odd_size.avi", "broken_off.ts"}
+COUNTED |= {"interlaced.mp4"} if hasattr(av.VideoCodecContext, "field_order") else set()
+B_FRAME = 3  # FFmpeg's picture types
+REFUSED = {
+    "broken_off.avi",
+    "broken_off_faststart.mp4",
+}  # damaged in the middle of a packet: the error is the stated one
+WHOLE = [name for name in BUILDERS if name not in REFUSED]
+ONLY_RGB = {"ten_bit.mp4", "full_chroma.mp4", "rotated.mp4", "interlaced.mp4"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hard")
+
+
+def index_sets(num_frames: int) -> Iterator[list[int]]:
+    draw = random.Random(num_frames)
+    yield list(range(num_frames))
+    yield [num_frames - 1]
+    yield [0, 0, num_frames - 1, 0]
+    for count in (1, 2, 8, 8, 16):
+        yield [draw.randrange(num_frames) for _ in range(count)]
+    for _ in range(4):  # two clips, as training reads them
+        yield sorted(draw.randrange(num_frames) for _ in range(8)) + sorted(
+            draw.randrange(num_frames) for _ in range(8)
+        )
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_frames_are_those_of_a_forward_decode_to_the_bit(name: str, folder: Path) -> None:
+    path = build(name, folder)
+    expected = forward_decode(path)
+    with open_video(str(path)) as video:
+        assert isinstance(video, PyAVReader)
+        assert (video.num_frames, video.height, video.width) == expected.shape[:3]
+        by = "packets" if name in PACKETS or name.startswith("broken_off") else "container"
+        assert video.found_by == ("counting" if name in COUNTED else by)
+        for indices in index_sets(video.num_frames):
+            assert np.array_equal(video.read(indices).numpy(), expected[indices]), indices
+        assert video.found_by == ("counting" if name in COUNTED else by), "an index was given up on the way"
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_clips_and_planes_are_cut_from_the_same_frames(name: str, folder: Path) -> None:
+    path = folder / name if (folder / name).exists() else build(name, folder)
+    with open_video(str(path)) as video:
+        clips = [torch.arange(0, video.num_frames, 7), torch.arange(video.num_frames - 1, -1, -5)]
+        boxes = [Box(0, 0, video.height, video.width), Box(5, 3, video.height - 11, video.width - 20)]
+        cut = video.read_clips(clips, boxes)
+        for clip, box, frames in zip(clips, boxes, cut, strict=True):
+            whole = video.read(clip)[:, box.top : box.top + box.height, box.left : box.left + box.width]
+            assert torch.equal(frames, whole)
+        planes = video.read_planes(clips, boxes)
+        if name in ONLY_RGB:
+            assert planes is None
+            return
+        assert planes is not None
+        for clip, frames in zip(planes, cut, strict=True):
+            difference = (clip.rgb().int() - frames.int()).abs().float()
+            assert difference.mean() <= 1
+            assert difference.max() <= 3
+            assert clip.luma.numel() + clip.chroma.numel() <= 0.5 * frames.numel() + 6 * len(frames) * 60
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_damaged_files_are_refused_by_name(name: str, folder: Path) -> None:
+    with pytest.raises(DecodeError, match=f"{name}: .*Invalid data"):
+        open_video(str(build(name, folder)))
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "most"),
+    [
+        ("no_pyramid.mp4", [9], 1 + 2 + 1),  # I, P P (each 8 frames on), the B-frame
+        ("no_pyramid.mp4", [8, 40], 2 + 2),  # I P; the next I, P: nothing of what lies between
+        ("no_pyramid.mp4", [31], 1 + 4 + 1),
+        ("one_key_a_frame.mp4", [3, 50], 2),
+        ("b_pyramid.mp4", [0], 1),
+    ],
+)
+def test_only_packets_that_wanted_frames_depend_on_are_decoded(
+    name: str, wanted: list[int], most: int, folder: Path
+) -> None:
+    with PyAVReader(str(build(name, folder))) as video:
+        assert sum(map(len, video.needed_packets(wanted))) <= most
+
+
+def test_many_views_are_one_open_and_one_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten clips of a video: the file is opened once, and no packet is decoded twice."""
+    from sce_video.data.dataset import EvaluationDataset
+    from sce_video.data.manifest import Video
+
+    path = build("no_pyramid.mp4", folder)
+    opened: list[str] = []
+    real = av.open
+
+    def counting(file: str, *args: Any, **options: Any) -> Any:
+        opened.append(file)
+        return real(file, *args, **options)
+
+    monkeypatch.setattr(av, "open", counting)
+    dataset = EvaluationDataset([Video(str(path), None)], clips_per_video=10, num_frames=8, clip_seconds=1.0)
+    sample = dataset[0]
+    assert len(opened) == 1
+    assert len(sample.clips) == 10
+
+
+def test_readers_of_h264_headers_understand_what_x264_writes(folder: Path) -> None:
+    """Against what the encoder was asked for: every B-frame without pyramid is droppable, I-frames are not."""
+    with av.open(str(build("no_pyramid.mp4", folder))) as container:
+        stream = container.streams.video[0]
+        size_bytes = h264.length_size(stream.codec_context.extradata)
+        assert size_bytes == 4
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        seen = [h264.inspect(packet, size_bytes) for packet in packets]
+        kinds = {frame.pts: int(frame.pict_type) for frame in _decoded(container, stream)}
+    for packet, about in zip(packets, seen, strict=True):
+        assert about.reference == (kinds[packet.pts] != B_FRAME)
+        assert about.entry == packet.is_keyframe
+        assert not about.oriented
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    container.seek(0)
+    yield from container.decode(stream)
+
+
+def test_intra_refresh_has_no_entry_but_the_first(folder: Path) -> None:
+    """Its key packets begin a wave that makes the picture whole some frames later: seeking to them shows wrong pixels."""
+    with av.open(str(build("intra_refresh.mp4", folder))) as container:
+        stream = container.streams.video[0]
+        keys = [packet for packet in container.demux(stream) if packet.size and packet.is_keyframe]
+        assert len(keys) > 1
+        assert [h264.inspect(packet, 4).entry for packet in keys] == [True] + [False] * (len(keys) - 1)
+
+
+def test_bytes_that_are_no_h264_count_as_needed() -> None:
+    draw = random.Random(0)
+    for length in itertools.chain(range(12), [100] * 200):
+        about = h264.inspect(bytes(draw.randrange(256) for _ in range(length)), draw.choice([1, 2, 4]))
+        assert isinstance(about, h264.Packet)
+    assert h264.inspect(b"", 4) == h264.Packet(reference=True, entry=False, oriented=False)
+    assert h264.length_size(b"\x00\x00\x00\x01gd\x00") is None
+
+
+@pytest.mark.skipif(not (SHARED / "clips_odd").is_dir(), reason="the shared videos are not here")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("part", ["clips_odd/*.*", "clips/hmdb51/*/*", "clips/k400/*/*", "clips/u*/*/*"])
+def test_real_files_are_read_to_the_bit(part: str) -> None:
+    """Twelve frames of each shared file in random order; the corrupt one is refused, or breaks off by name."""
+    for path in sorted(SHARED.glob(part))[:: 1 if "odd" in part else 3]:
+        draw = random.Random(path.name)
+        try:
+            with open_video(str(path)) as video:
+                wanted = [draw.randrange(video.num_frames) for _ in range(12)]
+                found = dict(zip(wanted, video.read(wanted).numpy(), strict=True))
+                count = video.num_frames
+        except DecodeError:
+            if path.name != "corrupted.mp4":
+                raise
+            continue
+        with av.open(str(path)) as container:
+            number = -1
+            for number, frame in enumerate(container.decode(video=0)):
+                if number in found:
+                    right = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+                    assert np.array_equal(found[number], right), (path.name, number)
+        assert number + 1 == count or path.name == "corrupted.mp4", path.name
