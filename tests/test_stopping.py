@@ -28,7 +28,7 @@ from sce_video.run_folder import RunFolder
 from sce_video.status import read_status
 from sce_video.stopping import StopRequest
 
-ALWAYS = ["optim.epochs=10", "system.save_every=1000"]
+ALWAYS = ["optim.epochs=14", "system.save_every=1000"]
 
 
 def options(videos: Path, out: Path, *more: str) -> list[str]:
@@ -65,7 +65,7 @@ def at_step(step: int, folder: Path, action: Callable[[], object]) -> threading.
 
 @pytest.fixture(scope="module")
 def straight(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 30 steps that nothing has disturbed."""
+    """A run of 42 steps that nothing has disturbed."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     pretrain(compose_pretrain(*options(videos, folder)))
     assert read_status(folder)["status"] == "completed"
@@ -197,7 +197,7 @@ def test_signals_and_death_of_the_agent_of_two_ranks(videos: Path, tmp_path: Pat
         wait_until(lambda: not processes_in(out), 10)  # after SIGKILL nobody waits for the ranks
         status = read_status(out)
         assert status["status"] == "preempted", said
-        assert saved + 2 <= status["step"] < 30
+        assert saved + 2 <= status["step"] < 42
         if number is None:
             assert "exitcode  : 75" in said, said
         elif number != signal.SIGKILL:  # which takes their stderr away
