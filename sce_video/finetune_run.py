@@ -7,35 +7,29 @@ needed to continue exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from . import __version__, checkpoint, distributed, encoders, optim
-from .command_line import check_run_folder, start_run_folder
+from .agreement import check_ranks_are_equal, together
 from .config import Precision, ResizeOn
-from .data import loader, manifest
-from .data.dataset import Batch, ClipDataset, RandomScaled
-from .data.manifest import Video
+from .data import loader
+from .data.batches import Batches
+from .data.dataset import ClipDataset, RandomScaled
 from .errors import InputError
 from .evaluation_config import FinetuneConfig, Select
-from .log import SkippedVideos, warn
+from .labelled_lists import Lists, read_lists
+from .log import SkippedVideos
 from .models.encoder import Classifier, FrozenEncoder
 from .multi_view import Views, test_size
-from .run import as_planes, check_precision, restore, training_state
-
-
-@dataclass
-class Lists:
-    """The labelled lists, their classes numbered together."""
-
-    videos: dict[str, list[Video]]  # train, test and, if given, val
-    ids: dict[str, list[int]]
-    classes: list[str]
+from .run import QUARANTINE, as_planes, check_precision, restore, training_state
+from .run_folder import RunFolder
+from .saving import Saver
+from .updates import Updates
 
 
 @dataclass
@@ -44,7 +38,7 @@ class FinetuneRun:
 
     cfg: FinetuneConfig
     device: torch.device
-    folder: Path
+    place: RunFolder
     lists: Lists
     encoder: FrozenEncoder  # name, normalisation and clip length; its backbone is the classifier's
     clip: dict[str, float]  # num_frames, clip_seconds, size
@@ -52,12 +46,27 @@ class FinetuneRun:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     skipped: SkippedVideos
+    updates: Updates
     workers: int  # decoding processes
     steps_per_epoch: int
     total_steps: int
-    step: int = 0  # optimiser steps taken
+    step: int = 0  # batches trained on
     best_top1: float = -1.0  # of the list that selects
     best_step: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.place.path
+
+    @property
+    def taken(self) -> int:
+        """Optimiser steps taken: the clock of the schedule. Less than `step` where updates were skipped."""
+        return self.step - self.updates.skipped
+
+    def saver(self, report: Callable[[str], None]) -> Saver:
+        """Return what writes the checkpoints; `report` gets a line about a failed one."""
+        return Saver(keep=self.cfg.system.keep, keep_every=self.cfg.system.keep_every, report=report)
 
     @property
     def selecting(self) -> str | None:
@@ -78,10 +87,8 @@ class FinetuneRun:
         )
 
 
-def set_up(cfg: FinetuneConfig, device: torch.device) -> FinetuneRun:
+def set_up(cfg: FinetuneConfig, device: torch.device, place: RunFolder) -> FinetuneRun:
     """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
-    folder = Path(cfg.out or f"runs/finetune_{cfg.name}")
-    known = check_run_folder(folder, cfg)
     check_precision(cfg.optim.precision, device)
     encoder = load_or_build(cfg)
     clip = {
@@ -90,32 +97,33 @@ def set_up(cfg: FinetuneConfig, device: torch.device) -> FinetuneRun:
         "size": cfg.augment.size or encoder.clip["size"],
     }
     boxes(cfg, int(clip["size"]))  # refuses misfits
-    lists = read_lists(cfg)
+    with together():
+        lists = read_lists(cfg)
+        loader.check_readable(lists.videos["train"], seed=cfg.seed, decoder=cfg.data.decoder.value)
     train = lists.videos["train"]
     steps_per_epoch = len(train) // cfg.optim.batch
     loader.steps(len(train), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, 0, steps_per_epoch)  # refuses misfits
-    loader.check_readable(train, seed=cfg.seed, decoder=cfg.data.decoder.value)
     workers = loader.share_cores(device, cfg.system.workers)
     classifier = build_classifier(cfg, encoder, clip, len(lists.classes), device)
     run = FinetuneRun(
         cfg=cfg,
         device=device,
-        folder=folder,
+        place=place,
         lists=lists,
         encoder=encoder,
         clip=clip,
         classifier=classifier,
         optimizer=build_optimizer(cfg, classifier),
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
-        skipped=SkippedVideos(folder, len(train), cfg.data.max_bad_fraction),
+        skipped=SkippedVideos(place.path, len(train), cfg.data.max_bad_fraction),
+        updates=Updates(place.path, classifier),
         workers=workers,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps_per_epoch * cfg.optim.epochs,
     )
     resume(run)
-    distributed.barrier()  # nobody looks at the folder any more
-    if distributed.rank() == 0 and not known:
-        start_run_folder(folder, cfg)
+    check_ranks_are_equal(classifier.state_dict(), run.step)
+    place.begin(run.step, run.total_steps)
     return run
 
 
@@ -131,36 +139,6 @@ def load_or_build(cfg: FinetuneConfig) -> FrozenEncoder:
     }
     usual = encoders.USUAL
     return encoders.untrained_encoder(cfg.backbone, seed=cfg.seed, mean=usual["mean"], std=usual["std"], clip=clip)
-
-
-def read_lists(cfg: FinetuneConfig) -> Lists:
-    """Read the lists and number their classes; doubts about them are printed.
-
-    Raises InputError if a class of the test or val list has no training video: it could never be predicted.
-    """
-    sources = {"train": cfg.train, "test": cfg.test} | ({"val": cfg.val} if cfg.val else {})
-    videos = {
-        name: loader.read_videos(
-            source,
-            split="train" if name == "train" else "val",
-            root=cfg.root,
-            labels=cfg.labels.value,
-            known_health=cfg.data.health,
-            training=name == "train",
-        )
-        for name, source in sources.items()
-    }
-    classes, ids = manifest.label_ids(*videos.values())
-    trained = {video.label for video in videos["train"]}
-    for name in videos:
-        if unknown := sorted({str(video.label) for video in videos[name]} - {str(label) for label in trained}):
-            raise InputError(
-                f"{len(unknown)} classes of {sources[name]} have no video in {cfg.train}, e.g. {unknown[0]!r}, where the "
-                f"classes are {sorted(str(label) for label in trained)[:3]}...: the lists do not belong together"
-            )
-        if name != "train":
-            warn(manifest.compare(videos["train"], videos[name]))
-    return Lists(videos, dict(zip(videos, ids, strict=True)), classes)
 
 
 def build_classifier(
@@ -212,8 +190,8 @@ def boxes(cfg: FinetuneConfig, size: int) -> RandomScaled:
     return RandomScaled(size=size, short_sides=(low, high))
 
 
-def load_batches(run: FinetuneRun) -> DataLoader[Batch]:
-    """Return the loader of the micro-batches that are left."""
+def load_batches(run: FinetuneRun) -> Batches:
+    """Return the micro-batches that are left."""
     cfg, train = run.cfg, run.lists.videos["train"]
     dataset = ClipDataset(
         train,
@@ -228,11 +206,19 @@ def load_batches(run: FinetuneRun) -> DataLoader[Batch]:
         resize_to=int(run.clip["size"]) if cfg.data.resize_on is ResizeOn.worker else None,
     )
     sampler = loader.steps(len(train), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, run.step, run.total_steps)
-    return loader.build(dataset, sampler, workers=run.workers, pin_memory=run.device.type == "cuda")
+    return loader.build(
+        dataset,
+        sampler,
+        workers=run.workers,
+        pin_memory=run.device.type == "cuda",
+        read_timeout=cfg.system.read_timeout,
+        worker_videos=cfg.system.worker_videos,
+        quarantine=run.folder / QUARANTINE,
+    )
 
 
-def save(run: FinetuneRun, *, folder: str = "checkpoints", keep: int) -> None:
-    """Write a checkpoint of everything that counts."""
+def save(run: FinetuneRun, saver: Saver, *, folder: str = "checkpoints", keep: int = 0) -> None:
+    """Have a checkpoint written of everything that counts. Called by rank 0."""
     state = training_state(run.classifier, run.optimizer, run.scaler)
     meta = {
         "version": __version__,
@@ -241,9 +227,10 @@ def save(run: FinetuneRun, *, folder: str = "checkpoints", keep: int) -> None:
         "classes": run.lists.classes,
         "best_top1": run.best_top1,
         "best_step": run.best_step,
+        "updates": run.updates.state(),
         "encoder": {"backbone": run.encoder.name, "mean": run.encoder.mean, "std": run.encoder.std, **run.clip},
     }
-    checkpoint.save(run.folder / folder, run.step, state, meta, keep=keep)
+    saver.save(run.folder / folder, run.step, state, meta, keep=keep)
 
 
 def resume(run: FinetuneRun) -> None:
@@ -260,6 +247,7 @@ def resume(run: FinetuneRun) -> None:
                 f"then, {_short(value)} now): restore the list, or choose another out="
             )
     restore(state, run.classifier, run.optimizer, run.scaler)
+    run.updates.resume(meta["updates"])
     run.step, run.best_top1, run.best_step = meta["step"], meta["best_top1"], meta["best_step"]
 
 

@@ -135,6 +135,7 @@ class ClipDataset(Dataset[Sample]):
         self.loop_filter = loop_filter
         self.planes = planes
         self.resize_to = resize_to
+        self.before_reading: Callable[[int], None] | None = None  # gets the row; may raise DecodeError
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -150,6 +151,8 @@ class ClipDataset(Dataset[Sample]):
                 source = int(torch.randint(len(self.videos), (), generator=draw))
             path = self.videos[source].path
             try:
+                if self.before_reading is not None:
+                    self.before_reading(source)
                 clips, differences = self._views(path, epoch, row)
             except DecodeError as error:
                 failures.append(Failure(path, str(error)))
