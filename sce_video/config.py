@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -210,6 +211,11 @@ class PretrainConfig:
     optim: Optim = field(default_factory=Optim)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
     system: System = field(default_factory=System)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run is kept: `out`, or runs/<name>."""
+        return Path(self.out or f"runs/{self.name}")
 
     def __post_init__(self) -> None:
         if (

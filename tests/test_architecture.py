@@ -38,8 +38,10 @@ LAYERS = {
     5.1: ["command_line", "evaluation_config"],
     5.2: ["run", "evaluation"],
     5.25: ["finetune_run"],
-    5.3: ["benchmark.measure"],
-    6: ["pretrain", "finetune", "retrieval", "evaluate", "feature_files", "export", "benchmark"],
+    5.3: ["benchmark.measure", "launch.command", "launch.check"],
+    5.4: ["launch.options"],
+    5.5: ["launch.render"],
+    6: ["launch", "pretrain", "finetune", "retrieval", "evaluate", "feature_files", "export", "benchmark"],
 }
 ONLY_IN = {
     "decord": ["data.decode"],
@@ -48,6 +50,7 @@ ONLY_IN = {
     "pytorchvideo": ["models.backbones"],
     "torchvision": ["models.backbones"],
     "hydra": ["command_line"],
+    "yaml": ["launch.render"],
     "omegaconf": ["config", "evaluation_config", "command_line"],
     "pickle": ["weight_files"],
     "safetensors": ["weight_files", "export", "feature_files"],
