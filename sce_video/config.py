@@ -37,6 +37,11 @@ class Precision(Enum):
     fp16 = "fp16"
 
 
+class Exchange(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Optimizer(Enum):
     lars = "lars"
     sgd = "sgd"
@@ -145,6 +150,7 @@ class Optim:
     trust_coefficient: float = 0.001  # LARS only
     accumulate: int = 1  # micro-batches per step
     precision: Precision = Precision.fp32  # of the networks; the loss is always float32; on a CPU only fp32
+    exchange: Exchange = Exchange.fp32  # what gradients are sent between processes as; bf16: half the bytes, rounded
 
     def __post_init__(self) -> None:
         require(self.batch, "optim.batch", lambda value: value >= 2, "at least 2: batch norm needs it")

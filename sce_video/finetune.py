@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import augment, classification, distributed, schedules
+from .config import Exchange
 from .data.dataset import Batch, Failure
 from .data.decode import DecodeError
 from .errors import Stopped
@@ -96,7 +97,7 @@ def train(run: FinetuneRun, log: RunLog) -> None:
     """Take all steps that are left."""
     cfg = run.cfg
     batches = iter(load_batches(run))
-    network: Any = distributed.parallel(run.classifier, run.device)
+    network: Any = distributed.parallel(run.classifier, run.device, compress=cfg.optim.exchange is Exchange.bf16)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     failures: list[Failure] = []
     while run.step < run.total_steps:

@@ -26,7 +26,7 @@ from .evaluation_config import FinetuneConfig, Select
 from .log import SkippedVideos, warn
 from .models.encoder import Classifier, FrozenEncoder
 from .multi_view import Views, test_size
-from .run import check_precision, restore, training_state
+from .run import EXCHANGED, check_precision, check_summable, restore, training_state
 
 
 @dataclass
@@ -83,6 +83,7 @@ def set_up(cfg: FinetuneConfig, device: torch.device) -> FinetuneRun:
     folder = Path(cfg.out or f"runs/finetune_{cfg.name}")
     known = check_run_folder(folder, cfg)
     check_precision(cfg.optim.precision, device)
+    check_summable(EXCHANGED[cfg.optim.exchange], device)
     encoder = load_or_build(cfg)
     clip = {
         "num_frames": cfg.data.num_frames or encoder.clip["num_frames"],

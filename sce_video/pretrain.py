@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from . import augment, distributed, schedules
-from .config import PretrainConfig
+from .config import Exchange, PretrainConfig
 from .data.dataset import Batch, Failure
 from .data.decode import DecodeError
 from .errors import Stopped
@@ -97,7 +97,7 @@ def train(run: Run, log: RunLog) -> None:
     """Take all steps that are left."""
     cfg = run.cfg
     batches = iter(load_batches(run))
-    network: Any = distributed.parallel(run.method, run.device)
+    network: Any = distributed.parallel(run.method, run.device, compress=cfg.optim.exchange is Exchange.bf16)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     failures: list[Failure] = []
     while run.step < run.total_steps:

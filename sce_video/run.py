@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from . import __version__, checkpoint, distributed, optim
 from .command_line import check_run_folder, start_run_folder
-from .config import Precision, PretrainConfig
+from .config import Exchange, Precision, PretrainConfig
 from .data import loader
 from .data.dataset import Batch, ClipDataset, RandomResized
 from .data.manifest import Video
@@ -26,6 +26,7 @@ from .errors import InputError, Stopped
 from .log import SkippedVideos
 from .monitor import Monitor
 
+EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}
 AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
 
@@ -54,6 +55,7 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
     folder = Path(cfg.out or f"runs/{cfg.name}")
     known = check_run_folder(folder, cfg)
     check_precision(cfg.optim.precision, device)
+    check_summable(EXCHANGED[cfg.optim.exchange], device)
     videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
     steps_per_epoch = len(videos) // cfg.optim.batch
     loader.steps(
@@ -128,6 +130,13 @@ def check_precision(precision: Precision, device: torch.device) -> None:
     if precision is not Precision.fp32 and device.type != "cuda":
         # torch's CPU convolutions give now and then non-finite gradients in bfloat16 (seen with 2.11 and 2.15).
         raise InputError(f"optim.precision={precision.value} needs a GPU: add optim.precision=fp32")
+
+
+def check_summable(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise InputError where gradients of this type cannot be summed over processes. All ranks call it."""
+    if not distributed.can_sum(dtype, device):
+        name = str(dtype).removeprefix("torch.")
+        raise InputError(f"optim.exchange: these processes cannot sum {name} on {device.type}: use optim.exchange=fp32")
 
 
 def training_state(
