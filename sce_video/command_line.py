@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar, get_type_hints
 
 import hydra
@@ -23,10 +26,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from .errors import InputError, Stopped
-
-EXIT_BAD_INPUT = 2
-EXIT_STOPPED = 70  # do not start again: the same will happen
+from . import distributed
+from .errors import InputError, Preempted, Stopped, exit_code
 
 # Hydra 1.3 warns without version_base, 1.4 warns with it.
 _VERSION: dict[str, Any] = {"version_base": None} if hydra.__version__.startswith("1.3") else {}
@@ -150,54 +151,28 @@ def run_program(program: str, schema: type[S], action: Callable[[S], object]) ->
     main()
 
 
-@contextmanager
-def errors_as_exit_codes() -> Iterator[None]:
-    """End the process with one line on stderr and code 2 for bad input, 70 when training had to stop."""
-    try:
-        yield
-    except (InputError, Stopped) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_STOPPED)
+def errors_as_exit_codes() -> ExitStack:
+    """Return a context that ends the process as its error says: one line on stderr and 70 or 75, or a traceback and 1."""
+    ends = ExitStack()
+    ends.push(_end_process)
+    return ends
 
 
-def check_run_folder(folder: Path, cfg: Any) -> bool:
-    """Return whether `folder` is a run with these very options, to be continued; False if it is new or empty.
+def _end_process(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    """End a program that failed: see `errors`.
 
-    cfg: a training program's options. What changes nothing that is learnt (`system`, `monitor`, `out`) may differ.
-
-    Raises InputError for a folder with a run of another recipe, or with other things.
+    One of several ranks leaves without clean-up, which waits for what may be gone: other ranks, or torchrun's store.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"out={folder} is not empty and no run folder (no config.yaml in it): choose another out=")
-    old = _flat(OmegaConf.to_container(OmegaConf.load(path)))
-    new = _flat(OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
-    differing = [
-        f"{key}: {old.get(key)} there, {new.get(key)} here"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key.split(".")[0] not in ("system", "monitor", "out")
-    ]
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise InputError(
-            f"out={folder} holds a run of another recipe ({'; '.join(differing[:3])}{more}): choose another out=, or "
-            "give the same options to continue it"
-        )
-    return True
-
-
-def start_run_folder(folder: Path, cfg: Any) -> None:
-    """Make a new run folder with the options in it: the first thing that a run writes."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
-    except OSError as error:
-        raise InputError(f"out={folder} cannot be written ({error.strerror}): choose another out=") from error
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix[:-1]: values}
-    return {k: v for name, value in values.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+    if error is None or isinstance(error, SystemExit):
+        return
+    if isinstance(error, (InputError, Stopped, Preempted)):
+        print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
+    elif distributed.active():
+        traceback.print_exception(kind, error, trace)
+    else:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if distributed.active():
+        os._exit(exit_code(error))
+    sys.exit(exit_code(error))

@@ -27,7 +27,7 @@ TIMEOUT = datetime.timedelta(minutes=10)  # a rank that is this late at a collec
 
 @contextmanager
 def session(device: str) -> Iterator[torch.device]:
-    """Join the process group if started by torchrun, yield this rank's device, and leave the group at the end.
+    """Join the process group if started by torchrun, yield this rank's device, and leave the group at a good end.
 
     device: `cpu`, `cuda`, or `auto` (cuda when there is one).
     """
@@ -35,14 +35,17 @@ def session(device: str) -> Iterator[torch.device]:
     local = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else kind)
     if kind == "cuda":
         torch.cuda.set_device(local)
-    if "RANK" not in os.environ:
+    if not launched():
         yield local
         return
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
-    try:
-        yield local
-    finally:
-        dist.destroy_process_group()
+    yield local
+    dist.destroy_process_group()  # not after an error: it could wait for ranks that are gone
+
+
+def launched() -> bool:
+    """Whether a launcher (torchrun) started this process, and several of them belong together."""
+    return "RANK" in os.environ
 
 
 def active() -> bool:

@@ -1,13 +1,29 @@
-"""The one exception for what a user can mend.
+"""How a program ends: the exceptions that are meant for users, and their exit codes.
 
-A message names what was given, the rule, and what to do. Programs print it as one line and exit with code 2; everything
-else is a bug of ours or of the machine and keeps its traceback.
+A message names what was given, the rule, and what to do. Programs print it as one line; everything else is a bug of ours
+or of the machine, keeps its traceback and ends with 1. Batch scripts start the same command again after 75, never after 70
+(`status.json` says the same, for launchers that hide the codes of what they launch).
 """
+
+EXIT_UNEXPECTED = 1
+EXIT_DO_NOT_REPEAT = 70  # EX_SOFTWARE: the same would happen again
+EXIT_CONTINUE_LATER = 75  # EX_TEMPFAIL: the same command goes on from here
 
 
 class InputError(ValueError):
-    """Bad input: an option, a file, a folder. The message is all that the user is shown."""
+    """Bad input: an option, a file, a folder. The message is all that the user is shown. Exit code 70."""
 
 
 class Stopped(RuntimeError):
     """Training cannot go on, though the input was accepted: non-finite loss, too many unreadable videos. Exit code 70."""
+
+
+class Preempted(RuntimeError):
+    """Training was asked to stop and has saved where it is; the same command continues it. Exit code 75."""
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of a program that `error` ended."""
+    if isinstance(error, (InputError, Stopped)):
+        return EXIT_DO_NOT_REPEAT
+    return EXIT_CONTINUE_LATER if isinstance(error, Preempted) else EXIT_UNEXPECTED

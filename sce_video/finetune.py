@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from . import augment, classification, distributed, schedules
 from .config import Exchange
+from .data import loader
 from .data.dataset import Batch, Failure
 from .data.decode import DecodeError
 from .errors import Stopped
@@ -34,6 +36,9 @@ from .finetune_run import FinetuneRun, load_batches, load_best, save, set_up
 from .log import RunLog
 from .randomness import generator
 from .run import AUTOCAST, check_finite
+from .run_folder import RunFolder
+from .status import Status
+from .stopping import StopRequest
 
 SELECTED = {
     Select.last: "the last weights",
@@ -44,9 +49,15 @@ SELECTED = {
 
 def finetune(cfg: FinetuneConfig) -> list[dict[str, Any]]:
     """Train and test as cfg says, or continue; with splits, one after another. Return what result.json holds, per split."""
-    with distributed.session(cfg.system.device.value) as device:
-        out = Path(cfg.out or f"runs/finetune_{cfg.name}")
-        results = [train_and_test(one, device) for one in split_configs(cfg, out)]
+    out = Path(cfg.out or f"runs/finetune_{cfg.name}")
+    with distributed.session(cfg.system.device.value) as device, StopRequest(out) as stop, Status(out) as whole:
+        results = []
+        for number, one in enumerate(configs := split_configs(cfg, out)):
+            with RunFolder(Path(one.out), one) as place:
+                run = set_up(one, device, place)
+                if cfg.splits:
+                    whole.begin(number, len(configs))
+                results.append(train_and_test(run, stop))
         if cfg.splits and distributed.rank() == 0:
             print_splits(out, cfg.splits, results)
         return results
@@ -55,7 +66,7 @@ def finetune(cfg: FinetuneConfig) -> list[dict[str, Any]]:
 def split_configs(cfg: FinetuneConfig, out: Path) -> list[FinetuneConfig]:
     """Return the options of each split's run, or cfg itself."""
     if not cfg.splits:
-        return [cfg]
+        return [replace(copy.deepcopy(cfg), out=str(out))]
     configs = []
     for split in cfg.splits:
         lists = {name: getattr(cfg, name).replace("%", str(split)) for name in ("train", "test", "val")}
@@ -64,9 +75,9 @@ def split_configs(cfg: FinetuneConfig, out: Path) -> list[FinetuneConfig]:
     return configs
 
 
-def train_and_test(cfg: FinetuneConfig, device: torch.device) -> dict[str, Any]:
+def train_and_test(run: FinetuneRun, stop: StopRequest) -> dict[str, Any]:
     """Train one run to its end, test it, write its files, and return its result."""
-    run = set_up(cfg, device)
+    cfg = run.cfg
     main = distributed.rank() == 0
     written = run.folder / "result.json"
     if run.step == run.total_steps and written.exists():
@@ -85,7 +96,8 @@ def train_and_test(cfg: FinetuneConfig, device: torch.device) -> dict[str, Any]:
     )
     try:
         log.message(f"{'continuing' if run.step else 'training'} {describe(run)}")
-        train(run, log)
+        with stop.deferred(), loader.running(load_batches(run)) as batches:
+            train(run, batches, log, stop)
         return test(run, log)
     except DecodeError as error:
         raise Stopped(f"no video can be read any more: {error}") from error
@@ -93,10 +105,9 @@ def train_and_test(cfg: FinetuneConfig, device: torch.device) -> dict[str, Any]:
         log.close()
 
 
-def train(run: FinetuneRun, log: RunLog) -> None:
-    """Take all steps that are left."""
+def train(run: FinetuneRun, batches: Iterator[Batch], log: RunLog, stop: StopRequest) -> None:
+    """Take all steps that are left, or raise Preempted after the one in which some rank was asked to stop."""
     cfg = run.cfg
-    batches = iter(load_batches(run))
     network: Any = distributed.parallel(run.classifier, run.device, compress=cfg.optim.exchange is Exchange.bf16)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     failures: list[Failure] = []
@@ -116,8 +127,8 @@ def train(run: FinetuneRun, log: RunLog) -> None:
                 loss, correct = forward_backward(run, network, batch)
             losses.append(loss)
             right.append(correct)
-        loss_mean, gradient_norm = check_finite(
-            losses, run.classifier, run.optimizer, run.scaler, paths, step=run.step, lr=lr
+        loss_mean, gradient_norm, stopping = check_finite(
+            losses, run.classifier, run.optimizer, run.scaler, paths, step=run.step, lr=lr, stop=stop.asked()
         )
         run.scaler.step(run.optimizer)
         run.scaler.update()
@@ -129,7 +140,11 @@ def train(run: FinetuneRun, log: RunLog) -> None:
         if log.due(run.step) or not distributed.active():
             run.skipped.report(failures, log)
             failures = []
-        look_and_save(run, log)
+        run.place.at(run.step)
+        look_and_save(run, log, stopping)
+        if stopping and run.step < run.total_steps:
+            distributed.barrier()  # torchrun kills the others as soon as the first one leaves
+            raise stop.preempted(run.step)
 
 
 def forward_backward(run: FinetuneRun, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -187,8 +202,8 @@ def mixup(clips: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tenso
     return mixed[0], mixed[1]
 
 
-def look_and_save(run: FinetuneRun, log: RunLog) -> None:
-    """Look at the selecting list every testing.every_epochs and at the end; save every system.save_every steps and then."""
+def look_and_save(run: FinetuneRun, log: RunLog, stopping: bool) -> None:
+    """Look at the selecting list every testing.every_epochs and at the end; save every system.save_every, then, on request."""
     cfg, done = run.cfg, run.step == run.total_steps
     epoch, rest = divmod(run.step, run.steps_per_epoch)
     if run.selecting and (done or (rest == 0 and epoch % cfg.testing.every_epochs == 0)):
@@ -200,7 +215,7 @@ def look_and_save(run: FinetuneRun, log: RunLog) -> None:
             if distributed.rank() == 0:
                 save(run, folder="best", keep=1)
         log.restart_clock(run.step)
-    if distributed.rank() == 0 and (done or run.step % cfg.system.save_every == 0):
+    if distributed.rank() == 0 and (done or stopping or run.step % cfg.system.save_every == 0):
         save(run, keep=cfg.system.keep)
 
 

@@ -16,7 +16,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from . import __version__, checkpoint, distributed, encoders, optim
-from .command_line import check_run_folder, start_run_folder
 from .config import Precision
 from .data import loader, manifest
 from .data.dataset import Batch, ClipDataset, RandomScaled
@@ -27,6 +26,7 @@ from .log import SkippedVideos, warn
 from .models.encoder import Classifier, FrozenEncoder
 from .multi_view import Views, test_size
 from .run import EXCHANGED, check_precision, check_summable, restore, training_state
+from .run_folder import RunFolder
 
 
 @dataclass
@@ -44,7 +44,7 @@ class FinetuneRun:
 
     cfg: FinetuneConfig
     device: torch.device
-    folder: Path
+    place: RunFolder
     lists: Lists
     encoder: FrozenEncoder  # name, normalisation and clip length; its backbone is the classifier's
     clip: dict[str, float]  # num_frames, clip_seconds, size
@@ -58,6 +58,11 @@ class FinetuneRun:
     step: int = 0  # optimiser steps taken
     best_top1: float = -1.0  # of the list that selects
     best_step: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.place.path
 
     @property
     def selecting(self) -> str | None:
@@ -78,10 +83,8 @@ class FinetuneRun:
         )
 
 
-def set_up(cfg: FinetuneConfig, device: torch.device) -> FinetuneRun:
+def set_up(cfg: FinetuneConfig, device: torch.device, place: RunFolder) -> FinetuneRun:
     """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
-    folder = Path(cfg.out or f"runs/finetune_{cfg.name}")
-    known = check_run_folder(folder, cfg)
     check_precision(cfg.optim.precision, device)
     check_summable(EXCHANGED[cfg.optim.exchange], device)
     encoder = load_or_build(cfg)
@@ -101,22 +104,20 @@ def set_up(cfg: FinetuneConfig, device: torch.device) -> FinetuneRun:
     run = FinetuneRun(
         cfg=cfg,
         device=device,
-        folder=folder,
+        place=place,
         lists=lists,
         encoder=encoder,
         clip=clip,
         classifier=classifier,
         optimizer=build_optimizer(cfg, classifier),
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
-        skipped=SkippedVideos(folder, len(train), cfg.data.max_bad_fraction),
+        skipped=SkippedVideos(place.path, len(train), cfg.data.max_bad_fraction),
         workers=workers,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps_per_epoch * cfg.optim.epochs,
     )
     resume(run)
-    distributed.barrier()  # nobody looks at the folder any more
-    if distributed.rank() == 0 and not known:
-        start_run_folder(folder, cfg)
+    place.begin(run.step, run.total_steps)
     return run
 
 

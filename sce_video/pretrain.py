@@ -13,7 +13,7 @@ Read next: `methods/sce.py`, `data/dataset.py`, `augment/pipeline.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import nn
 
 from . import augment, distributed, schedules
 from .config import Exchange, PretrainConfig
+from .data import loader
 from .data.dataset import Batch, Failure
 from .data.decode import DecodeError
 from .errors import Stopped
@@ -33,6 +34,8 @@ from .models import backbones
 from .models.encoder import MLP, Encoder
 from .randomness import generator
 from .run import AUTOCAST, Run, check_finite, load_batches, save, set_up
+from .run_folder import RunFolder
+from .stopping import StopRequest
 
 
 def build_sce(cfg: PretrainConfig) -> SCE:
@@ -64,10 +67,15 @@ def build_sce(cfg: PretrainConfig) -> SCE:
 def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] = build_sce) -> Path:
     """Train as cfg says, or continue, and return the run folder.
 
-    Raises InputError before anything is written, Stopped when training cannot go on.
+    Raises InputError before anything is written, Stopped when training cannot go on, Preempted when it was asked to stop.
     """
-    with distributed.session(cfg.system.device.value) as device:
-        run = set_up(cfg, build_method, device)
+    folder = cfg.run_folder
+    with (
+        distributed.session(cfg.system.device.value) as device,
+        StopRequest(folder) as stop,
+        RunFolder(folder, cfg) as place,
+    ):
+        run = set_up(cfg, build_method, device, place)
         main = distributed.rank() == 0
         log = RunLog(
             run.folder if main else None,
@@ -84,7 +92,8 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] 
                 run.untrained = run.monitor.score(run.method.online.backbone)
                 log.evaluation(0, run.untrained)
                 log.message(f"untrained network: {scores(run.untrained)}")
-            train(run, log)
+            with stop.deferred(), loader.running(load_batches(run)) as batches:
+                train(run, batches, log, stop)
             closing_lines(run, log)
         except DecodeError as error:
             raise Stopped(f"no video can be read any more: {error}") from error
@@ -93,10 +102,9 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] 
         return run.folder
 
 
-def train(run: Run, log: RunLog) -> None:
-    """Take all steps that are left."""
+def train(run: Run, batches: Iterator[Batch], log: RunLog, stop: StopRequest) -> None:
+    """Take all steps that are left, or raise Preempted after the one in which some rank was asked to stop."""
     cfg = run.cfg
-    batches = iter(load_batches(run))
     network: Any = distributed.parallel(run.method, run.device, compress=cfg.optim.exchange is Exchange.bf16)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     failures: list[Failure] = []
@@ -116,8 +124,8 @@ def train(run: Run, log: RunLog) -> None:
             with nullcontext() if last or network is run.method else network.no_sync():
                 steps.append(forward_backward(run, network, batch, where))
         losses = [step.loss for step in steps]
-        loss, gradient_norm = check_finite(
-            losses, run.method.online, run.optimizer, run.scaler, paths, step=run.step, lr=lr
+        loss, gradient_norm, stopping = check_finite(
+            losses, run.method.online, run.optimizer, run.scaler, paths, step=run.step, lr=lr, stop=stop.asked()
         )
         run.scaler.step(run.optimizer)
         run.scaler.update()
@@ -132,7 +140,11 @@ def train(run: Run, log: RunLog) -> None:
         if log.due(run.step) or not distributed.active():
             run.skipped.report(failures, log)
             failures = []
-        evaluate_and_save(run, log)
+        run.place.at(run.step)
+        evaluate_and_save(run, log, stopping)
+        if stopping and run.step < run.total_steps:
+            distributed.barrier()  # torchrun kills the others as soon as the first one leaves
+            raise stop.preempted(run.step)
 
 
 def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -> Step:
@@ -160,8 +172,8 @@ def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -
     return step
 
 
-def evaluate_and_save(run: Run, log: RunLog) -> None:
-    """Score the encoder every monitor.every_epochs and at the end, save every system.save_every steps and at the end."""
+def evaluate_and_save(run: Run, log: RunLog, stopping: bool) -> None:
+    """Score the encoder every monitor.every_epochs and at the end; save every system.save_every steps, then and on request."""
     cfg, done = run.cfg, run.step == run.total_steps
     epoch, rest = divmod(run.step, run.steps_per_epoch)
     if run.monitor and (done or (rest == 0 and epoch % cfg.monitor.every_epochs == 0)):
@@ -169,7 +181,7 @@ def evaluate_and_save(run: Run, log: RunLog) -> None:
         log.evaluation(run.step, figures)
         log.message(f"epoch {epoch}: {scores(figures)} | untrained network: {scores(run.untrained)}")
         log.restart_clock(run.step)
-    if distributed.rank() == 0 and (done or run.step % cfg.system.save_every == 0):
+    if distributed.rank() == 0 and (done or stopping or run.step % cfg.system.save_every == 0):
         save(run)
 
 

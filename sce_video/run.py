@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import __version__, checkpoint, distributed, optim
-from .command_line import check_run_folder, start_run_folder
 from .config import Exchange, Precision, PretrainConfig
 from .data import loader
 from .data.dataset import Batch, ClipDataset, RandomResized
@@ -25,6 +24,7 @@ from .data.manifest import Video
 from .errors import InputError, Stopped
 from .log import SkippedVideos
 from .monitor import Monitor
+from .run_folder import RunFolder
 
 EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}
 AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
@@ -36,7 +36,7 @@ class Run:
 
     cfg: PretrainConfig
     device: torch.device
-    folder: Path
+    place: RunFolder
     videos: list[Video]
     steps_per_epoch: int
     total_steps: int
@@ -49,11 +49,16 @@ class Run:
     step: int = 0  # optimiser steps taken
     untrained: dict[str, float] = field(default_factory=dict)  # what the monitor scored before the first
 
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.place.path
 
-def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], device: torch.device) -> Run:
+
+def set_up(
+    cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], device: torch.device, place: RunFolder
+) -> Run:
     """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
-    folder = Path(cfg.out or f"runs/{cfg.name}")
-    known = check_run_folder(folder, cfg)
     check_precision(cfg.optim.precision, device)
     check_summable(EXCHANGED[cfg.optim.exchange], device)
     videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
@@ -78,7 +83,7 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
     run = Run(
         cfg=cfg,
         device=device,
-        folder=folder,
+        place=place,
         videos=videos,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps_per_epoch * cfg.optim.epochs,
@@ -86,13 +91,11 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
         monitor=monitor,
-        skipped=SkippedVideos(folder, len(videos), cfg.data.max_bad_fraction),
+        skipped=SkippedVideos(place.path, len(videos), cfg.data.max_bad_fraction),
         workers=workers,
     )
     resume(run)
-    distributed.barrier()  # nobody looks at the folder any more
-    if distributed.rank() == 0 and not known:
-        start_run_folder(folder, cfg)
+    place.begin(run.step, run.total_steps)
     return run
 
 
@@ -164,7 +167,8 @@ def check_finite(
     *,
     step: int,
     lr: float,
-) -> tuple[float, float]:
+    stop: bool,
+) -> tuple[float, float, bool]:
     """Return the loss and gradient norm of all ranks together; the step's one synchronisation with the device.
 
     losses: this rank's, one per micro-batch; paths: its files. Raises Stopped on every rank, before any update, when
@@ -174,10 +178,11 @@ def check_finite(
     scaler.unscale_(optimizer)
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     local = torch.stack([loss.detach() for loss in losses]).mean()
-    both: Tensor = torch.stack([distributed.mean(local), torch.nn.utils.get_total_norm(gradients).to(local.dtype)])
-    loss, gradient_norm = both.tolist()
+    shared = distributed.mean(torch.stack([local, local.new_tensor(float(stop))]))
+    norm = torch.nn.utils.get_total_norm(gradients).to(local.dtype)
+    loss, stopping, gradient_norm = torch.cat([shared, norm[None]]).tolist()
     if math.isfinite(loss) and (math.isfinite(gradient_norm) or scaler.is_enabled()):
-        return loss, gradient_norm
+        return loss, gradient_norm, stopping > 0
     guilty = [] if math.isfinite(loss) != math.isfinite(local.item()) else paths
     files = [path for share in distributed.gather_objects(guilty) for path in share]
     raise Stopped(

@@ -227,7 +227,7 @@ def test_tool_writes_once(run: Path, tmp_path: Path) -> None:
     )
     before = (tmp_path / "a.safetensors").read_bytes()
     again = run_tool("export", *arguments, cwd=tmp_path)
-    assert again.returncode == 2
+    assert again.returncode == 70
     assert again.stderr == "error: out=a.safetensors exists: choose another file, or remove it\n"
     assert (tmp_path / "a.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
@@ -246,7 +246,7 @@ def test_tool_writes_once(run: Path, tmp_path: Path) -> None:
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, run: Path, tmp_path: Path) -> None:
     result = run_tool("export", *(argument.format(run=run) for argument in arguments), cwd=tmp_path)
-    assert result.returncode == 2, result.stderr
+    assert result.returncode == 70, result.stderr
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

@@ -214,7 +214,7 @@ def test_tool_writes_features_that_others_can_read(videos: Path, tmp_path: Path)
     assert np.array_equal(load_file(tmp_path / "f.safetensors")["features"], arrays["features"])
     assert manifest.read(tmp_path / "f.csv") == listed
     again = run_tool("features", *common, "out=f.npz", cwd=tmp_path)
-    assert again.returncode == 2
+    assert again.returncode == 70
     assert "out=f.npz exists" in again.stderr
 
 

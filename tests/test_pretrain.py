@@ -125,7 +125,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     before = sorted(tmp_path.rglob("*"))
     overrides = [override.format(videos=videos) for override in overrides]
     result = run_tool("pretrain", *options(videos, "run"), *overrides, cwd=tmp_path)
-    assert result.returncode == 2, result.stderr
+    assert result.returncode == 70, result.stderr
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
@@ -136,13 +136,13 @@ def test_folder_of_another_recipe_is_left_alone(videos: Path, tmp_path: Path) ->
     assert first.returncode == 0, first.stderr
     before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
     result = run_tool("pretrain", *options(videos, "run", "optim.epochs=1", "sce.coeff=0.7"), cwd=tmp_path)
-    assert result.returncode == 2
+    assert result.returncode == 70
     assert "out=run holds a run of another recipe (sce.coeff: 0.5 there, 0.7 here)" in result.stderr
     assert {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()} == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").write_text("mine")
     result = run_tool("pretrain", *options(videos, "other"), cwd=tmp_path)
-    assert result.returncode == 2
+    assert result.returncode == 70
     assert "no run folder" in result.stderr
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
 

@@ -42,7 +42,7 @@ def test_tool_prints_writes_and_never_overwrites(videos: Path, run: Path, tmp_pa
     assert first.read_bytes() == before
     assert (run / "retrieval_val_2.json").read_bytes() == before, "the same numbers again"
     refused = run_tool("retrieval", *arguments, f"out={first}", cwd=tmp_path)
-    assert refused.returncode == 2
+    assert refused.returncode == 70
     assert "exists" in refused.stderr
     assert first.read_bytes() == before
 
@@ -71,7 +71,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, videos: Path,
     (tmp_path / "flat.txt").write_text("a.mp4\nb.mp4\n")
     filled = [argument.format(videos=videos, run=run) for argument in arguments]
     result = run_tool("retrieval", *filled, cwd=tmp_path)
-    assert result.returncode == 2, result.stderr
+    assert result.returncode == 70, result.stderr
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 

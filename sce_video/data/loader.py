@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 from .. import distributed
 from ..errors import InputError
 from ..randomness import generator
+from ..stopping import SIGNALS, die_with_parent
 from . import manifest, synthetic
 from .dataset import Batch, ClipDataset, collate
 from .decode import DecodeError, open_video
@@ -151,10 +153,14 @@ def share_cores(device: torch.device, workers: int) -> int:
 
 
 def prepare_worker(_: int) -> None:
-    """Set up a loader process: one thread, for the processes are the parallelism; the parent handles Ctrl-C."""
+    """Set up a loader process: one thread, for the processes are the parallelism; it lives as long as its parent.
+
+    Requests to stop are for the parent, though torchrun and SLURM send them to all processes.
+    """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
 
 
 def build(dataset: ClipDataset, sampler: StepSampler, *, workers: int, pin_memory: bool) -> DataLoader[Batch]:
@@ -170,3 +176,16 @@ def build(dataset: ClipDataset, sampler: StepSampler, *, workers: int, pin_memor
         prefetch_factor=4 if workers else None,
     )
     return loader
+
+
+@contextmanager
+def running(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
+    """Iterate over a loader and leave none of its processes behind, whatever they are doing."""
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        if loader.num_workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # waits 5 s for each, then sends SIGTERM
+            for worker in iterator._workers:  # type: ignore[attr-defined]
+                worker.kill()

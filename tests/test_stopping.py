@@ -1,0 +1,221 @@
+"""A run that is asked to stop saves and says so; one that is killed leaves no processes behind; one folder, one run."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY_RECIPE, compose_pretrain, losses, run_tool
+
+from sce_video import checkpoint
+from sce_video.errors import InputError, Preempted
+from sce_video.lock import RunLock
+from sce_video.pretrain import pretrain
+from sce_video.status import read_status
+
+ALWAYS = ["optim.epochs=10", "system.save_every=1000"]
+
+
+def options(videos: Path, out: Path, *more: str) -> list[str]:
+    return [*TINY_RECIPE, f"data.train={videos / 'train.csv'}", f"out={out}", *ALWAYS, *more]
+
+
+def digest(folder: Path) -> str:
+    found: str = checkpoint.load(checkpoint.find(folder))[1]["state_digest"]
+    return found
+
+
+def steps_logged(folder: Path) -> int:
+    path = folder / "log.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.005)
+
+
+def at_step(step: int, folder: Path, action: Callable[[], object]) -> threading.Thread:
+    """Do something once a run in this very process has logged `step` steps of its present start."""
+
+    def watch() -> None:
+        wait_until(lambda: steps_logged(folder) >= step)
+        action()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+@pytest.fixture(scope="module")
+def straight(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 30 steps that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    pretrain(compose_pretrain(*options(videos, folder)))
+    assert read_status(folder)["status"] == "completed"
+    assert read_status(folder)["exit_code"] == 0
+    return folder
+
+
+def test_every_request_to_stop_saves_and_the_run_goes_on_exactly(straight: Path, videos: Path, tmp_path: Path) -> None:
+    """SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and a file STOP, one after the other: the same weights as without them."""
+    out = tmp_path / "run"
+    cfg = compose_pretrain(*options(videos, out))
+    requests: list[tuple[str, Callable[[], object]]] = [
+        (number.name, lambda number=number: os.kill(os.getpid(), number))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    ]
+    requests.append(("STOP", (out / "STOP").touch))
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    saved = 0
+    for restart, (name, ask) in enumerate(requests):
+        thread = at_step(saved + 2, out, ask)
+        with pytest.raises(Preempted, match=name):
+            pretrain(cfg)
+        thread.join()
+        status = read_status(out)
+        assert (status["status"], status["exit_code"], status["restarts"]) == ("preempted", 75, restart)
+        assert name in status["reason"]
+        assert status["start_step"] == saved
+        assert saved + 2 <= status["step"] <= steps_logged(out), "at the end of the step it was in"
+        assert checkpoint.find(out).name == f"step_{status['step']:08d}"
+        saved = status["step"]
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)], "as they were before"
+    assert (out / "STOP").exists()
+    pretrain(cfg)  # STOP was meant for the run before
+    assert not (out / "STOP").exists()
+    assert read_status(out)["status"] == "completed"
+    assert losses(out) == losses(straight)
+    assert digest(out) == digest(straight)
+
+
+def test_request_while_nothing_can_be_lost_stops_at_once(videos: Path, tmp_path: Path) -> None:
+    """Without a step to end: a signal during set-up leaves no folder behind."""
+    script = (
+        "import os, signal, sys; sys.path.insert(0, 'tests')\n"
+        "from sce_video import pretrain as program; from sce_video.config import PretrainConfig\n"
+        "from sce_video.command_line import run_program\n"
+        "def build(cfg): os.kill(os.getpid(), signal.SIGTERM); raise AssertionError('still here')\n"
+        "run_program('pretrain', PretrainConfig, lambda cfg: program.pretrain(cfg, build))\n"
+    )
+    command = [sys.executable, "-c", script, *options(videos, tmp_path / "run")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 75, result.stderr
+    assert result.stderr.strip() == "stopped: SIGTERM"
+    assert not (tmp_path / "run").exists()
+
+
+def test_failed_run_says_why(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="nothing was updated"):
+        pretrain(compose_pretrain(*options(videos, out, "optim.lr_per_256=1e30")))
+    status = read_status(out)
+    assert (status["status"], status["exit_code"]) == ("failed", 70)
+    assert "nothing was updated" in status["reason"]
+
+
+def processes_in(folder: Path) -> list[int]:
+    """All processes, zombies apart, whose command line names `folder`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if str(folder) in (entry / "cmdline").read_bytes().decode(errors="replace"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def start(videos: Path, out: Path, *more: str, agent: bool = True) -> subprocess.Popen[str]:
+    """Start tools/pretrain.py on two ranks with a decoding process each."""
+    command = [sys.executable]
+    if agent:
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+        command += ["--rdzv-endpoint", "localhost:0", "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR2"]
+    command += [str(ROOT / "tools/pretrain.py"), *options(videos, out, "system.workers=1", *more)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_signals_and_death_of_the_agent_of_two_ranks(videos: Path, tmp_path: Path) -> None:
+    """torchrun gets a signal or is killed, or a file STOP appears: each time both ranks save and leave, and none is left.
+
+    torchrun passes SIGTERM on in the same way as SIGUSR2, which it only does when told to.
+    """
+    out = tmp_path / "run"
+    saved = 0
+    for number in (signal.SIGUSR2, signal.SIGKILL, None):
+        process = start(videos, out)
+        wait_until(lambda: steps_logged(out) >= saved + 2)  # noqa: B023
+        if number is None:
+            (out / "STOP").touch()
+        else:
+            os.kill(process.pid, number)
+        _, said = process.communicate(timeout=60)
+        wait_until(lambda: not processes_in(out), 10)  # after SIGKILL nobody waits for the ranks
+        status = read_status(out)
+        assert status["status"] == "preempted", said
+        assert saved + 2 <= status["step"] < 30
+        if number is None:
+            assert "exitcode  : 75" in said, said
+        elif number != signal.SIGKILL:  # which takes their stderr away
+            assert said.count("stopped: ") == 2, said
+        saved = status["step"]
+
+
+@pytest.mark.slow
+def test_decoding_processes_die_with_a_killed_run_and_the_folder_is_free(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(videos, out, "optim.epochs=500", agent=False)
+    wait_until(lambda: steps_logged(out) >= 2)
+    assert len(processes_in(out)) == 2
+    second = run_tool("pretrain", *options(videos, out, "optim.epochs=500"), cwd=tmp_path)
+    assert second.returncode == 70
+    assert f"another run is going on in {out} (host {os.uname().nodename}, pid {process.pid})" in second.stderr
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not processes_in(out), 5)
+    assert read_status(out)["status"] == "running", "nobody was left to say more"
+    RunLock(out, {}).take(patience=0)
+
+
+def test_lock_without_flock_is_a_file_kept_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    first, second = RunLock(tmp_path, {"host": "here", "pid": 1}), RunLock(tmp_path, {"host": "there"})
+    first.take()
+    with pytest.raises(InputError, match=r"another run is going on in .* \(host here, pid 1\)"):
+        second.take(patience=0)
+    first.release()
+    second.take(patience=0)
+    old = time.time() - 3600
+    os.utime(tmp_path / ".lock.held", (old, old))
+    first.take(patience=0)  # nobody has touched it for an hour
+    os.utime(tmp_path / ".lock.held", (old, old))
+    first.keep()
+    with pytest.raises(InputError):
+        second.take(patience=0)
+
+
+def test_status_is_written_whole_and_a_damaged_one_is_nothing(tmp_path: Path) -> None:
+    assert read_status(tmp_path) == {}
+    (tmp_path / "status.json").write_text('{"status": "run')
+    assert read_status(tmp_path) == {}
+    (tmp_path / "status.json").write_text(json.dumps({"status": "running"}))
+    assert read_status(tmp_path)["status"] == "running"
