@@ -21,8 +21,10 @@ srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill
     --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" --rdzv-endpoint="$head:$PORT" "${COMMAND[@]}" &
 watch $!
 judge "$code"
-if [ "$move" = again ] && scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED; then
-    move=stop why='cancelled: the same command continues it'
+# A job that was cancelled shows as COMPLETING by now, and scontrol would revive it; so does one that SLURM requeues itself.
+state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p')
+if [ "$move" = again ] && [ "$state" != RUNNING ]; then
+    move=stop result=75 why="not queued again, for the job is $state (cancelled?): the same command continues it; it $why"
 fi
 echo "launch: $why"
 if [ "$move" != again ]; then exit "$result"; fi
