@@ -7,6 +7,7 @@ torchrun, gloo, signals. Where Debian's slurm is configured and running, `sbatch
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, TINY_RECIPE, losses, run_tool
 
 from sce_video import checkpoint
@@ -272,7 +274,7 @@ def machines(videos: Path, tmp_path: Path) -> Iterator[Callable[..., list[subpro
                     subprocess.Popen(
                         command,
                         cwd=tmp_path,
-                        env={**os.environ, "OMP_NUM_THREADS": "1"},
+                        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
                         stdout=output,
                         stderr=output,
                         text=True,
@@ -289,11 +291,14 @@ def machines(videos: Path, tmp_path: Path) -> Iterator[Callable[..., list[subpro
 
 
 def children(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    rows = [line.split(maxsplit=1) for line in found.stdout.splitlines()]
-    return [
-        int(number) for number, arguments in rows if "torch.distributed.run" in arguments or "pretrain.py" in arguments
-    ]
+    """The Pythons that a process has started. (A task's `children` in /proc may miss some.)"""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"python" in (path / "cmdline").read_bytes().split(b"\0")[0]:
+                found.append(int(path.name))
+    return sorted(found)
 
 
 @pytest.mark.slow
@@ -319,22 +324,34 @@ def test_loop_starts_again_after_a_killed_process_and_stops_when_asked(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_four_machines_lose_one_and_go_on_to_the_same_end(
     machines: Callable[..., list[subprocess.Popen[str]]], videos: Path, tmp_path: Path
 ) -> None:
-    """Four agents with two processes each; kill -9 of one agent ends all, the loops start again, the digest is the same."""
-    small = ["model.hidden=8", "model.projection=8", "augment.size=16", "data.num_frames=2", "optim.epochs=8"]
-    whole = recipe(videos, tmp_path / "whole", *small)
-    result = run_tool("pretrain", *whole, cwd=tmp_path, processes=8)
-    assert result.returncode == 0, result.stderr
+    """Four agents with two processes each, kill -9 of one: all end, the loops start again, and it ends as one process does.
+
+    Not to the bit: DDP sums gradients in another order in the first step of a start, and with more than two processes
+    the order shows in the last digits (measured: 5e-7 of the loss). A network without kinks keeps such errors small.
+    """
+    small = ["model.backbone=ranks:smooth", "sce.temp=0.2", "sce.temp_target=0.1", "optim.lr_per_256=0.005"]
+    small += ["optim.epochs=4", "optim.momentum=0"]
+    whole = run_tool(
+        "pretrain", *recipe(videos, tmp_path / "whole", *small), cwd=tmp_path, PYTHONPATH=str(ROOT / "tests")
+    )
+    assert whole.returncode == 0, whole.stderr
     loops = machines(4, *small, "system.save_every=4")
-    wait_until(lambda: steps_logged(tmp_path / "run") >= 6, seconds=120)
+    wait_until(lambda: steps_logged(tmp_path / "run") >= 5)
     (agent,) = children(loops[2].pid)
     os.kill(agent, signal.SIGKILL)
     codes = [loop.wait(timeout=150) for loop in loops]
-    said = "\n".join((tmp_path / f"machine{node}.log").read_text() for node in range(4))
-    assert codes == [0, 0, 0, 0], said
-    assert "starting again" in (tmp_path / "machine2.log").read_text()
-    assert len(losses(tmp_path / "run")) == 24
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+    said = [(tmp_path / f"machine{node}.log").read_text() for node in range(4)]
+    assert codes == [0, 0, 0, 0], "\n".join(said)
+    assert all("starting again" in log for log in said)
+    found, expected = losses(tmp_path / "run"), losses(tmp_path / "whole")
+    assert len(found) == 12
+    assert (
+        max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-4
+    )  # of 6: a wrong batch or state shows as 1e-2
+    states = [checkpoint.load(checkpoint.find(tmp_path / name))[0]["method"] for name in ("run", "whole")]
+    for key, value in states[0].items():
+        assert torch.allclose(value.double(), states[1][key].double(), atol=1e-4), key

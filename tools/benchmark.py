@@ -4,14 +4,19 @@ python tools/benchmark.py retrieval
 python tools/benchmark.py retrieval --queries 500 --bank 2000 --width 512 --rounds 9
 python tools/benchmark.py retrieval --large
 python tools/benchmark.py evaluate
+python tools/benchmark.py comm --ranks 8 32
 python tools/benchmark.py evaluate --files a.mp4 b.mp4 --decoder pyav
 """
 
 import argparse
 
-from sce_video.benchmark import evaluate, retrieval
+from sce_video.benchmark import comm, evaluate, retrieval
 
-PARTS = {"retrieval": retrieval, "evaluate": evaluate}  # each has add_arguments(parser), run(options) and a docstring
+PARTS = {
+    "retrieval": retrieval,
+    "evaluate": evaluate,
+    "comm": comm,
+}  # each has add_arguments(parser), run(options) and a docstring
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
