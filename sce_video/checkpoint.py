@@ -13,14 +13,16 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import distributed, layouts, weight_files
 from .errors import InputError
+from .transient import retried
 
 FORMAT_VERSION = 1
 DESCRIPTION = "sce_video"  # key of the metadata in our safetensors files: JSON that says what the encoder is
@@ -68,38 +70,71 @@ def state_digest(state: State) -> str:
     return digest.hexdigest()
 
 
-def save(folder: Path, step: int, state: State, meta: dict[str, Any], *, keep: int) -> Path:
-    """Write the checkpoint of `step` into `folder` and delete all but the newest `keep`; return its path.
+class _Hashing:
+    """A file for torch.save that hashes what passes, so that nothing is read back, and keeps why writing failed."""
 
-    Raises OSError or RuntimeError (torch's, on a full disk) with the older checkpoints intact.
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save(folder: Path, step: int, state: State, meta: dict[str, Any], *, keep: int, keep_every: int = 0) -> Path:
+    """Write the checkpoint of `step` into `folder` and return its path.
+
+    Then all but the newest `keep`, and those of every `keep_every`-th step (0: none), are deleted. A hiccup of the file
+    system is waited for.
+
+    Raises OSError, e.g. on a full disk, with the older checkpoints intact.
     """
     final = folder / f"step_{step:08d}"
+    retried(lambda: _write(final, step, state, meta), f"writing {final}")
+    for old in checkpoints(folder)[keep:]:
+        if not keep_every or int(old.name.removeprefix("step_")) % keep_every:
+            with suppress(OSError):  # what cannot be deleted now is deleted after the next save
+                _delete(old)
+    return final
+
+
+def _write(final: Path, step: int, state: State, meta: dict[str, Any]) -> None:
+    folder = final.parent
     work = folder / f".writing_{step:08d}_{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in (*folder.glob(".writing_*"), *folder.glob(".deleting_*")):
         shutil.rmtree(left_over, ignore_errors=True)
     work.mkdir()
     try:
-        torch.save(state, work / "state.pt")
-        _synced(work / "state.pt")
-        described = {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "sha256": file_digest(work / "state.pt"),
-            "state_digest": state_digest(state),
-            **meta,
-        }
-        (work / "meta.json").write_text(json.dumps(described, indent=2))
-        _synced(work / "meta.json")
+        with open(work / "state.pt", "wb") as file:
+            hashing = _Hashing(file)
+            try:
+                torch.save(state, hashing)  # type: ignore[arg-type]  # it only writes and flushes
+            except RuntimeError as error:  # "unexpected pos", about a file that could not be written to its end
+                raise hashing.error or error from error
+            file.flush()
+            os.fsync(file.fileno())
+        described = {"format_version": FORMAT_VERSION, "step": step, "sha256": hashing.digest.hexdigest(), **meta}
+        with open(work / "meta.json", "w") as text:  # last: without it there is no checkpoint
+            json.dump(described, text, indent=2)
+            text.flush()
+            os.fsync(text.fileno())
+        _synced(work)
         if final.exists():  # a damaged one of the same step, or resume would have begun after it
             _delete(final)
         work.rename(final)
         _synced(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    for old in checkpoints(folder)[keep:]:
-        _delete(old)
-    return final
 
 
 def _delete(path: Path) -> None:
@@ -119,8 +154,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def load(path: Path) -> tuple[State, dict[str, Any]]:
     """Return state (on the CPU) and meta of one checkpoint folder. Raises InputError if it is damaged."""
     try:
-        meta = json.loads((path / "meta.json").read_text())
-        if file_digest(path / "state.pt") != meta["sha256"]:
+        meta = json.loads(retried((path / "meta.json").read_text, f"reading {path}"))
+        if retried(lambda: file_digest(path / "state.pt"), f"reading {path}") != meta["sha256"]:
             raise InputError(f"checkpoint {path} is damaged: state.pt does not match its digest")
         state: State = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except (OSError, ValueError, KeyError) as error:

@@ -167,6 +167,11 @@ class Optim:
         """The base learning rate: lr_per_256 * batch / 256."""
         return self.lr_per_256 * self.batch / 256
 
+    @property
+    def sends_bf16(self) -> bool:
+        """Whether gradients are rounded to bfloat16 on their way between processes."""
+        return self.exchange is Exchange.bf16
+
 
 @dataclass
 class MonitorOptions:
@@ -195,11 +200,13 @@ class System:
     workers: int = -1  # decoding processes per training process; -1: one per core of its share
     log_every: int = 20  # steps
     save_every: int = 200  # steps; the last step is always saved
-    keep: int = 2  # checkpoints
+    keep: int = 2  # checkpoints: the newest
+    keep_every: int = 0  # and those of every so many steps; 0: none
 
     def __post_init__(self) -> None:
         for name in ("log_every", "save_every", "keep"):
             require(getattr(self, name), f"system.{name}", lambda value: value >= 1, "at least 1")
+        require(self.keep_every, "system.keep_every", lambda value: value >= 0, "at least 0")
         require(self.workers, "system.workers", lambda value: value >= -1, "at least -1")
 
 

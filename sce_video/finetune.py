@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import augment, classification, distributed, schedules
-from .config import Exchange
 from .data import loader
 from .data.dataset import Batch, Failure
 from .data.decode import DecodeError
@@ -37,6 +36,7 @@ from .log import RunLog
 from .randomness import generator
 from .run import AUTOCAST, check_finite
 from .run_folder import RunFolder
+from .saving import Saver
 from .status import Status
 from .stopping import StopRequest
 
@@ -96,8 +96,8 @@ def train_and_test(run: FinetuneRun, stop: StopRequest) -> dict[str, Any]:
     )
     try:
         log.message(f"{'continuing' if run.step else 'training'} {describe(run)}")
-        with stop.deferred(), loader.running(load_batches(run)) as batches:
-            train(run, batches, log, stop)
+        with stop.deferred(), loader.running(load_batches(run)) as batches, run.saver(log.message) as saver:
+            train(run, batches, saver, log, stop)
         return test(run, log)
     except DecodeError as error:
         raise Stopped(f"no video can be read any more: {error}") from error
@@ -105,10 +105,10 @@ def train_and_test(run: FinetuneRun, stop: StopRequest) -> dict[str, Any]:
         log.close()
 
 
-def train(run: FinetuneRun, batches: Iterator[Batch], log: RunLog, stop: StopRequest) -> None:
+def train(run: FinetuneRun, batches: Iterator[Batch], saver: Saver, log: RunLog, stop: StopRequest) -> None:
     """Take all steps that are left, or raise Preempted after the one in which some rank was asked to stop."""
     cfg = run.cfg
-    network: Any = distributed.parallel(run.classifier, run.device, compress=cfg.optim.exchange is Exchange.bf16)
+    network: Any = distributed.parallel(run.classifier, run.device, compress=cfg.optim.sends_bf16)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     failures: list[Failure] = []
     while run.step < run.total_steps:
@@ -141,10 +141,13 @@ def train(run: FinetuneRun, batches: Iterator[Batch], log: RunLog, stop: StopReq
             run.skipped.report(failures, log)
             failures = []
         run.place.at(run.step)
-        look_and_save(run, log, stopping)
+        look_and_save(run, saver, log, stopping)
         if stopping and run.step < run.total_steps:
+            saver.finish()
             distributed.barrier()  # torchrun kills the others as soon as the first one leaves
             raise stop.preempted(run.step)
+    saver.finish()
+    distributed.barrier()  # now everything is written that the others may read
 
 
 def forward_backward(run: FinetuneRun, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -202,7 +205,7 @@ def mixup(clips: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tenso
     return mixed[0], mixed[1]
 
 
-def look_and_save(run: FinetuneRun, log: RunLog, stopping: bool) -> None:
+def look_and_save(run: FinetuneRun, saver: Saver, log: RunLog, stopping: bool) -> None:
     """Look at the selecting list every testing.every_epochs and at the end; save every system.save_every, then, on request."""
     cfg, done = run.cfg, run.step == run.total_steps
     epoch, rest = divmod(run.step, run.steps_per_epoch)
@@ -213,10 +216,11 @@ def look_and_save(run: FinetuneRun, log: RunLog, stopping: bool) -> None:
         if figures["top1"] > run.best_top1:
             run.best_top1, run.best_step = figures["top1"], run.step
             if distributed.rank() == 0:
-                save(run, folder="best", keep=1)
+                save(run, saver, folder="best", keep=1)
         log.restart_clock(run.step)
+    saver.check()
     if distributed.rank() == 0 and (done or stopping or run.step % cfg.system.save_every == 0):
-        save(run, keep=cfg.system.keep)
+        save(run, saver)
 
 
 def look(run: FinetuneRun, split: str, *, quick: bool) -> tuple[dict[str, float], classification.Predictions]:

@@ -7,7 +7,7 @@ needed to continue exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from .models.encoder import Classifier, FrozenEncoder
 from .multi_view import Views, test_size
 from .run import EXCHANGED, check_precision, check_summable, restore, training_state
 from .run_folder import RunFolder
+from .saving import Saver
 
 
 @dataclass
@@ -63,6 +64,10 @@ class FinetuneRun:
     def folder(self) -> Path:
         """The run folder."""
         return self.place.path
+
+    def saver(self, report: Callable[[str], None]) -> Saver:
+        """Return what writes the checkpoints; `report` gets a line about a failed one."""
+        return Saver(keep=self.cfg.system.keep, keep_every=self.cfg.system.keep_every, report=report)
 
     @property
     def selecting(self) -> str | None:
@@ -225,8 +230,8 @@ def load_batches(run: FinetuneRun) -> DataLoader[Batch]:
     return loader.build(dataset, sampler, workers=run.workers, pin_memory=run.device.type == "cuda")
 
 
-def save(run: FinetuneRun, *, folder: str = "checkpoints", keep: int) -> None:
-    """Write a checkpoint of everything that counts."""
+def save(run: FinetuneRun, saver: Saver, *, folder: str = "checkpoints", keep: int = 0) -> None:
+    """Have a checkpoint written of everything that counts. Called by rank 0."""
     state = training_state(run.classifier, run.optimizer, run.scaler)
     meta = {
         "version": __version__,
@@ -237,7 +242,7 @@ def save(run: FinetuneRun, *, folder: str = "checkpoints", keep: int) -> None:
         "best_step": run.best_step,
         "encoder": {"backbone": run.encoder.name, "mean": run.encoder.mean, "std": run.encoder.std, **run.clip},
     }
-    checkpoint.save(run.folder / folder, run.step, state, meta, keep=keep)
+    saver.save(run.folder / folder, run.step, state, meta, keep=keep)
 
 
 def resume(run: FinetuneRun) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from . import augment, distributed, schedules
-from .config import Exchange, PretrainConfig
+from .config import PretrainConfig
 from .data import loader
 from .data.dataset import Batch, Failure
 from .data.decode import DecodeError
@@ -35,6 +35,7 @@ from .models.encoder import MLP, Encoder
 from .randomness import generator
 from .run import AUTOCAST, Run, check_finite, load_batches, save, set_up
 from .run_folder import RunFolder
+from .saving import Saver
 from .stopping import StopRequest
 
 
@@ -92,8 +93,8 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] 
                 run.untrained = run.monitor.score(run.method.online.backbone)
                 log.evaluation(0, run.untrained)
                 log.message(f"untrained network: {scores(run.untrained)}")
-            with stop.deferred(), loader.running(load_batches(run)) as batches:
-                train(run, batches, log, stop)
+            with stop.deferred(), loader.running(load_batches(run)) as batches, run.saver(log.message) as saver:
+                train(run, batches, saver, log, stop)
             closing_lines(run, log)
         except DecodeError as error:
             raise Stopped(f"no video can be read any more: {error}") from error
@@ -102,10 +103,10 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] 
         return run.folder
 
 
-def train(run: Run, batches: Iterator[Batch], log: RunLog, stop: StopRequest) -> None:
+def train(run: Run, batches: Iterator[Batch], saver: Saver, log: RunLog, stop: StopRequest) -> None:
     """Take all steps that are left, or raise Preempted after the one in which some rank was asked to stop."""
     cfg = run.cfg
-    network: Any = distributed.parallel(run.method, run.device, compress=cfg.optim.exchange is Exchange.bf16)
+    network: Any = distributed.parallel(run.method, run.device, compress=cfg.optim.sends_bf16)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     failures: list[Failure] = []
     while run.step < run.total_steps:
@@ -141,10 +142,13 @@ def train(run: Run, batches: Iterator[Batch], log: RunLog, stop: StopRequest) ->
             run.skipped.report(failures, log)
             failures = []
         run.place.at(run.step)
-        evaluate_and_save(run, log, stopping)
+        evaluate_and_save(run, saver, log, stopping)
         if stopping and run.step < run.total_steps:
+            saver.finish()
             distributed.barrier()  # torchrun kills the others as soon as the first one leaves
             raise stop.preempted(run.step)
+    saver.finish()
+    distributed.barrier()  # now everything is written that the others may read
 
 
 def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -> Step:
@@ -172,7 +176,7 @@ def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -
     return step
 
 
-def evaluate_and_save(run: Run, log: RunLog, stopping: bool) -> None:
+def evaluate_and_save(run: Run, saver: Saver, log: RunLog, stopping: bool) -> None:
     """Score the encoder every monitor.every_epochs and at the end; save every system.save_every steps, then and on request."""
     cfg, done = run.cfg, run.step == run.total_steps
     epoch, rest = divmod(run.step, run.steps_per_epoch)
@@ -181,8 +185,9 @@ def evaluate_and_save(run: Run, log: RunLog, stopping: bool) -> None:
         log.evaluation(run.step, figures)
         log.message(f"epoch {epoch}: {scores(figures)} | untrained network: {scores(run.untrained)}")
         log.restart_clock(run.step)
+    saver.check()
     if distributed.rank() == 0 and (done or stopping or run.step % cfg.system.save_every == 0):
-        save(run)
+        save(run, saver)
 
 
 def describe(run: Run) -> str:

@@ -25,6 +25,7 @@ from .errors import InputError, Stopped
 from .log import SkippedVideos
 from .monitor import Monitor
 from .run_folder import RunFolder
+from .saving import Saver
 
 EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}
 AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
@@ -53,6 +54,10 @@ class Run:
     def folder(self) -> Path:
         """The run folder."""
         return self.place.path
+
+    def saver(self, report: Callable[[str], None]) -> Saver:
+        """Return what writes the checkpoints; `report` gets a line about a failed one."""
+        return Saver(keep=self.cfg.system.keep, keep_every=self.cfg.system.keep_every, report=report)
 
 
 def set_up(
@@ -99,8 +104,8 @@ def set_up(
     return run
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint of everything that counts."""
+def save(run: Run, saver: Saver) -> None:
+    """Have a checkpoint written of everything that counts. Called by rank 0."""
     state = training_state(run.method, run.optimizer, run.scaler)
     meta = {
         "version": __version__,
@@ -110,7 +115,7 @@ def save(run: Run) -> None:
         "encoder": {"backbone": run.cfg.model.backbone, "mean": run.cfg.augment.mean, "std": run.cfg.augment.std}
         | clip(run.cfg),
     }
-    checkpoint.save(run.folder / "checkpoints", run.step, state, meta, keep=run.cfg.system.keep)
+    saver.save(run.folder / "checkpoints", run.step, state, meta)
 
 
 def resume(run: Run) -> None:

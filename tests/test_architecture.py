@@ -15,6 +15,7 @@ PACKAGE = ROOT / "sce_video"
 LAYERS = {
     0: [
         "errors",
+        "transient",
         "randomness",
         "losses",
         "schedules",
@@ -29,6 +30,7 @@ LAYERS = {
     0.5: ["weight_files"],
     0.6: ["status", "stopping", "lock"],
     1: ["models.backbones", "data.decode", "data.manifest", "data.synthetic", "augment", "optim", "checkpoint", "log"],
+    1.5: ["saving"],
     2: ["models.encoder"],
     3: ["models.momentum", "data.dataset", "encoders", "feature_cache"],
     4: ["methods", "data.loader"],
@@ -42,7 +44,18 @@ LAYERS = {
     5.3: ["benchmark.measure", "launch.command", "launch.check"],
     5.4: ["launch.options"],
     5.5: ["launch.render"],
-    6: ["launch", "pretrain", "finetune", "retrieval", "evaluate", "feature_files", "export", "benchmark"],
+    6.1: ["benchmark.comm"],  # takes a step as pretraining does
+    6: [
+        "launch",
+        "pretrain",
+        "finetune",
+        "retrieval",
+        "evaluate",
+        "feature_files",
+        "export",
+        "inspection",
+        "benchmark",
+    ],
 }
 ONLY_IN = {
     "decord": ["data.decode"],

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,7 +26,7 @@ def test_newest_is_loaded_and_old_ones_are_deleted(tmp_path: Path) -> None:
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000010", "step_00000009"]
     loaded, meta = checkpoint.load_newest(tmp_path)
     assert meta["step"] == meta["note"] == 10
-    assert checkpoint.state_digest(loaded) == checkpoint.state_digest(state(10)) == meta["state_digest"]
+    assert checkpoint.state_digest(loaded) == checkpoint.state_digest(state(10))
     assert checkpoint.load_newest(tmp_path / "none") is None
 
 
@@ -59,52 +54,6 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
     (checkpoint.save(tmp_path, 1, state(1), {}, keep=9) / "state.pt").write_bytes(b"")
     with pytest.raises(InputError, match="all 1 checkpoints in .* are damaged"):
         checkpoint.load_newest(tmp_path, report=lambda _: None)
-
-
-SAVE_FOREVER = """
-import sys, torch
-from pathlib import Path
-from sce_video import checkpoint
-step = 0
-while True:
-    step += 1
-    state = {"method": {"w": torch.full((700, 700), float(step))}}
-    checkpoint.save(Path(sys.argv[1]), step, state, {}, keep=2)
-    print(step, flush=True)
-"""
-
-
-def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    rng = random.Random(0)
-    for trial in range(6):
-        folder = tmp_path / str(trial)
-        command = [sys.executable, "-c", SAVE_FOREVER, str(folder)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        with process.stdout:
-            process.stdout.readline()
-            time.sleep(rng.uniform(0, 0.15))
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        for path in checkpoint.checkpoints(folder):
-            loaded, meta = checkpoint.load(path)
-            assert loaded["method"]["w"][0, 0] == meta["step"]
-        checkpoint.save(folder, 10**6, state(0), {}, keep=2)
-        assert all(path.name.startswith("step_") for path in folder.iterdir()), "leftovers are swept"
-
-
-def test_failed_save_leaves_the_old_one(tmp_path: Path) -> None:
-    """A limit on file size stands in for a full disk: torch then raises RuntimeError without an errno."""
-    checkpoint.save(tmp_path, 1, state(1), {}, keep=2)
-    script = (
-        "import resource, signal, sys, torch; from pathlib import Path; from sce_video import checkpoint\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-        "try: checkpoint.save(Path(sys.argv[1]), 2, {'w': torch.zeros(1 << 20)}, {}, keep=1)\n"
-        "except (OSError, RuntimeError): sys.exit(7)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == 7
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
-    assert checkpoint.load_newest(tmp_path) is not None
 
 
 def test_digest_tells_states_apart() -> None:

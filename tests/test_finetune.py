@@ -75,8 +75,7 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def digest(folder: Path) -> str:
-    found: str = checkpoint.load(checkpoint.find(folder))[1]["state_digest"]
-    return found
+    return checkpoint.state_digest(checkpoint.load(checkpoint.find(folder))[0])
 
 
 def rows(path: Path) -> list[dict[str, str]]:

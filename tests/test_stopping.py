@@ -31,8 +31,7 @@ def options(videos: Path, out: Path, *more: str) -> list[str]:
 
 
 def digest(folder: Path) -> str:
-    found: str = checkpoint.load(checkpoint.find(folder))[1]["state_digest"]
-    return found
+    return checkpoint.state_digest(checkpoint.load(checkpoint.find(folder))[0])
 
 
 def steps_logged(folder: Path) -> int:

@@ -1,0 +1,37 @@
+"""Look into checkpoints: run folders, checkpoint folders, weight files.
+
+python tools/checkpoint.py inspect runs/demo
+python tools/checkpoint.py digest runs/demo runs/copy/checkpoints/step_00000300
+python tools/checkpoint.py export runs/demo encoder.safetensors --to safetensors
+
+digest prints a SHA-256 over names, types, shapes and bytes of all tensors: equal states, equal line.
+inspect names every checkpoint of a run, checks it against its own digest, and lists the tensors of the newest whole one.
+"""
+
+import argparse
+
+from sce_video import inspection
+from sce_video.command_line import errors_as_exit_codes
+from sce_video.evaluation_config import ExportConfig, Format
+from sce_video.export import export
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, many in (("digest", "+"), ("inspect", 1)):
+        command = commands.add_parser(name)
+        command.add_argument("paths", nargs=many, metavar="path", help="run folder, checkpoint folder or weight file")
+    command = commands.add_parser("export", help="as tools/export.py")
+    command.add_argument("checkpoint")
+    command.add_argument("out", help="file to write; must not exist")
+    command.add_argument(
+        "--to", required=True, type=Format, choices=list(Format), metavar="|".join(f.value for f in Format)
+    )
+    options = parser.parse_args()
+    with errors_as_exit_codes():
+        if options.command == "export":
+            export(ExportConfig(checkpoint=options.checkpoint, to=options.to, out=options.out))
+        for path in options.paths if options.command == "digest" else ():
+            print(f"{inspection.digest(path)}  {path}")
+        for path in options.paths if options.command == "inspect" else ():
+            print(inspection.describe(path))
