@@ -165,6 +165,11 @@ def test_two_starts_without_progress_are_a_crash_loop_and_progress_forgives(tmp_
     )
 
 
+def test_being_preempted_is_no_failure_however_often(tmp_path: Path) -> None:
+    starts = [play(tmp_path / "run", 1, status(step=n), 0, noticed="yes") for n in range(4)]
+    assert [line.split()[:2] for line in judge(tmp_path, "", (0,), *starts, most=1)] == [["again", "75"]] * 4
+
+
 def test_restarts_after_failures_are_bounded(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = judge(tmp_path, "", (0,), *(play(run, 1, status(step=n), 4 * n) for n in range(1, 5)), most=2)
