@@ -165,8 +165,11 @@ def _end_process(kind: type[BaseException] | None, error: BaseException | None, 
     """
     if error is None or isinstance(error, SystemExit):
         return
-    if isinstance(error, (InputError, Stopped, Preempted)):
-        print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr)
+    if isinstance(error, Preempted):
+        if distributed.rank() == 0:
+            print(f"stopped: {error}", file=sys.stderr)
+    elif isinstance(error, (InputError, Stopped)):
+        print(f"error: {error}", file=sys.stderr)
     elif distributed.active():
         traceback.print_exception(kind, error, trace)
     else:

@@ -185,8 +185,12 @@ class MonitorOptions:
     clips_per_video: int = 1
     k: int = 20  # neighbours that vote
     temp: float = 0.07  # of their votes
+    collapse_std: float = 0.05  # alarm when the log's feature_std (1: spread over the sphere, 0: all alike) is below it
+    collapse_steps: int = 500  # for so many steps; 0: no alarm
+    stop_on_collapse: bool = False  # end the run then, or only say it
 
     def __post_init__(self) -> None:
+        require(self.collapse_steps, "monitor.collapse_steps", lambda value: value >= 0, "at least 0")
         require(self.every_epochs, "monitor.every_epochs", lambda value: value >= 1, "at least 1")
         if bool(self.train) != bool(self.val):
             raise InputError("monitor.train (the bank) and monitor.val (the queries) go together: give both or none")
@@ -202,11 +206,23 @@ class System:
     save_every: int = 200  # steps; the last step is always saved
     keep: int = 2  # checkpoints: the newest
     keep_every: int = 0  # and those of every so many steps; 0: none
+    read_timeout: float = 60.0  # seconds that a decoding process may take for one video
+    worker_videos: int = 20000  # that a decoding process reads before it is replaced (its memory may grow); 0: never
+    step_timeout: float = 600.0  # seconds; a step that takes longer ends the process
+    agree_every: int = 1000  # steps; whether all processes still hold the same values; 0: never
 
     def __post_init__(self) -> None:
         for name in ("log_every", "save_every", "keep"):
             require(getattr(self, name), f"system.{name}", lambda value: value >= 1, "at least 1")
-        require(self.keep_every, "system.keep_every", lambda value: value >= 0, "at least 0")
+        for name in ("keep_every", "worker_videos", "agree_every"):
+            require(getattr(self, name), f"system.{name}", lambda value: value >= 0, "at least 0")
+        for name in ("read_timeout", "step_timeout"):
+            require(getattr(self, name), f"system.{name}", lambda value: value > 0, "positive seconds")
+        if given(self.read_timeout, self.step_timeout) and self.step_timeout <= self.read_timeout + 10:
+            raise InputError(
+                f"system.step_timeout ({self.step_timeout:g}) must be more than 10 s above system.read_timeout "
+                f"({self.read_timeout:g}): a step waits while a video that hangs is given up"
+            )
         require(self.workers, "system.workers", lambda value: value >= -1, "at least -1")
 
 

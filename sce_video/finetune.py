@@ -11,12 +11,10 @@ As in pretraining the step count is the only state of order and schedules; the s
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +23,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import augment, classification, distributed, schedules
-from .data import loader
-from .data.dataset import Batch, Failure
+from . import augment, classification, distributed, faults, schedules
+from .agreement import check_ranks_are_equal
+from .data.dataset import Batch
 from .data.decode import DecodeError
 from .errors import Stopped
 from .evaluation_config import FinetuneConfig, Select
 from .finetune_run import FinetuneRun, load_batches, load_best, save, set_up
 from .log import RunLog
 from .randomness import generator
-from .run import AUTOCAST, check_finite
+from .run import AUTOCAST, settle
 from .run_folder import RunFolder
 from .saving import Saver
+from .splits import print_splits, split_configs
 from .status import Status
 from .stopping import StopRequest
+from .updates import share
 
 SELECTED = {
     Select.last: "the last weights",
@@ -63,18 +63,6 @@ def finetune(cfg: FinetuneConfig) -> list[dict[str, Any]]:
         return results
 
 
-def split_configs(cfg: FinetuneConfig, out: Path) -> list[FinetuneConfig]:
-    """Return the options of each split's run, or cfg itself."""
-    if not cfg.splits:
-        return [replace(copy.deepcopy(cfg), out=str(out))]
-    configs = []
-    for split in cfg.splits:
-        lists = {name: getattr(cfg, name).replace("%", str(split)) for name in ("train", "test", "val")}
-        # Copies of the sections, so that the runs share nothing; replace() checks the options again.
-        configs.append(replace(copy.deepcopy(cfg), **lists, splits=[], out=str(out / f"split_{split}")))
-    return configs
-
-
 def train_and_test(run: FinetuneRun, stop: StopRequest) -> dict[str, Any]:
     """Train one run to its end, test it, write its files, and return its result."""
     cfg = run.cfg
@@ -96,7 +84,7 @@ def train_and_test(run: FinetuneRun, stop: StopRequest) -> dict[str, Any]:
     )
     try:
         log.message(f"{'continuing' if run.step else 'training'} {describe(run)}")
-        with stop.deferred(), loader.running(load_batches(run)) as batches, run.saver(log.message) as saver:
+        with stop.deferred(), load_batches(run) as batches, run.saver(log.message) as saver:
             train(run, batches, saver, log, stop)
         return test(run, log)
     except DecodeError as error:
@@ -110,44 +98,39 @@ def train(run: FinetuneRun, batches: Iterator[Batch], saver: Saver, log: RunLog,
     cfg = run.cfg
     network: Any = distributed.parallel(run.classifier, run.device, compress=cfg.optim.sends_bf16)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
-    failures: list[Failure] = []
+    run.place.at(run.step)
     while run.step < run.total_steps:
+        faults.at_step(run.step, run.classifier)
         lr = schedules.warmup_cosine(
-            run.step, base=cfg.optim.lr, warmup_steps=warmup_steps, total_steps=run.total_steps
+            run.taken, base=cfg.optim.lr, warmup_steps=warmup_steps, total_steps=run.total_steps
         )
         for group in run.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+        run.updates.begin()
         losses, right, paths = [], [], []
         for micro in range(cfg.optim.accumulate):
             batch = log.fetch(batches)
-            failures += batch.failures
+            run.skipped.note(batch.failures)
             paths += batch.paths
             last = micro == cfg.optim.accumulate - 1
             with nullcontext() if last or network is run.classifier else network.no_sync():
                 loss, correct = forward_backward(run, network, batch)
             losses.append(loss)
             right.append(correct)
-        loss_mean, gradient_norm, stopping = check_finite(
-            losses, run.classifier, run.optimizer, run.scaler, paths, step=run.step, lr=lr, stop=stop.asked()
-        )
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
+        run.skipped.report(log, now=log.due(run.step + 1))
+        shared = share(losses, run.classifier, run.optimizer, run.scaler, stop=stop.asked())
+        run.updates.make(shared, run.optimizer, run.scaler, paths, log.message, step=run.step, lr=lr)
         run.optimizer.zero_grad(set_to_none=True)
         run.step += 1
-        if log.due(run.step):
-            top1 = distributed.mean(torch.cat(right).float().mean()).item()
-            log.step(run.step, {"loss": loss_mean, "gradient_norm": gradient_norm, "top1": top1}, lr=lr)
-        if log.due(run.step) or not distributed.active():
-            run.skipped.report(failures, log)
-            failures = []
         run.place.at(run.step)
-        look_and_save(run, saver, log, stopping)
-        if stopping and run.step < run.total_steps:
-            saver.finish()
-            distributed.barrier()  # torchrun kills the others as soon as the first one leaves
+        if log.due(run.step) and math.isfinite(shared.loss):
+            top1 = distributed.mean(torch.cat(right).float().mean()).item()
+            log.step(run.step, {"loss": shared.loss, "gradient_norm": shared.gradient_norm, "top1": top1}, lr=lr)
+        look_and_save(run, saver, log, shared.stopping)
+        if shared.stopping and run.step < run.total_steps:
+            settle(run.place, saver)
             raise stop.preempted(run.step)
-    saver.finish()
-    distributed.barrier()  # now everything is written that the others may read
+    settle(run.place, saver)
 
 
 def forward_backward(run: FinetuneRun, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -210,7 +193,9 @@ def look_and_save(run: FinetuneRun, saver: Saver, log: RunLog, stopping: bool) -
     cfg, done = run.cfg, run.step == run.total_steps
     epoch, rest = divmod(run.step, run.steps_per_epoch)
     if run.selecting and (done or (rest == 0 and epoch % cfg.testing.every_epochs == 0)):
+        run.place.pause()
         figures, _ = look(run, run.selecting, quick=True)
+        run.place.at(run.step)
         log.evaluation(run.step, {f"{run.selecting}_{name}": figures[name] for name in ("top1", "top5")})
         log.message(f"epoch {epoch}: {run.selecting} top-1 {100 * figures['top1']:.2f} % (1 view)")
         if figures["top1"] > run.best_top1:
@@ -218,6 +203,8 @@ def look_and_save(run: FinetuneRun, saver: Saver, log: RunLog, stopping: bool) -
             if distributed.rank() == 0:
                 save(run, saver, folder="best", keep=1)
         log.restart_clock(run.step)
+    if cfg.system.agree_every and run.step % cfg.system.agree_every == 0:
+        check_ranks_are_equal(run.classifier.state_dict(), run.step)
     saver.check()
     if distributed.rank() == 0 and (done or stopping or run.step % cfg.system.save_every == 0):
         save(run, saver)
@@ -287,16 +274,3 @@ def describe(run: FinetuneRun) -> str:
         f"{distributed.world_size()} process(es) on {run.device.type}, from step {run.step} of {run.total_steps}, into "
         f"{run.folder}"
     )
-
-
-def print_splits(out: Path, splits: list[int], results: list[dict[str, Any]]) -> None:
-    """Print the splits and their mean, and write them to splits.json."""
-    top = {name: [100 * result["test"][name] for result in results] for name in ("top1", "top5")}
-    print(f"{'split':<8}{'top-1':>8}{'top-5':>8}   scored")
-    for split, result, top1, top5 in zip(splits, results, *top.values(), strict=True):
-        print(f"{split:<8}{top1:8.2f}{top5:8.2f}   {result['test']['scored']:.0f}/{result['test']['listed']:.0f}")
-    means = {name: math.fsum(values) / len(values) for name, values in top.items()}
-    print(f"{'mean':<8}{means['top1']:8.2f}{means['top5']:8.2f}")
-    summary = {"splits": dict(zip(map(str, splits), results, strict=True)), "mean": means}
-    (out / "splits.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"written: {out / 'splits.json'}")

@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from . import __version__, checkpoint, distributed, encoders, optim
+from .agreement import check_ranks_are_equal, together
 from .config import Precision
 from .data import loader, manifest
-from .data.dataset import Batch, ClipDataset, RandomScaled
+from .data.batches import Batches
+from .data.dataset import ClipDataset, RandomScaled
 from .data.manifest import Video
 from .errors import InputError
 from .evaluation_config import FinetuneConfig, Select
 from .log import SkippedVideos, warn
 from .models.encoder import Classifier, FrozenEncoder
 from .multi_view import Views, test_size
-from .run import EXCHANGED, check_precision, check_summable, restore, training_state
+from .run import EXCHANGED, QUARANTINE, check_precision, check_summable, restore, training_state
 from .run_folder import RunFolder
 from .saving import Saver
+from .updates import Updates
 
 
 @dataclass
@@ -53,10 +55,11 @@ class FinetuneRun:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     skipped: SkippedVideos
+    updates: Updates
     workers: int  # decoding processes
     steps_per_epoch: int
     total_steps: int
-    step: int = 0  # optimiser steps taken
+    step: int = 0  # batches trained on
     best_top1: float = -1.0  # of the list that selects
     best_step: int = 0
 
@@ -64,6 +67,11 @@ class FinetuneRun:
     def folder(self) -> Path:
         """The run folder."""
         return self.place.path
+
+    @property
+    def taken(self) -> int:
+        """Optimiser steps taken: the clock of the schedule. Less than `step` where updates were skipped."""
+        return self.step - self.updates.skipped
 
     def saver(self, report: Callable[[str], None]) -> Saver:
         """Return what writes the checkpoints; `report` gets a line about a failed one."""
@@ -99,11 +107,12 @@ def set_up(cfg: FinetuneConfig, device: torch.device, place: RunFolder) -> Finet
         "size": cfg.augment.size or encoder.clip["size"],
     }
     boxes(cfg, int(clip["size"]))  # refuses misfits
-    lists = read_lists(cfg)
+    with together():
+        lists = read_lists(cfg)
+        loader.check_readable(lists.videos["train"], seed=cfg.seed, decoder=cfg.data.decoder.value)
     train = lists.videos["train"]
     steps_per_epoch = len(train) // cfg.optim.batch
     loader.steps(len(train), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, 0, steps_per_epoch)  # refuses misfits
-    loader.check_readable(train, seed=cfg.seed, decoder=cfg.data.decoder.value)
     workers = loader.share_cores(device, cfg.system.workers)
     classifier = build_classifier(cfg, encoder, clip, len(lists.classes), device)
     run = FinetuneRun(
@@ -117,11 +126,13 @@ def set_up(cfg: FinetuneConfig, device: torch.device, place: RunFolder) -> Finet
         optimizer=build_optimizer(cfg, classifier),
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
         skipped=SkippedVideos(place.path, len(train), cfg.data.max_bad_fraction),
+        updates=Updates(place.path, classifier),
         workers=workers,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps_per_epoch * cfg.optim.epochs,
     )
     resume(run)
+    check_ranks_are_equal(classifier.state_dict(), run.step)
     place.begin(run.step, run.total_steps)
     return run
 
@@ -214,8 +225,8 @@ def boxes(cfg: FinetuneConfig, size: int) -> RandomScaled:
     return RandomScaled(size=size, short_sides=(low, high))
 
 
-def load_batches(run: FinetuneRun) -> DataLoader[Batch]:
-    """Return the loader of the micro-batches that are left."""
+def load_batches(run: FinetuneRun) -> Batches:
+    """Return the micro-batches that are left."""
     cfg, train = run.cfg, run.lists.videos["train"]
     dataset = ClipDataset(
         train,
@@ -227,7 +238,15 @@ def load_batches(run: FinetuneRun) -> DataLoader[Batch]:
         decoder=cfg.data.decoder.value,
     )
     sampler = loader.steps(len(train), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, run.step, run.total_steps)
-    return loader.build(dataset, sampler, workers=run.workers, pin_memory=run.device.type == "cuda")
+    return loader.build(
+        dataset,
+        sampler,
+        workers=run.workers,
+        pin_memory=run.device.type == "cuda",
+        read_timeout=cfg.system.read_timeout,
+        worker_videos=cfg.system.worker_videos,
+        quarantine=run.folder / QUARANTINE,
+    )
 
 
 def save(run: FinetuneRun, saver: Saver, *, folder: str = "checkpoints", keep: int = 0) -> None:
@@ -240,6 +259,7 @@ def save(run: FinetuneRun, saver: Saver, *, folder: str = "checkpoints", keep: i
         "classes": run.lists.classes,
         "best_top1": run.best_top1,
         "best_step": run.best_step,
+        "updates": run.updates.state(),
         "encoder": {"backbone": run.encoder.name, "mean": run.encoder.mean, "std": run.encoder.std, **run.clip},
     }
     saver.save(run.folder / folder, run.step, state, meta, keep=keep)
@@ -259,6 +279,7 @@ def resume(run: FinetuneRun) -> None:
                 f"then, {_short(value)} now): restore the list, or choose another out="
             )
     restore(state, run.classifier, run.optimizer, run.scaler)
+    run.updates.resume(meta["updates"])
     run.step, run.best_top1, run.best_step = meta["step"], meta["best_top1"], meta["best_step"]
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from . import distributed
+from . import distributed, resources
 from .errors import Stopped
 
 T = TypeVar("T")
@@ -51,6 +51,7 @@ class SkippedVideos:
         self.max_fraction = max_fraction
         self.reasons: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
+        self._noted: list[tuple[str, str]] = []
         if self.path.is_file():
             with open(self.path, newline="", errors="surrogateescape") as file:
                 for row in csv.DictReader(file):
@@ -80,9 +81,16 @@ class SkippedVideos:
             )
         return new
 
-    def report(self, failures: Sequence[tuple[str, str]], log: RunLog) -> None:
-        """Count the unreadable videos of all ranks (called by all at the same step) and name the new ones."""
-        everywhere = [failure for share in distributed.gather_objects(failures) for failure in share]
+    def note(self, failures: Iterable[tuple[str, str]]) -> None:
+        """Take note of this rank's unreadable videos until the next `report`."""
+        self._noted += failures
+
+    def report(self, log: RunLog, *, now: bool) -> None:
+        """Count the unreadable videos of all ranks and name the new ones; several ranks do so only `now`, all at once."""
+        if not now and distributed.active():
+            return
+        everywhere = [failure for share in distributed.gather_objects(self._noted) for failure in share]
+        self._noted = []
         for reason in self.add(everywhere, write=distributed.rank() == 0):
             log.message(f"replaced an unreadable video ({len(self.reasons)} so far): {reason}")
 
@@ -187,7 +195,12 @@ class RunLog:
         self._record(
             step,
             {**{f"train/{name}": value for name, value in figures.items()}, "train/lr": lr},
-            {"perf/clips_per_s": clips_per_second, "perf/data_wait_pct": wait, "perf/gpu_mem_gb": memory},
+            {
+                "perf/clips_per_s": clips_per_second,
+                "perf/data_wait_pct": wait,
+                "perf/gpu_mem_gb": memory,
+                **{f"perf/{name}": value for name, value in resources.used().items()},
+            },
         )
         epochs = self.total_steps // self.steps_per_epoch
         epoch = min((step - 1) // self.steps_per_epoch, epochs - 1) + 1

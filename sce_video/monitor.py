@@ -1,4 +1,4 @@
-"""How good the features are while training: kNN accuracy and retrieval R@1 on small labelled lists.
+"""How good the features are while training: kNN accuracy and retrieval R@1 on small labelled lists, and collapse.
 
 One centre crop of one clip per video keeps it cheap; `tools/retrieval.py` runs the full protocol.
 """
@@ -6,15 +6,44 @@ One centre crop of one clip per video keeps it cheap; `tools/retrieval.py` runs 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from . import features, metrics
 from .data.manifest import Video, label_ids
+from .errors import Stopped
 from .models.encoder import FrozenEncoder
 from .multi_view import Views, test_size
+
+
+class CollapseAlarm:
+    """Tells when all keys have become alike: the loss looks ordinary then, but nothing is learnt any more.
+
+    std: of the keys, per dimension times the square root of their width: 1 when they are spread over the sphere, 0 when all
+    are the same. Below it for `steps` steps (0: never) there is an alarm, which with `stop` ends the run.
+    """
+
+    def __init__(self, std: float, steps: int, *, stop: bool) -> None:
+        self.std, self.steps, self.stop = std, steps, stop
+        self._since: int | None = None
+
+    def look(self, step: int, feature_std: float, report: Callable[[str], None]) -> None:
+        """Look at a logged step's figure, the same on all ranks. Raises Stopped where the alarm ends the run."""
+        if feature_std >= self.std:
+            self._since = None
+            return
+        self._since = step if self._since is None else self._since
+        if self.steps and step - self._since >= self.steps:
+            text = (
+                f"collapse: feature_std has been below {self.std:g} since step {self._since} (it is {feature_std:.3g} at "
+                f"step {step}): all clips look alike to the network"
+            )
+            if self.stop:
+                raise Stopped(f"{text}; the learning rate, sce.temp_target and the augmentation are the usual causes")
+            report(f"warning: {text}")
+            self._since = step
 
 
 class Monitor:

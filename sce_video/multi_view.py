@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from . import augment, distributed
 from .data import crops
+from .data.batches import STALL_SECONDS, prepare_worker
 from .data.dataset import Batch, EvaluationDataset, Failure, collate
-from .data.loader import STALL_SECONDS, prepare_worker
 from .data.manifest import Video
 
 # Views in one forward pass: bounds memory whatever their number. On a CPU few stay in the caches.

@@ -4,9 +4,10 @@
     python tools/pretrain.py recipe=sce_r3d18_k400 data.train=/data/k400/train.csv
     torchrun --nproc-per-node 8 tools/pretrain.py recipe=...  # the same on 8 GPUs
 
-Order of a step: schedule, fetch, move, augment, forward, backward, check, optimiser, after-step, log, save.
+Order of a step: schedule, fetch, move, augment, forward, backward, share, update, after-step, log, save.
 The step count is the only state of data order and schedules; the same command on the same folder resumes. Once a step
-the loss and gradient norm of all ranks are read back, so that all of them stop before an update that is not finite.
+the loss and gradient norm of all ranks are read back, so that all of them skip an update that is not finite, and with them
+whether one was asked to stop. What can go wrong, and what then happens: `docs/reliability.md`.
 Read next: `methods/sce.py`, `data/dataset.py`, `augment/pipeline.py`.
 """
 
@@ -21,10 +22,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import augment, distributed, schedules
+from . import augment, distributed, faults, schedules
+from .agreement import check_ranks_are_equal
 from .config import PretrainConfig
-from .data import loader
-from .data.dataset import Batch, Failure
+from .data.dataset import Batch
 from .data.decode import DecodeError
 from .errors import Stopped
 from .log import RunLog
@@ -33,10 +34,11 @@ from .methods.sce import SCE
 from .models import backbones
 from .models.encoder import MLP, Encoder
 from .randomness import generator
-from .run import AUTOCAST, Run, check_finite, load_batches, save, set_up
+from .run import AUTOCAST, Run, load_batches, save, set_up, settle
 from .run_folder import RunFolder
 from .saving import Saver
 from .stopping import StopRequest
+from .updates import Shared, share
 
 
 def build_sce(cfg: PretrainConfig) -> SCE:
@@ -93,7 +95,7 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] 
                 run.untrained = run.monitor.score(run.method.online.backbone)
                 log.evaluation(0, run.untrained)
                 log.message(f"untrained network: {scores(run.untrained)}")
-            with stop.deferred(), loader.running(load_batches(run)) as batches, run.saver(log.message) as saver:
+            with stop.deferred(), load_batches(run) as batches, run.saver(log.message) as saver:
                 train(run, batches, saver, log, stop)
             closing_lines(run, log)
         except DecodeError as error:
@@ -108,47 +110,38 @@ def train(run: Run, batches: Iterator[Batch], saver: Saver, log: RunLog, stop: S
     cfg = run.cfg
     network: Any = distributed.parallel(run.method, run.device, compress=cfg.optim.sends_bf16)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
-    failures: list[Failure] = []
+    run.place.at(run.step)
     while run.step < run.total_steps:
-        where = run.step / run.total_steps
+        faults.at_step(run.step, run.method)
+        where = run.taken / run.total_steps
         lr = schedules.warmup_cosine(
-            run.step, base=cfg.optim.lr, warmup_steps=warmup_steps, total_steps=run.total_steps
+            run.taken, base=cfg.optim.lr, warmup_steps=warmup_steps, total_steps=run.total_steps
         )
         for group in run.optimizer.param_groups:
             group["lr"] = lr
+        run.updates.begin()
         steps, paths = [], []
         for micro in range(cfg.optim.accumulate):
             batch = log.fetch(batches)
-            failures += batch.failures
+            run.skipped.note(batch.failures)
             paths += batch.paths
             last = micro == cfg.optim.accumulate - 1
             with nullcontext() if last or network is run.method else network.no_sync():
                 steps.append(forward_backward(run, network, batch, where))
-        losses = [step.loss for step in steps]
-        loss, gradient_norm, stopping = check_finite(
-            losses, run.method.online, run.optimizer, run.scaler, paths, step=run.step, lr=lr, stop=stop.asked()
-        )
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        if math.isfinite(gradient_norm):  # else fp16 overflowed and the optimiser has skipped the step
+        run.skipped.report(log, now=log.due(run.step + 1))
+        shared = share([step.loss for step in steps], run.method.online, run.optimizer, run.scaler, stop=stop.asked())
+        if run.updates.make(shared, run.optimizer, run.scaler, paths, log.message, step=run.step, lr=lr):
             run.method.after_step([torch.cat(view) for view in zip(*(s.keys for s in steps), strict=True)], where)
         run.optimizer.zero_grad(set_to_none=True)
         run.step += 1
-        if log.due(run.step):
-            figures = {name: distributed.mean(value).item() for name, value in steps[-1].figures.items()}
-            figures |= {"loss": loss, "gradient_norm": gradient_norm, "ema_momentum": run.method.momentum_at(where)}
-            log.step(run.step, figures, lr=lr)
-        if log.due(run.step) or not distributed.active():
-            run.skipped.report(failures, log)
-            failures = []
         run.place.at(run.step)
-        evaluate_and_save(run, saver, log, stopping)
-        if stopping and run.step < run.total_steps:
-            saver.finish()
-            distributed.barrier()  # torchrun kills the others as soon as the first one leaves
+        if log.due(run.step):
+            record(run, log, steps[-1], shared, where, lr)
+        evaluate_and_save(run, saver, log, shared.stopping)
+        if shared.stopping and run.step < run.total_steps:
+            settle(run.place, saver)
             raise stop.preempted(run.step)
-    saver.finish()
-    distributed.barrier()  # now everything is written that the others may read
+    settle(run.place, saver)
 
 
 def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -> Step:
@@ -170,10 +163,20 @@ def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -
             )
         )
     dtype = AUTOCAST.get(cfg.optim.precision)
+    views = faults.poisoned(views, run.step)
     with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
         step: Step = network(views, where)
     run.scaler.scale(step.loss / cfg.optim.accumulate).backward()  # type: ignore[no-untyped-call]
     return step
+
+
+def record(run: Run, log: RunLog, step: Step, shared: Shared, where: float, lr: float) -> None:
+    """Log a step's figures; called by all ranks."""
+    figures = {name: distributed.mean(value).item() for name, value in step.figures.items()}
+    if math.isfinite(shared.loss):
+        figures |= {"loss": shared.loss, "gradient_norm": shared.gradient_norm, "skipped": float(run.updates.skipped)}
+        log.step(run.step, figures | {"ema_momentum": run.method.momentum_at(where)}, lr=lr)
+        run.alarm.look(run.step, figures["feature_std"], log.message)
 
 
 def evaluate_and_save(run: Run, saver: Saver, log: RunLog, stopping: bool) -> None:
@@ -181,10 +184,14 @@ def evaluate_and_save(run: Run, saver: Saver, log: RunLog, stopping: bool) -> No
     cfg, done = run.cfg, run.step == run.total_steps
     epoch, rest = divmod(run.step, run.steps_per_epoch)
     if run.monitor and (done or (rest == 0 and epoch % cfg.monitor.every_epochs == 0)):
+        run.place.pause()
         figures = run.monitor.score(run.method.online.backbone)
+        run.place.at(run.step)
         log.evaluation(run.step, figures)
         log.message(f"epoch {epoch}: {scores(figures)} | untrained network: {scores(run.untrained)}")
         log.restart_clock(run.step)
+    if cfg.system.agree_every and run.step % cfg.system.agree_every == 0:
+        check_ranks_are_equal(run.method.state_dict(), run.step)
     saver.check()
     if distributed.rank() == 0 and (done or stopping or run.step % cfg.system.save_every == 0):
         save(run, saver)

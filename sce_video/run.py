@@ -6,28 +6,30 @@ optimiser, scaler, step. The order of the data and the schedules are functions o
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 from . import __version__, checkpoint, distributed, optim
+from .agreement import check_ranks_are_equal, together
 from .config import Exchange, Precision, PretrainConfig
 from .data import loader
-from .data.dataset import Batch, ClipDataset, RandomResized
+from .data.batches import Batches
+from .data.dataset import ClipDataset, RandomResized
 from .data.manifest import Video
-from .errors import InputError, Stopped
+from .errors import InputError
 from .log import SkippedVideos
-from .monitor import Monitor
+from .monitor import CollapseAlarm, Monitor
 from .run_folder import RunFolder
 from .saving import Saver
+from .updates import Updates
 
 EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}
+QUARANTINE = "quarantine.jsonl"
 AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
 
@@ -46,14 +48,21 @@ class Run:
     scaler: torch.amp.GradScaler
     monitor: Monitor | None
     skipped: SkippedVideos
+    updates: Updates
+    alarm: CollapseAlarm
     workers: int  # decoding processes
-    step: int = 0  # optimiser steps taken
+    step: int = 0  # batches trained on
     untrained: dict[str, float] = field(default_factory=dict)  # what the monitor scored before the first
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         return self.place.path
+
+    @property
+    def taken(self) -> int:
+        """Optimiser steps taken: the clock of all schedules. Less than `step` where updates were skipped."""
+        return self.step - self.updates.skipped
 
     def saver(self, report: Callable[[str], None]) -> Saver:
         """Return what writes the checkpoints; `report` gets a line about a failed one."""
@@ -64,14 +73,15 @@ def set_up(
     cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], device: torch.device, place: RunFolder
 ) -> Run:
     """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
-    check_precision(cfg.optim.precision, device)
     check_summable(EXCHANGED[cfg.optim.exchange], device)
-    videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
+    with together():
+        check_precision(cfg.optim.precision, device)
+        videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root)
+        loader.check_readable(videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
     steps_per_epoch = len(videos) // cfg.optim.batch
     loader.steps(
         len(videos), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, 0, steps_per_epoch
     )  # refuses a batch that does not fit the data or the processes
-    loader.check_readable(videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
     workers = loader.share_cores(device, cfg.system.workers)
     monitor = build_monitor(cfg, device, workers)
 
@@ -97,9 +107,12 @@ def set_up(
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
         monitor=monitor,
         skipped=SkippedVideos(place.path, len(videos), cfg.data.max_bad_fraction),
+        updates=Updates(place.path, method),
+        alarm=CollapseAlarm(cfg.monitor.collapse_std, cfg.monitor.collapse_steps, stop=cfg.monitor.stop_on_collapse),
         workers=workers,
     )
     resume(run)
+    check_ranks_are_equal(method.state_dict(), run.step)
     place.begin(run.step, run.total_steps)
     return run
 
@@ -112,6 +125,7 @@ def save(run: Run, saver: Saver) -> None:
         "torch": torch.__version__,
         "videos": len(run.videos),
         "untrained": run.untrained,
+        "updates": run.updates.state(),
         "encoder": {"backbone": run.cfg.model.backbone, "mean": run.cfg.augment.mean, "std": run.cfg.augment.std}
         | clip(run.cfg),
     }
@@ -131,6 +145,14 @@ def resume(run: Run) -> None:
         )
     restore(state, run.method, run.optimizer, run.scaler)
     run.step, run.untrained = meta["step"], meta["untrained"]
+    run.updates.resume(meta["updates"])
+
+
+def settle(place: RunFolder, saver: Saver) -> None:
+    """Wait until the last checkpoint is written: others read it, and torchrun ends all ranks once one has left."""
+    place.pause()
+    saver.finish()
+    distributed.barrier()
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
@@ -157,47 +179,17 @@ def training_state(
 def restore(
     state: checkpoint.State, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> None:
-    """Put what `training_state` returned back."""
-    module.load_state_dict(state["method"])
+    """Put what `training_state` returned back. Raises InputError if a part is missing or does not fit, e.g. the queue."""
+    try:
+        module.load_state_dict(state["method"])
+    except RuntimeError as error:
+        raise InputError(f"the checkpoint does not fit this network: {error}; choose another out=") from error
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
 
 
-def check_finite(
-    losses: Sequence[Tensor],
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    paths: Sequence[str],
-    *,
-    step: int,
-    lr: float,
-    stop: bool,
-) -> tuple[float, float, bool]:
-    """Return the loss and gradient norm of all ranks together; the step's one synchronisation with the device.
-
-    losses: this rank's, one per micro-batch; paths: its files. Raises Stopped on every rank, before any update, when
-    they are not finite. Under fp16 a gradient norm alone may overflow: the scaler then skips the step and lowers its
-    scale.
-    """
-    scaler.unscale_(optimizer)
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    local = torch.stack([loss.detach() for loss in losses]).mean()
-    shared = distributed.mean(torch.stack([local, local.new_tensor(float(stop))]))
-    norm = torch.nn.utils.get_total_norm(gradients).to(local.dtype)
-    loss, stopping, gradient_norm = torch.cat([shared, norm[None]]).tolist()
-    if math.isfinite(loss) and (math.isfinite(gradient_norm) or scaler.is_enabled()):
-        return loss, gradient_norm, stopping > 0
-    guilty = [] if math.isfinite(loss) != math.isfinite(local.item()) else paths
-    files = [path for share in distributed.gather_objects(guilty) for path in share]
-    raise Stopped(
-        f"loss {loss} and gradient norm {gradient_norm} at step {step} (lr {lr:.3g}): nothing was updated; the last "
-        f"checkpoint is good. Likely the learning rate is too high. The batch's files: {', '.join(files)}"
-    )
-
-
-def load_batches(run: Run) -> DataLoader[Batch]:
-    """Return the loader of the micro-batches that are left."""
+def load_batches(run: Run) -> Batches:
+    """Return the micro-batches that are left."""
     cfg = run.cfg
     dataset = ClipDataset(
         run.videos,
@@ -216,6 +208,9 @@ def load_batches(run: Run) -> DataLoader[Batch]:
         loader.steps(len(run.videos), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, run.step, run.total_steps),
         workers=run.workers,
         pin_memory=run.device.type == "cuda",
+        read_timeout=cfg.system.read_timeout,
+        worker_videos=cfg.system.worker_videos,
+        quarantine=run.folder / QUARANTINE,
     )
 
 

@@ -17,6 +17,7 @@ from .errors import InputError
 from .lock import LOCK_FILE, RunLock
 from .status import Status, owner
 from .stopping import STOP_FILE
+from .watch import StepWatch
 
 _CONFIG_WRITTEN = ".config.yaml"
 _OURS = {STOP_FILE, LOCK_FILE, _CONFIG_WRITTEN}  # what a start that did not get far may leave
@@ -37,6 +38,7 @@ class RunFolder:
         self.known = False
         self.status = Status(path)
         self._lock = RunLock(path, owner())
+        self._watch = StepWatch(path, self.status, cfg.system.step_timeout)
 
     def __enter__(self) -> RunFolder:
         self.known = check_run_folder(self.path, self.cfg)
@@ -66,15 +68,22 @@ class RunFolder:
             if not self.known:
                 self._occupy()
             self.status.begin(step, total_steps)
+        self._watch.start()
 
     def at(self, step: int) -> None:
-        """Say that the run is at `step`; called every step, it writes every few seconds."""
+        """Say that the run is at `step`; called every step, it writes every few seconds. From here on time counts."""
+        self._watch.at(step)
         if distributed.rank() == 0 and self.status.at(step):
             self._lock.keep()
+
+    def pause(self) -> None:
+        """Say that something begins that may take longer than a step; `at` ends it."""
+        self._watch.pause()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._watch.end()
         self.status.__exit__(kind, error, trace)
         self._lock.release()
 

@@ -90,6 +90,10 @@ class Status:
         name = f"{type(error).__name__}: " if code == EXIT_UNEXPECTED else ""
         self._write(state, code, f"{name}{error}" if error is not None else "")
 
+    def failed(self, reason: str) -> None:
+        """Write that the run ended in a way that is no exception."""
+        self._write("failed", EXIT_UNEXPECTED, reason)
+
     def _write(self, state: str, code: int | None, reason: str) -> None:
         if distributed.rank() != 0:
             return

@@ -15,13 +15,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, TINY_RECIPE, losses, run_tool
+from test_stopping import digest, steps_logged, wait_until
 
 from sce_video import checkpoint
 from sce_video.status import read_status
@@ -51,26 +51,9 @@ PRETRAIN = str(ROOT / "tools/pretrain.py")
 LAUNCH = [sys.executable, str(ROOT / "tools/launch.py")]
 
 
-def digest(folder: Path) -> str:
-    found: str = checkpoint.load(checkpoint.find(folder))[1]["state_digest"]
-    return found
-
-
 def recipe(videos: Path, out: Path, *more: str) -> list[str]:
     options = ["optim.epochs=20", "system.save_every=1000", f"data.train={videos / 'train.csv'}", f"out={out}"]
     return [*TINY_RECIPE, *options, *more]
-
-
-def steps_logged(folder: Path) -> int:
-    path = folder / "log.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -151,3 +151,12 @@ def test_frozen_encoder_takes_uint8_and_float_alike() -> None:
     clips = torch.randint(256, (2, 3, 4, 8, 8), dtype=torch.uint8)
     assert torch.allclose(frozen(clips), frozen(clips.float() / 255))
     assert torch.allclose(frozen(torch.full((1, 3, 1, 2, 2), 0.45)), torch.zeros(1, 3), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    """Several processes rely on it: one without would be waited for."""
+    network, _ = build(name)
+    network(torch.randn(2, 3, 4, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())

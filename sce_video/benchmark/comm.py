@@ -25,7 +25,7 @@ from .. import distributed, optim
 from ..command_line import compose_options
 from ..config import PretrainConfig
 from ..pretrain import build_sce
-from ..run import check_finite
+from ..updates import share
 from .measure import machine
 
 FLOAT = 4  # bytes
@@ -169,12 +169,12 @@ def _rank(rank: int, processes: int, port: int, compress: bool, found: Any) -> N
             network.register_comm_hook(None, allreduce_hook)  # type: ignore[operator]
         optimizer = optim.LARS(method.online.parameters(), lr=0.1)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        for step in range(2):  # in the first DDP has yet to learn the order of the gradients
+        for _ in range(2):  # in the first DDP has yet to learn the order of the gradients
             counted = _note_collectives()
-            views = [torch.randn(rows, 3, 4, 32, 32) for _ in range(2)]
+            views = [torch.randn(rows, 3, 4, 32, 32), torch.randn(rows, 3, 4, 32, 32)]
             taken = network(views, 0.0)
             taken.loss.backward()
-            check_finite([taken.loss], method.online, optimizer, scaler, [], step=step, lr=0.1, stop=False)
+            share([taken.loss], method.online, optimizer, scaler, stop=False)
             optimizer.step()
             method.after_step(taken.keys, 0.0)
             optimizer.zero_grad()

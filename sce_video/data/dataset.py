@@ -152,6 +152,7 @@ class ClipDataset(Dataset[Sample]):
         self.difference_probability = difference_probability
         self.seed = seed
         self.decoder = decoder
+        self.before_reading: Callable[[int], None] | None = None  # gets the row; may raise DecodeError
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -167,6 +168,8 @@ class ClipDataset(Dataset[Sample]):
                 source = int(torch.randint(len(self.videos), (), generator=draw))
             path = self.videos[source].path
             try:
+                if self.before_reading is not None:
+                    self.before_reading(source)
                 clips, differences = self._views(path, epoch, row)
             except DecodeError as error:
                 failures.append(Failure(path, str(error)))

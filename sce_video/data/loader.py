@@ -7,27 +7,26 @@ gives the order of one process. Resuming at a step needs no state and decodes no
 
 from __future__ import annotations
 
+import math
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from .. import distributed
 from ..errors import InputError
 from ..randomness import generator
-from ..stopping import SIGNALS, die_with_parent
 from . import manifest, synthetic
-from .dataset import Batch, ClipDataset, collate
+from .batches import Batches, Quarantine
+from .dataset import ClipDataset
 from .decode import DecodeError, open_video
 from .manifest import Video
 
 READABLE_TRIES = 32
-STALL_SECONDS = 600  # no batch for so long: a decoder hangs
 
 
 @lru_cache(maxsize=2)
@@ -152,40 +151,28 @@ def share_cores(device: torch.device, workers: int) -> int:
     return cores if device.type == "cuda" else max(1, cores // 2)
 
 
-def prepare_worker(_: int) -> None:
-    """Set up a loader process: one thread, for the processes are the parallelism; it lives as long as its parent.
+def build(
+    dataset: ClipDataset,
+    sampler: StepSampler,
+    *,
+    workers: int,
+    pin_memory: bool,
+    read_timeout: float = 60.0,
+    worker_videos: int = 0,
+    quarantine: Path | None = None,
+) -> Batches:
+    """Return all micro-batches that `sampler` lists, in its order whatever the number of workers; see `batches.Batches`.
 
-    Requests to stop are for the parent, though torchrun and SLURM send them to all processes.
+    worker_videos: that a process reads before it is replaced; 0: never. quarantine: file
+    for the videos that broke one.
     """
-    torch.set_num_threads(1)
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(signal.SIGKILL)
-
-
-def build(dataset: ClipDataset, sampler: StepSampler, *, workers: int, pin_memory: bool) -> DataLoader[Batch]:
-    """Return the loader of all micro-batches that `sampler` lists, in its order whatever the number of workers."""
-    loader: DataLoader[Batch] = DataLoader(
-        dataset,  # type: ignore[arg-type]  # indexed by (epoch, row), which Dataset's type does not foresee
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=workers,
+    micro_batch = sampler.local // sampler.accumulate
+    return Batches(
+        dataset,
+        sampler,
+        workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=prepare_worker if workers else None,
-        timeout=STALL_SECONDS if workers else 0,
-        prefetch_factor=4 if workers else None,
+        read_timeout=read_timeout,
+        recycle=math.ceil(worker_videos * workers / micro_batch),
+        quarantine=Quarantine(quarantine),
     )
-    return loader
-
-
-@contextmanager
-def running(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
-    """Iterate over a loader and leave none of its processes behind, whatever they are doing."""
-    iterator = iter(loader)
-    try:
-        yield iterator
-    finally:
-        if loader.num_workers:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]  # waits 5 s for each, then sends SIGTERM
-            for worker in iterator._workers:  # type: ignore[attr-defined]
-                worker.kill()

@@ -1,0 +1,133 @@
+"""Decoding processes crash, hang, are killed or replaced, and the batches stay those of one that never failed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from test_dataset import dataset, flat, sampler
+
+from sce_video.data import batches as module
+from sce_video.data import loader, manifest
+from sce_video.data.batches import Quarantine
+from sce_video.data.dataset import Batch
+from sce_video.errors import Stopped
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.3)
+
+
+def by_row(found: list[Batch]) -> dict[tuple[int, int], tuple[int, bytes]]:
+    """(epoch, row) -> the row whose video was read, and its clips."""
+    samples = {}
+    for batch in found:
+        clips = [view.unpack() for view in batch.views]
+        for place, key in enumerate(zip(batch.epochs, batch.rows, strict=True)):
+            content = b"".join(view[place].contiguous().numpy().tobytes() for view in clips)
+            samples[key] = (batch.sources[place], content)
+    return samples
+
+
+def test_crash_and_hang_are_survived_and_the_culprits_quarantined(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 3 aborts the process that reads it, row 7 hangs it: they are replaced, and nothing else changes."""
+    expected = by_row(list(loader.build(dataset(videos), sampler(total_steps=3), workers=2, pin_memory=False)))
+    monkeypatch.setenv("SCE_VIDEO_FAULT", "abort@row=3;hang@row=7")
+    assert by_row(list(loader.build(dataset(videos), sampler(total_steps=3), workers=2, pin_memory=False))) == expected
+    monkeypatch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")
+    file = tmp_path / "quarantine.jsonl"
+    began = time.monotonic()
+    with loader.build(
+        dataset(videos), sampler(total_steps=3), workers=2, pin_memory=False, read_timeout=1.5, quarantine=file
+    ) as iterator:
+        batches = list(iterator)
+    assert time.monotonic() - began < 40
+    found = by_row(batches)
+    assert found.keys() == expected.keys(), "every sample once"
+    assert {key for key in found if found[key][0] != key[1]} == {(0, 3), (0, 7)}
+    assert all(found[key] == expected[key] for key in found if key[1] not in (3, 7))
+    paths = [video.path for video in manifest.read(videos / "train.csv")]
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {record["path"]: record["reason"] for record in records} == {paths[3]: "signal 6", paths[7]: "timeout"}
+    failures = {failure.path: failure.reason for batch in batches for failure in batch.failures}
+    assert failures == {
+        paths[3]: f"{paths[3]}: in quarantine (signal 6)",
+        paths[7]: f"{paths[7]}: in quarantine (timeout)",
+    }
+    assert not multiprocessing.active_children()
+    # A later start does not open them again: it would abort.
+    again = loader.build(dataset(videos), sampler(total_steps=3), workers=1, pin_memory=False, quarantine=file)
+    assert by_row(list(again)) == found
+
+
+@pytest.mark.slow
+def test_killed_process_is_replaced_and_its_video_is_not_to_blame(videos: Path) -> None:
+    """As the kernel does when memory is short; the second time on the same video it is."""
+    expected = flat(list(loader.build(dataset(videos), sampler(), workers=0, pin_memory=False)))
+    found = []
+    with loader.build(dataset(videos), sampler(), workers=2, pin_memory=False) as iterator:
+        for number, batch in enumerate(iterator):
+            found.append(batch)
+            if number in (1, 4):
+                os.kill(iterator._processes()[0].pid, signal.SIGKILL)
+        quarantined = iterator.quarantine.reasons
+    assert flat(found) == expected
+    assert quarantined == {}
+
+
+def test_processes_that_always_die_stop_the_run(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")
+    monkeypatch.setenv("SCE_VIDEO_FAULT", "abort@")
+    with (
+        loader.build(dataset(videos), sampler(), workers=1, pin_memory=False) as iterator,
+        pytest.raises(Stopped, match="decoding processes died 6 times without a batch between them"),
+    ):
+        next(iterator)
+
+
+@pytest.mark.slow
+def test_replacing_processes_changes_nothing(videos: Path) -> None:
+    expected = flat(list(loader.build(dataset(videos), sampler(), workers=0, pin_memory=False)))
+    pids = set()
+    found = []
+    with loader.build(dataset(videos), sampler(), workers=2, pin_memory=False, worker_videos=10) as iterator:
+        for batch in iterator:
+            found.append(batch)
+            pids |= {process.pid for process in iterator._processes()}
+    assert flat(found) == expected
+    assert len(pids) == 6, "72 videos, two processes, ten each (in whole batches: three of 8 for both)"
+
+
+def test_slow_storage_is_not_a_fault(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every video takes longer than a look at the processes, but less than it may."""
+    data = dataset(videos)
+    views = data._views
+    monkeypatch.setattr(data, "_views", lambda *arguments: (time.sleep(0.1), views(*arguments))[1])
+    with loader.build(data, sampler(total_steps=2), workers=1, pin_memory=False, read_timeout=5) as iterator:
+        assert len(list(iterator)) == 2
+        assert iterator.quarantine.reasons == {}
+
+
+def test_undecodable_data_is_still_an_error(tmp_path: Path) -> None:
+    for name in "abcdefgh":
+        (tmp_path / f"{name}.mp4").write_bytes(b"")
+    (tmp_path / "train.csv").write_text("path\n" + "".join(f"{name}.mp4\n" for name in "abcdefgh"))
+    with (
+        loader.build(dataset(tmp_path), sampler(num_rows=8, total_steps=1), workers=1, pin_memory=False) as iterator,
+        pytest.raises(module.DecodeError, match="and 9 substitutes could not be read"),
+    ):
+        next(iterator)
+
+
+def test_quarantine_keeps_odd_names(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff odd \n.mp4")
+    Quarantine(tmp_path / "q.jsonl").add(name, "timeout")
+    assert Quarantine(tmp_path / "q.jsonl").reasons == {name: "timeout"}
