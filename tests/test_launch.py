@@ -275,6 +275,7 @@ def test_help_shows_commands_and_where_there_is_no_slurm_it_is_said(tmp_path: Pa
     assert "there is no sbatch here" in result.stderr
 
 
+@pytest.mark.slow
 def test_check_reports_every_process(tmp_path: Path) -> None:
     result = run_tool("launch", "check", cwd=tmp_path, processes=2)
     assert result.returncode == 0, result.stdout + result.stderr
