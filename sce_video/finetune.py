@@ -53,7 +53,7 @@ def finetune(cfg: FinetuneConfig) -> list[dict[str, Any]]:
     with distributed.session(cfg.system.device.value) as device, StopRequest(out) as stop, Status(out) as whole:
         results = []
         for number, one in enumerate(configs := split_configs(cfg, out)):
-            with RunFolder(Path(one.out), one) as place:
+            with RunFolder(Path(one.out), one, stop) as place:
                 run = set_up(one, device, place)
                 if cfg.splits:
                     whole.begin(number, len(configs))

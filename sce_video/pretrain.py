@@ -76,7 +76,7 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] 
     with (
         distributed.session(cfg.system.device.value) as device,
         StopRequest(folder) as stop,
-        RunFolder(folder, cfg) as place,
+        RunFolder(folder, cfg, stop) as place,
     ):
         run = set_up(cfg, build_method, device, place)
         main = distributed.rank() == 0
@@ -176,7 +176,8 @@ def record(run: Run, log: RunLog, step: Step, shared: Shared, where: float, lr: 
     if math.isfinite(shared.loss):
         figures |= {"loss": shared.loss, "gradient_norm": shared.gradient_norm, "skipped": float(run.updates.skipped)}
         log.step(run.step, figures | {"ema_momentum": run.method.momentum_at(where)}, lr=lr)
-        run.alarm.look(run.step, figures["feature_std"], log.message)
+        if "feature_std" in figures:  # another method may have no such figure
+            run.alarm.look(run.step, figures["feature_std"], log.message)
 
 
 def evaluate_and_save(run: Run, saver: Saver, log: RunLog, stopping: bool) -> None:

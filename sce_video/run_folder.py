@@ -16,7 +16,7 @@ from . import distributed
 from .errors import InputError
 from .lock import LOCK_FILE, RunLock
 from .status import Status, owner
-from .stopping import STOP_FILE
+from .stopping import STOP_FILE, StopRequest
 from .watch import StepWatch
 
 _CONFIG_WRITTEN = ".config.yaml"
@@ -27,13 +27,14 @@ class RunFolder:
     """A context manager around a run from its set-up to its end.
 
     cfg: a training program's options. What changes nothing that is learnt (`system`, `monitor`, `out`) may differ from
-    those of an earlier start.
+    those of an earlier start. stop: whose file is removed once the folder is taken.
 
     Entering raises InputError for a folder with a run of another recipe, with other things, or where a run is going on.
     """
 
-    def __init__(self, path: Path, cfg: Any) -> None:
+    def __init__(self, path: Path, cfg: Any, stop: StopRequest) -> None:
         self.path = path
+        self.stop = stop
         self.cfg = cfg
         self.known = False
         self.status = Status(path)
@@ -52,9 +53,10 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.take()
-            (self.path / STOP_FILE).unlink(missing_ok=True)  # meant for an earlier start
+            self.stop.forget_file()
             if not self.known:
-                check_run_folder(self.path, self.cfg)  # another start may have been quicker
+                if check_run_folder(self.path, self.cfg):
+                    raise InputError(f"another run has begun in out={self.path} meanwhile: give the command again")
                 temporary = self.path / _CONFIG_WRITTEN
                 OmegaConf.save(OmegaConf.structured(self.cfg), temporary)
                 temporary.rename(self.path / "config.yaml")

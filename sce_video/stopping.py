@@ -14,6 +14,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,11 +45,13 @@ class StopRequest:
         self.file = folder / STOP_FILE
         self.reason = ""  # empty: go on
         self._at_once = True
+        self._forgotten = False
         self._before: dict[signal.Signals, Any] = {}
         self._parent = os.getppid()
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers; the file works
+            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         if distributed.launched():  # a run below a shell may outlive it (nohup); below torchrun it would be an orphan
             die_with_parent(signal.SIGTERM)
         return self
@@ -86,8 +89,10 @@ class StopRequest:
         return bool(self.reason)
 
     def forget_file(self) -> None:
-        """Remove a file STOP that was meant for an earlier start."""
-        self.file.unlink(missing_ok=True)
+        """Remove a file STOP that was meant for an earlier start. Only the first call does: later ones find new requests."""
+        if not self._forgotten:
+            self.file.unlink(missing_ok=True)
+        self._forgotten = True
 
     def preempted(self, step: int) -> Preempted:
         """Return the exception that ends the run after `step` was saved."""

@@ -83,6 +83,7 @@ def test_killed_process_is_replaced_and_its_video_is_not_to_blame(videos: Path) 
     assert quarantined == {}
 
 
+@pytest.mark.slow
 def test_processes_that_always_die_stop_the_run(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")
     monkeypatch.setenv("SCE_VIDEO_FAULT", "abort@")
@@ -106,6 +107,7 @@ def test_replacing_processes_changes_nothing(videos: Path) -> None:
     assert len(pids) == 6, "72 videos, two processes, ten each (in whole batches: three of 8 for both)"
 
 
+@pytest.mark.slow
 def test_slow_storage_is_not_a_fault(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every video takes longer than a look at the processes, but less than it may."""
     data = dataset(videos)

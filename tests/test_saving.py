@@ -199,6 +199,17 @@ def test_last_checkpoint_must_be_written(tmp_path: Path) -> None:
     assert len(said) == 1
 
 
+def test_failure_is_told_when_the_next_save_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said: list[str] = []
+    with Saver(keep=1, keep_every=0, report=said.append) as saver:
+        saver.save(tmp_path / "file/folder", 1, state(1), {})
+        saver.save(tmp_path, 2, state(2), {})
+        saver.finish()
+    assert len(said) == 1
+    assert "the checkpoint of step 1 could not be written: Not a directory" in said[0]
+
+
 def test_a_bug_in_the_thread_is_not_swallowed(tmp_path: Path) -> None:
     with Saver(keep=1, keep_every=0, report=print) as saver:
         saver.save(tmp_path, 1, {"not weights": threading.Lock()}, {})

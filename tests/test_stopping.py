@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY_RECIPE, compose_pretrain, losses, run_tool
+from conftest import ROOT, TINY_RECIPE, compose_finetune, compose_pretrain, losses, run_tool
+from test_finetune import TINY
 
 from sce_video import checkpoint
 from sce_video.errors import InputError, Preempted
+from sce_video.finetune import finetune
 from sce_video.lock import RunLock
 from sce_video.pretrain import pretrain
+from sce_video.run_folder import RunFolder
 from sce_video.status import read_status
+from sce_video.stopping import StopRequest
 
 ALWAYS = ["optim.epochs=10", "system.save_every=1000"]
 
@@ -125,6 +130,30 @@ def test_failed_run_says_why(videos: Path, tmp_path: Path) -> None:
     assert "nothing was updated" in status["reason"]
 
 
+def test_finetuning_on_splits_stops_as_one_program(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second split: the folder that was named says so, and the same command goes on there."""
+    for split in (1, 2):
+        shutil.copy(videos / "train.csv", tmp_path / f"train{split}.csv")
+    out = tmp_path / "run"
+    lists = [f"train={tmp_path}/train%.csv", f"test={videos / 'val.csv'}", f"root={videos}", "splits=[1,2]"]
+    clips = ["data.num_frames=4", "data.clip_seconds=0.8", "augment.size=32"]
+    cfg = compose_finetune("backbone=tiny3d", *lists, *clips, *TINY, "optim.epochs=1", f"out={out}")
+    monkeypatch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")
+    monkeypatch.setenv("SCE_VIDEO_FAULT", "term@step=1")
+    for split in (1, 2):
+        with pytest.raises(Preempted, match="SIGTERM: saved at step 2"):
+            finetune(cfg)
+        assert read_status(out)["status"] == read_status(out / f"split_{split}")["status"] == "preempted"
+        assert read_status(out)["step"] == split - 1, "splits done"
+    assert read_status(out / "split_1")["status"] == "completed"
+    (out / "STOP").touch()  # for an earlier start
+    assert len(finetune(cfg)) == 2
+    assert not (out / "STOP").exists()
+    assert read_status(out)["status"] == read_status(out / "split_2")["status"] == "completed"
+
+
 def processes_in(folder: Path) -> list[int]:
     """All processes, zombies apart, whose command line names `folder`."""
     found = []
@@ -177,11 +206,16 @@ def test_signals_and_death_of_the_agent_of_two_ranks(videos: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_decoding_processes_die_with_a_killed_run_and_the_folder_is_free(videos: Path, tmp_path: Path) -> None:
+def test_decoding_processes_die_with_a_killed_run_and_the_folder_is_free(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs too, which nothing else ends."""
+    monkeypatch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")
+    monkeypatch.setenv("SCE_VIDEO_FAULT", "hang@row=5")
     out = tmp_path / "run"
     process = start(videos, out, "optim.epochs=500", agent=False)
-    wait_until(lambda: steps_logged(out) >= 2)
-    assert len(processes_in(out)) == 2
+    wait_until(lambda: read_status(out) != {} and len(processes_in(out)) == 2)
+    time.sleep(2)  # row 5 is among the 24 of the first three steps, which are decoded at once
     second = run_tool("pretrain", *options(videos, out, "optim.epochs=500"), cwd=tmp_path)
     assert second.returncode == 70
     assert f"another run is going on in {out} (host {os.uname().nodename}, pid {process.pid})" in second.stderr
@@ -210,6 +244,18 @@ def test_lock_without_flock_is_a_file_kept_young(tmp_path: Path, monkeypatch: py
     first.keep()
     with pytest.raises(InputError):
         second.take(patience=0)
+
+
+def test_two_starts_of_a_new_run_do_not_share_its_folder(videos: Path, tmp_path: Path) -> None:
+    cfg = compose_pretrain(*options(videos, tmp_path / "run"))
+    first, second = (RunFolder(tmp_path / "run", cfg, StopRequest(tmp_path / "run")) for _ in range(2))
+    with second:
+        with first:
+            assert not first.known
+            assert not second.known
+            first.begin(0, 30)
+        with pytest.raises(InputError, match="another run has begun in .* meanwhile"):
+            second.begin(0, 30)
 
 
 def test_status_is_written_whole_and_a_damaged_one_is_nothing(tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ def test_collapse_is_told_or_stops_and_health_is_not() -> None:
         never.look(step, 0.0, said.append)
 
 
+@pytest.mark.slow
 def test_collapsed_network_raises_the_alarm_and_a_fresh_one_does_not(videos: Path, tmp_path: Path) -> None:
     alarm = ["monitor.collapse_steps=6", "monitor.stop_on_collapse=true", "optim.lr_per_256=0.0001"]
 

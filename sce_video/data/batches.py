@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -182,9 +183,8 @@ class Batches:
             prefetch_factor=4 if self.workers else None,
         )
         self._iterator = iter(loader)
-        if (
-            self.workers
-        ):  # torch would raise in the middle of an optimiser step; a death is noticed when a batch is waited for
+        if self.workers and threading.current_thread() is threading.main_thread():
+            # torch's handler raises in the middle of an optimiser step; a death is noticed when a batch is waited for.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _processes(self) -> Sequence[Any]:
