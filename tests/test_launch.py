@@ -5,6 +5,7 @@ python tests/test_launch.py    # writes the files in tests/data/launch/ anew, to
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import yaml
 from conftest import ROOT, run_tool
 
 from sce_video.errors import InputError
-from sce_video.launch import check, render
+from sce_video.launch import check, program, render
 from sce_video.launch.command import read_command, split
 from sce_video.launch.options import PLACES, Kubernetes, Local, Skypilot, Slurm, read_options
 
@@ -266,13 +267,20 @@ def test_the_run_folder_is_settled_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert read_command(evaluate, shared=False).run == "", "an evaluation keeps none"
 
 
-def test_help_shows_commands_and_where_there_is_no_slurm_it_is_said(tmp_path: Path) -> None:
-    result = run_tool("launch", "--help", cwd=tmp_path)
-    assert result.returncode == 0
-    assert len([line for line in result.stdout.splitlines() if "tools/launch.py" in line]) >= 5
-    result = run_tool("launch", "slurm", "--", PRETRAIN, cwd=tmp_path, PATH="/nowhere")
-    assert result.returncode == 70
-    assert "there is no sbatch here" in result.stderr
+def test_help_shows_commands_and_where_there_is_no_slurm_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = ast.get_docstring(ast.parse((ROOT / "tools/launch.py").read_text())) or ""
+    program.main(["--help"], usage)
+    shown = capsys.readouterr().out
+    assert len([line for line in shown.splitlines() if "tools/launch.py" in line]) >= 5
+    assert "max_restarts" in shown
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SystemExit) as ended:
+        program.main(["slurm", "--", PRETRAIN], usage)
+    assert ended.value.code == 70
+    assert "there is no sbatch here" in capsys.readouterr().err
 
 
 @pytest.mark.slow
