@@ -10,7 +10,7 @@ import difflib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from importlib import resources
@@ -19,14 +19,18 @@ from types import TracebackType
 from typing import Any, TypeVar, get_type_hints
 
 import hydra
+from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from . import distributed
 from .errors import InputError, Preempted, Stopped, exit_code
+
+# Hydra 1.3 warns without version_base, 1.4 warns with it.
+_VERSION: dict[str, Any] = {"version_base": None} if hydra.__version__.startswith("1.3") else {}
 
 S = TypeVar("S")
 
@@ -104,13 +108,40 @@ def _check_value(key: str, value: Any, schema: type) -> None:
         raise InputError(f"option {key}={value}: {str(error).splitlines()[0]}") from error
 
 
+def given_options(values: Mapping[str, str], schema: type[S]) -> S:
+    """Return options given as text by name as a checked object; InputError as from `typed`."""
+    for key in values:
+        if key not in option_names(schema):
+            raise _unknown(key, schema)
+    return typed(OmegaConf.create(dict(values)), schema)
+
+
+def compose_options(program: str, schema: type[S], arguments: Sequence[str]) -> S:
+    """Return the options that tools/<program>.py would run with; InputError where it would refuse them."""
+    check_overrides(arguments, schema, CONFIGS / program / "recipe")
+    folders, overrides, words = [], [], iter(arguments)
+    for word in words:
+        if word in ("--config-dir", "-cd"):
+            folders.append(next(words, ""))
+        elif word.startswith("--config-dir="):
+            folders.append(word.partition("=")[2])
+        else:
+            overrides.append(word)
+    if folders:
+        overrides.append(f"hydra.searchpath=[{','.join(f'file://{Path(folder).resolve()}' for folder in folders)}]")
+    ConfigStore.instance().store(name=f"{program}_schema", node=schema)
+    with initialize_config_module(f"sce_video.configs.{program}", **_VERSION):
+        try:
+            return typed(compose("base", overrides), schema)
+        except HydraException as error:
+            raise InputError(f"{program}: {str(error).splitlines()[0]}") from error
+
+
 def run_program(program: str, schema: type[S], action: Callable[[S], object]) -> None:
     """Compose `configs/<program>/base.yaml` with the command line and call `action` with the checked options."""
     ConfigStore.instance().store(name=f"{program}_schema", node=schema)
-    # Hydra 1.3 warns without version_base, 1.4 warns with it.
-    version = {"version_base": None} if hydra.__version__.startswith("1.3") else {}
 
-    @hydra.main(config_path=f"pkg://sce_video.configs.{program}", config_name="base", **version)
+    @hydra.main(config_path=f"pkg://sce_video.configs.{program}", config_name="base", **_VERSION)
     def main(composed: DictConfig) -> None:
         with errors_as_exit_codes():  # inside, for Hydra turns every exception into exit code 1
             action(typed(composed, schema))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -52,6 +53,11 @@ class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class Exchange(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 class Optimizer(Enum):
@@ -167,6 +173,7 @@ class Optim:
     trust_coefficient: float = 0.001  # LARS only
     accumulate: int = 1  # micro-batches per step
     precision: Precision = Precision.fp32  # of the networks; the loss is always float32; on a CPU only fp32
+    exchange: Exchange = Exchange.fp32  # what gradients are sent between processes as; bf16: half the bytes, rounded
 
     def __post_init__(self) -> None:
         require(self.batch, "optim.batch", lambda value: value >= 2, "at least 2: batch norm needs it")
@@ -182,6 +189,11 @@ class Optim:
     def lr(self) -> float:
         """The base learning rate: lr_per_256 * batch / 256."""
         return self.lr_per_256 * self.batch / 256
+
+    @property
+    def sends_bf16(self) -> bool:
+        """Whether gradients are rounded to bfloat16 on their way between processes."""
+        return self.exchange is Exchange.bf16
 
 
 @dataclass
@@ -251,6 +263,11 @@ class PretrainConfig:
     optim: Optim = field(default_factory=Optim)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
     system: System = field(default_factory=System)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run is kept: `out`, or runs/<name>."""
+        return Path(self.out or f"runs/{self.name}")
 
     def __post_init__(self) -> None:
         if (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -192,6 +193,11 @@ class FinetuneConfig:
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
     testing: Testing = field(default_factory=Testing)
     system: System = field(default_factory=System)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run is kept, or the runs of all splits: `out`, or runs/finetune_<name>."""
+        return Path(self.out or f"runs/finetune_{self.name}")
 
     def __post_init__(self) -> None:
         if given(self.train, self.test) and bool(self.splits) != any("%" in part for part in (self.train, self.test)):

@@ -96,7 +96,7 @@ def train_and_test(run: FinetuneRun, stop: StopRequest) -> dict[str, Any]:
 def train(run: FinetuneRun, batches: Iterator[Batch], saver: Saver, log: RunLog, stop: StopRequest) -> None:
     """Take all steps that are left, or raise Preempted after the one in which some rank was asked to stop."""
     cfg = run.cfg
-    network: Any = distributed.parallel(run.classifier, run.device)
+    network: Any = distributed.parallel(run.classifier, run.device, compress=cfg.optim.sends_bf16)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     run.place.at(run.step)
     while run.step < run.total_steps:

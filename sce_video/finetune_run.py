@@ -26,7 +26,7 @@ from .labelled_lists import Lists, read_lists
 from .log import SkippedVideos
 from .models.encoder import Classifier, FrozenEncoder
 from .multi_view import Views, test_size
-from .run import QUARANTINE, as_planes, check_precision, restore, training_state
+from .run import EXCHANGED, QUARANTINE, as_planes, check_precision, check_summable, restore, training_state
 from .run_folder import RunFolder
 from .saving import Saver
 from .updates import Updates
@@ -90,6 +90,7 @@ class FinetuneRun:
 def set_up(cfg: FinetuneConfig, device: torch.device, place: RunFolder) -> FinetuneRun:
     """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
     check_precision(cfg.optim.precision, device)
+    check_summable(EXCHANGED[cfg.optim.exchange], device)
     encoder = load_or_build(cfg)
     clip = {
         "num_frames": cfg.data.num_frames or encoder.clip["num_frames"],

@@ -47,11 +47,13 @@ class LARS(torch.optim.Optimizer):
             if not params:
                 continue
             updates = self._scaled_gradients(params, group["weight_decay"], group["trust_coefficient"])
-            for param, update in zip(params, updates, strict=True):
+            for param in params:
                 if "mu" not in self.state[param]:
                     self.state[param]["mu"] = torch.zeros_like(param)
-                self.state[param]["mu"].mul_(group["momentum"]).add_(update)
-            torch._foreach_add_(params, [self.state[param]["mu"] for param in params], alpha=-group["lr"])
+            momenta = [self.state[param]["mu"] for param in params]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, updates)
+            torch._foreach_add_(params, momenta, alpha=-group["lr"])
         return loss
 
     @staticmethod
@@ -61,11 +63,12 @@ class LARS(torch.optim.Optimizer):
         if matrices:
             weights = [params[i] for i in matrices]
             decayed = torch._foreach_add([gradients[i] for i in matrices], weights, alpha=weight_decay)
-            norms = zip(torch._foreach_norm(weights), torch._foreach_norm(decayed), strict=True)
+            p, g = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, decayed))
             # torch.where keeps the decision on the device: no synchronisation in the step.
-            trust = [torch.where((p > 0) & (g > 0), trust_coefficient * p / g, torch.ones_like(p)) for p, g in norms]
-            for i, gradient, factor in zip(matrices, decayed, trust, strict=True):
-                gradients[i] = gradient * factor
+            trust = torch.where((p > 0) & (g > 0), trust_coefficient * p / g, torch.ones_like(p))
+            torch._foreach_mul_(decayed, trust.unbind())
+            for i, gradient in zip(matrices, decayed, strict=True):
+                gradients[i] = gradient
         return gradients
 
 

@@ -72,7 +72,7 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] 
 
     Raises InputError before anything is written, Stopped when training cannot go on, Preempted when it was asked to stop.
     """
-    folder = Path(cfg.out or f"runs/{cfg.name}")
+    folder = cfg.run_folder
     with (
         distributed.session(cfg.system.device.value) as device,
         StopRequest(folder) as stop,
@@ -108,7 +108,7 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] 
 def train(run: Run, batches: Iterator[Batch], saver: Saver, log: RunLog, stop: StopRequest) -> None:
     """Take all steps that are left, or raise Preempted after the one in which some rank was asked to stop."""
     cfg = run.cfg
-    network: Any = distributed.parallel(run.method, run.device)
+    network: Any = distributed.parallel(run.method, run.device, compress=cfg.optim.sends_bf16)
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     run.place.at(run.step)
     while run.step < run.total_steps:

@@ -16,7 +16,7 @@ from torch import nn
 
 from . import __version__, checkpoint, distributed, optim
 from .agreement import check_ranks_are_equal, together
-from .config import Precision, PretrainConfig, ResizeOn, Transport
+from .config import Exchange, Precision, PretrainConfig, ResizeOn, Transport
 from .data import loader
 from .data.batches import Batches
 from .data.dataset import ClipDataset, RandomResized
@@ -28,6 +28,7 @@ from .run_folder import RunFolder
 from .saving import Saver
 from .updates import Updates
 
+EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}
 QUARANTINE = "quarantine.jsonl"
 AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
@@ -72,6 +73,7 @@ def set_up(
     cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], device: torch.device, place: RunFolder
 ) -> Run:
     """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
+    check_summable(EXCHANGED[cfg.optim.exchange], device)
     with together():
         check_precision(cfg.optim.precision, device)
         videos = loader.read_videos(
@@ -160,6 +162,13 @@ def check_precision(precision: Precision, device: torch.device) -> None:
     if precision is not Precision.fp32 and device.type != "cuda":
         # torch's CPU convolutions give now and then non-finite gradients in bfloat16 (seen with 2.11 and 2.15).
         raise InputError(f"optim.precision={precision.value} needs a GPU: add optim.precision=fp32")
+
+
+def check_summable(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise InputError where gradients of this type cannot be summed over processes. All ranks call it."""
+    if not distributed.can_sum(dtype, device):
+        name = str(dtype).removeprefix("torch.")
+        raise InputError(f"optim.exchange: these processes cannot sum {name} on {device.type}: use optim.exchange=fp32")
 
 
 def training_state(

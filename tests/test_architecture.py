@@ -64,8 +64,27 @@ LAYERS = {
     5.1: ["command_line", "evaluation_config", "run_folder"],
     5.2: ["run", "evaluation", "labelled_lists"],
     5.25: ["finetune_run", "splits"],
-    5.3: ["benchmark.measure", "benchmark.forms", "benchmark.kinetics_like"],
-    6: ["pretrain", "finetune", "retrieval", "evaluate", "feature_files", "export", "inspection", "benchmark"],
+    5.3: [
+        "benchmark.measure",
+        "benchmark.forms",
+        "benchmark.kinetics_like",
+        "launch.command",
+        "launch.check",
+    ],
+    5.4: ["launch.options"],
+    5.5: ["launch.render"],
+    6.1: ["benchmark.comm"],  # takes a step as pretraining does
+    6: [
+        "launch",
+        "pretrain",
+        "finetune",
+        "retrieval",
+        "evaluate",
+        "feature_files",
+        "export",
+        "inspection",
+        "benchmark",
+    ],
 }
 ONLY_IN = {
     "decord": ["data.decord_reader", "benchmark.decode"],
@@ -75,6 +94,7 @@ ONLY_IN = {
     "pytorchvideo": ["models.backbones", "benchmark.decode"],
     "torchvision": ["models.backbones"],
     "hydra": ["command_line"],
+    "yaml": ["launch.render"],
     "omegaconf": ["config", "evaluation_config", "command_line", "run_folder"],
     "pickle": ["weight_files"],
     "safetensors": ["weight_files", "export", "feature_files"],

@@ -143,3 +143,21 @@ def test_forms_are_compared_by_bytes_quality_and_speed(tmp_path: Path) -> None:
     )
     assert small[0] > smaller[0] < better[0]
     assert 25 < smaller[1] < better[1] < 60
+
+
+@pytest.mark.slow
+def test_comm_counts_what_the_formula_says(tmp_path: Path) -> None:
+    """On two real processes; the program itself stops where a count and the formula differ."""
+    result = run_tool("benchmark", "comm", "--recipe", "demo", "--ranks", "4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"^  (\w[\w ]*?) +([\d,]+) bytes counted +([\d,]+) by formula$", result.stdout, re.M)
+    assert [name for name, _, _ in rows] == ["gradients", "batch norm", "keys", "loss", "queue"] * 2
+    assert all(counted == formula for _, counted, formula in rows)
+    sizes = [int(counted.replace(",", "")) for _, counted, _ in rows]
+    assert sizes[0] == 2 * sizes[5] > 0, "bfloat16 halves the gradients"
+    assert sizes[1:4] == sizes[6:9]
+    assert min(sizes[1:4]) > 0
+    assert sizes[4] == 0
+    assert re.search(
+        r"4 processes:\n +fp32: gradients \S+, batch norm \S+, keys \S+, loss \S+; together", result.stdout
+    )

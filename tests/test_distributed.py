@@ -15,7 +15,8 @@ import torch.multiprocessing as mp
 from conftest import ROOT, TINY_RECIPE, losses
 from torch import Tensor, nn
 
-from sce_video import distributed
+from sce_video import distributed, run
+from sce_video.errors import InputError
 
 
 def torchrun(processes: int, *arguments: str, cwd: Path) -> None:
@@ -108,6 +109,47 @@ def test_batch_norm_over_ranks_is_batch_norm_over_the_batch(tmp_path: Path) -> N
             assert torch.allclose(rank["state"][f"0.{key}"].double(), value.double(), atol=1e-10), key
         assert rank["mean"] == 0.5
         assert rank["objects"] == [(0, 2), (1, 2)]
+
+
+def _exchange_rank(rank: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    device = torch.device("cpu")
+    run.check_summable(torch.bfloat16, device)
+    try:
+        run.check_summable(torch.float8_e4m3fn, device)
+        refused = ""
+    except InputError as error:
+        refused = str(error)
+    gradients = {}
+    for compress in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 8))
+        network = distributed.parallel(net, device, compress=compress)
+        g = torch.Generator().manual_seed(rank)
+        for _ in range(2):  # the first step has another layout of buckets
+            network.zero_grad(set_to_none=True)
+            network(torch.randn(16, 40, generator=g)).square().mean().backward()
+        gradients[compress] = [param.grad.clone() for param in net.parameters()]
+    torch.save({"gradients": gradients, "refused": refused}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_gradients_sent_as_bfloat16_are_close_and_equal_on_all_ranks(tmp_path: Path) -> None:
+    """Within bfloat16's 8 bits of what float32 gives, not the same as it; what cannot be summed is refused in words."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_exchange_rank, args=(port, str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for exact, rounded, other in zip(
+        ranks[0]["gradients"][False], ranks[0]["gradients"][True], ranks[1]["gradients"][True], strict=True
+    ):
+        assert torch.equal(rounded, other)
+        assert not torch.equal(rounded, exact), "the option does something"
+        assert (rounded - exact).norm() < 2**-7 * exact.norm()
+    assert ranks[0]["refused"] == (
+        "optim.exchange: these processes cannot sum float8_e4m3fn on cpu: use optim.exchange=fp32"
+    )
 
 
 def test_everything_is_the_identity_in_one_process() -> None:

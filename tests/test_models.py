@@ -115,6 +115,21 @@ def test_ema_moves_parameters_and_not_buffers() -> None:
     assert not any(param.requires_grad for param in target.parameters())
 
 
+def test_ema_is_the_loop_over_parameters_to_the_bit() -> None:
+    online = encoder()
+    target = momentum_copy(Encoder(online.backbone, online.projector))
+    looped = momentum_copy(target)
+    for step in range(3):
+        for param in online.parameters():
+            nn.init.normal_(param)
+        ema_update(target, online, 0.9 + 0.01 * step)
+        source = dict(online.named_parameters())
+        for name, param in looped.named_parameters():
+            param.lerp_(source[name], 1.0 - (0.9 + 0.01 * step))
+    for ours, expected in zip(target.parameters(), looped.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+
+
 def test_queue_is_first_in_first_out_and_wraps_around() -> None:
     queue = KeyQueue(5, 2)
     assert torch.allclose(queue.keys.norm(dim=1), torch.ones(5))

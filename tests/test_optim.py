@@ -40,6 +40,31 @@ def test_lars_leaves_gradients_alone_and_skips_unused_parameters() -> None:
     assert torch.equal(unused, torch.ones(2))
 
 
+def test_lars_is_the_loop_over_parameters_to_the_bit() -> None:
+    """Five steps of all shapes, one weight and one gradient of them 0, against the formula one parameter at a time."""
+    g = torch.Generator().manual_seed(0)
+    shapes = [(8, 3, 3, 3, 3), (8,), (4, 8), (), (2, 2), (2, 2)]
+    fused = [nn.Parameter(torch.randn(shape, generator=g)) for shape in shapes]
+    fused[4].data.zero_()
+    fused[5].data.zero_()
+    looped = [param.detach().clone() for param in fused]
+    momenta = [torch.zeros_like(param) for param in looped]
+    optimizer = optim.LARS(fused, lr=0.3, momentum=0.8, weight_decay=0.01, trust_coefficient=0.02)
+    for _ in range(5):
+        for place, param in enumerate(fused):
+            param.grad = torch.randn(param.shape, generator=g) if place != 5 else torch.zeros(param.shape)
+        optimizer.step()
+        for param, momentum, grad in zip(looped, momenta, [p.grad for p in fused], strict=True):
+            assert grad is not None
+            if param.ndim > 1:
+                grad = torch.add(grad, param, alpha=0.01)
+                sizes = param.norm(), grad.norm()
+                grad = grad * (0.02 * sizes[0] / sizes[1] if min(sizes) > 0 else 1.0)
+            momentum.mul_(0.8).add_(grad)
+            param.add_(momentum, alpha=-0.3)
+        assert all(torch.equal(a, b) for a, b in zip(fused, looped, strict=True))
+
+
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
 def test_vectors_are_never_decayed(name: str) -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))

@@ -7,14 +7,16 @@ import re
 from conftest import ROOT, compose_program
 from test_configs import PROGRAMS as SCHEMAS
 
-from sce_video.benchmark import evaluate, retrieval
+from sce_video.benchmark import comm, evaluate, retrieval
+from sce_video.launch.check import Check
+from sce_video.launch.options import PLACES, read_options
 
-PARTS = {"evaluate": evaluate, "retrieval": retrieval}
+PARTS = {"comm": comm, "evaluate": evaluate, "retrieval": retrieval}
 README = (ROOT / "README.md").read_text()
 
 
 def test_paths_exist() -> None:
-    paths = re.findall(r"`((?:sce_video|configs|tools|tests|data|models|methods)/[\w./*]*)`", README)
+    paths = re.findall(r"`((?:sce_video|configs|docs|tools|tests|data|models|methods)/[\w./*]*)`", README)
     assert len(paths) > 10
     for path in paths:
         found = [match for base in (ROOT, ROOT / "sce_video") for match in base.glob(path.rstrip("/"))]
@@ -33,6 +35,10 @@ def test_commands_name_tools_and_options_that_exist() -> None:
         if tool == "checkpoint":
             assert arguments.split()[0] in ("digest", "inspect", "export")
             continue
+        if tool == "launch":
+            tool, _, arguments = arguments.partition(" -- tools/")[2].partition(".py ")
+            if not tool:
+                continue
         overrides = re.findall(r"[\w.]+=[^\s`']+", arguments)
         if tool == "pretrain" and "data.train=" not in arguments:
             overrides.append("data.train=x")
@@ -46,3 +52,12 @@ def test_every_recipe_is_listed() -> None:
 
 def test_nothing_is_left_to_fill_in() -> None:
     assert not re.findall(r"\b[A-Z]+_(?:LINES|TABLE)\b", README)
+
+
+def test_commands_for_launching_are_read() -> None:
+    text = README + (ROOT / "docs/launch.md").read_text()
+    commands = re.findall(r"tools/launch\.py (\w+)((?: \w+=\S+)*)", text)
+    assert {place for place, _ in commands} == {*PLACES, "check"}
+    for place, options in commands:
+        if options:  # else only the place is spoken of
+            read_options(options.replace("...", "x").replace("=N", "=1").split(), PLACES.get(place, Check))

@@ -6,17 +6,18 @@ python tools/benchmark.py retrieval --large
 python tools/benchmark.py evaluate
 python tools/benchmark.py decode
 python tools/benchmark.py decode --forms
+python tools/benchmark.py comm --ranks 8 32
 python tools/benchmark.py evaluate --files a.mp4 b.mp4 --decoder pyav
 """
 
 import argparse
 
-from sce_video.benchmark import decode, evaluate, retrieval
+from sce_video.benchmark import comm, decode, evaluate, retrieval
 from sce_video.data.decode import DecodeError
 from sce_video.errors import InputError
 
 # Each has add_arguments(parser), run(options) and a docstring.
-PARTS = {"retrieval": retrieval, "evaluate": evaluate, "decode": decode}
+PARTS = {"retrieval": retrieval, "evaluate": evaluate, "decode": decode, "comm": comm}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,0 +1,140 @@
+#!/bin/bash
+#SBATCH --job-name=sce-k400
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --time=24:00:00
+#SBATCH --chdir=/home/ann/sce_video
+#SBATCH --output=/data/runs/k400-launch/%j.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR2@300
+#SBATCH --requeue
+
+RUN=/data/runs/k400
+COMMAND=(tools/pretrain.py recipe=sce_r3d50_k400_16f data.train=/data/k400/train.csv out=/data/runs/k400)
+TORCHRUN=(python -m torch.distributed.run --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2)
+SETUP='/data/my env.sh'
+STOP_SECONDS=240
+MAX_RESTARTS=20
+PROCESSES=8
+PORT=0
+SRUN=(--container-image=lab/sce:1 --container-mounts=/data --container-workdir=/home/ann/sce_video)
+LOGS=/data/runs/k400-launch
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240
+
+# What happened to a start, and whether to start again. torchrun answers 1 whatever happened, so the answer is in the run
+# folder: status.json (how it ended) and the names of the checkpoints (what a restart would keep).
+# Used: RUN (run folder; empty: the program has none), STOP_SECONDS, MAX_RESTARTS. bash 4.2 or newer, find, awk, sed.
+
+noticed=''  # set when this script was asked to end: preemption, time limit, Ctrl-C
+failures=0  # restarts after a failure
+idle=0      # starts in a row that failed without a new checkpoint
+
+progress() { # print the steps that a restart would keep, of all splits together
+    if [ -z "$RUN" ]; then
+        echo 0
+        return
+    fi
+    find "$RUN/" -maxdepth 3 -type d -path '*/checkpoints/step_*' 2>/dev/null | awk -F/step_ '
+        { folder = substr($0, 1, length($0) - length($NF)); if ($NF + 0 > newest[folder]) newest[folder] = $NF + 0 }
+        END { for (folder in newest) sum += newest[folder]; print sum + 0 }'
+}
+
+field() { # print the value of $1 in status.json, written with one field per line
+    sed -n "s/^ *\"$1\": \"\{0,1\}\(.*[^\",]\)\"\{0,1\},\{0,1\}\$/\1/p" "$RUN/status.json" 2>/dev/null | head -n 1
+}
+
+begin() { # note where the run stands before a start
+    before=$(progress)
+    said=$(cksum "$RUN/status.json" 2>/dev/null)
+}
+
+watch() { # wait for process $1 and set code; once noticed, ask it to stop, and insist after STOP_SECONDS
+    local seconds=0
+    while kill -0 "$1" 2>/dev/null; do
+        if [ -n "$noticed" ]; then
+            # Again and again: a program that is just starting removes the file of an earlier start.
+            if [ -d "$RUN" ]; then : >"$RUN/STOP"; fi
+            if [ "$seconds" -eq "$STOP_SECONDS" ] || { [ -z "$RUN" ] && [ "$seconds" -eq 0 ]; }; then kill -TERM "$1"; fi
+            seconds=$((seconds + 1))
+        fi
+        sleep 1 & # in the background: a trap runs while bash waits, not while it runs a command
+        wait $!
+    done
+    wait "$1"
+    code=$?
+}
+
+judge() { # set move (done, stop, again), why (words) and result (our exit code) after a start that ended with code $1
+    local status='' reason='' ended=''
+    if [ -n "$RUN" ] && [ "$(cksum "$RUN/status.json" 2>/dev/null)" != "$said" ]; then
+        status=$(field status) reason=$(field reason) ended=$(field exit_code)
+    fi
+    why="ended with code $1; status: ${status:-none written}${reason:+, $reason}"
+    move=stop result=70
+    if [ "$1" -eq 0 ] || [ "$status" = completed ]; then
+        move='done' result=0 why=completed
+    elif [ "$status" = failed ] && [ "$ended" = 70 ]; then
+        why="not started again, the same would happen: $reason"
+    elif [ "$status" = preempted ] && [ -z "$noticed" ] && [[ $reason == file*STOP* ]]; then
+        result=75 why="stopped by hand ($reason): the same command continues it"
+    elif [ -n "$noticed" ]; then
+        move=again result=75
+    elif [ -z "$RUN" ]; then
+        result=$1
+    else
+        judge_failure
+    fi
+}
+
+judge_failure() { # of judge: a failure that may go away, unless it does not
+    local steps
+    steps=$(progress)
+    failures=$((failures + 1))
+    idle=$((idle + 1))
+    if [ "$steps" -gt "$before" ]; then idle=0; fi
+    if [ "$idle" -ge 2 ]; then
+        why="crash loop: 2 starts in a row ended without a checkpoint after step $steps; the last $why"
+    elif [ "$failures" -gt "$MAX_RESTARTS" ]; then
+        why="max_restarts ($MAX_RESTARTS) reached; the last start $why"
+    else
+        move=again result=75
+    fi
+}
+
+# One start inside a SLURM job; to continue, the job is queued again, with its number and this script.
+# Used besides: LOGS, SETUP, PORT, SRUN, TORCHRUN, PROCESSES, COMMAND.
+
+trap 'noticed=yes' USR2 TERM # runs at once, for srun is in the background
+counts="$LOGS/job_$SLURM_JOB_ID.restarts"
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -r "$counts" ]; then read -r failures idle <"$counts"; fi
+if [ -n "$SETUP" ]; then
+    # shellcheck source=/dev/null
+    . "$SETUP"
+fi
+if [ "$PORT" -eq 0 ]; then PORT=$((20000 + SLURM_JOB_ID % 20000)); fi # two jobs may share a machine
+# This script runs on the first machine; torchrun knows the host of the rendezvous by this name.
+head=$(hostname)
+echo "launch: start ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, rendezvous at $head:$PORT"
+
+begin
+# --wait, not --kill-on-bad-exit: a machine that has nothing to save ends first, and must not end the one that saves.
+srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait="$STOP_SECONDS" \
+    ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "${SRUN[@]}" \
+    "${TORCHRUN[@]}" --nnodes="$SLURM_NNODES" --nproc-per-node="$PROCESSES" --rdzv-backend=c10d \
+    --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" --rdzv-endpoint="$head:$PORT" "${COMMAND[@]}" &
+watch $!
+judge "$code"
+# A job that was cancelled shows as COMPLETING by now, and scontrol would revive it; so does one that SLURM requeues itself.
+state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p')
+if [ "$move" = again ] && [ "$state" != RUNNING ]; then
+    move=stop result=75 why="not queued again, for the job is $state (cancelled?): the same command continues it; it $why"
+fi
+echo "launch: $why"
+if [ "$move" != again ]; then exit "$result"; fi
+echo "$failures $idle" >"$counts"
+trap '' USR2 TERM # being queued again ends this script
+if ! scontrol requeue "$SLURM_JOB_ID"; then
+    echo 'launch: the job could not be queued again: the same command continues the run'
+    exit 75
+fi
