@@ -59,10 +59,7 @@ def write(container: Any, stream: Any, working: Path, form: Form, timing: Timing
         for count, (frame, _) in enumerate(frames_of(container, stream, timing)):
             graph = graph or scaling_for(frame, stream, form)
             graph.vpush(frame)
-            scaled = graph.vpull()
-            # The filters do not pass on what the colours mean.
-            scaled.colorspace, scaled.color_range = frame.colorspace, frame.color_range
-            picture = Image.fromarray(converter.reformat(scaled, format="rgb24", threads=1).to_ndarray())
+            picture = Image.fromarray(converter.reformat(graph.vpull(), format="rgb24", threads=1).to_ndarray())
             size = picture.size
             buffer = io.BytesIO()
             picture.save(buffer, "JPEG", quality=form.quality)
@@ -82,11 +79,13 @@ def write(container: Any, stream: Any, working: Path, form: Form, timing: Timing
 
 def read_again(working: Path, alive: Alive) -> tuple[Row, Shown]:
     """Return the copy's size and what it shows: every picture is decoded."""
+    converter = av.video.reformatter.VideoReformatter()
     with FrameFolder(str(working)) as video:
 
         def frames() -> Iterator[tuple[Any, float]]:
             for index in range(video.num_frames):
-                image = video.read([index])[0].numpy()
-                yield av.VideoFrame.from_ndarray(image, format="rgb24"), float(index / video.fps)
+                frame = av.VideoFrame.from_ndarray(video.read([index])[0].numpy(), format="rgb24")
+                # As the source's frames are: colours of half the resolution are scaled otherwise.
+                yield converter.reformat(frame, format="yuv420p", threads=1), float(index / video.fps)
 
         return {"width": video.width, "height": video.height}, shown(frames(), video.fps, alive)

@@ -158,9 +158,9 @@ def shown(frames: Iterator[tuple[Any, float]], rate: Fraction, alive: Alive) -> 
     for count, (frame, seconds) in enumerate(frames):
         times.append(seconds)
         if count % EVERY == 0:
-            # Converted first: scaled as they are, colours of half the resolution would not be averaged.
-            whole = converter.reformat(frame, format="rgb24", threads=1)
-            small = converter.reformat(whole, width=THUMBNAIL, height=THUMBNAIL, interpolation="AREA", threads=1)
+            small = converter.reformat(
+                frame, width=THUMBNAIL, height=THUMBNAIL, format="rgb24", interpolation="AREA", threads=1
+            )
             pictures.append(np.rot90(small.to_ndarray(), k=rotation_of(frame) // 90))
         alive()
     return Shown(times, pictures, rate)

@@ -210,7 +210,7 @@ def test_real_files_keep_frames_and_looks(options: list[str], tmp_path: Path) ->
     real = [path for part in ("k400", "hmdb51") for path in sorted((SHARED / "clips" / part).glob("*/*.*"))[::60]]
     paths = [*(SHARED / "clips_odd" / name for name in odd), *real]
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in paths))
-    result = shrink(tmp_path / "list.txt", "--out", tmp_path / "out", "--short-side", "64", *options)
+    result = shrink(tmp_path / "list.txt", "--out", tmp_path / "out", "--short-side", "128", *options)
     assert result.returncode == 0, result.stderr
     assert len(manifest.read(tmp_path / "out/manifest.csv")) == len(paths), rows_of(tmp_path / "out")
     for path in paths:
