@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from .augment.pipeline import View
+from .augment.view import View
 from .errors import InputError
 
 
@@ -66,7 +66,7 @@ class Data:
 
 @dataclass
 class Augment:
-    """What happens to the clips; see augment.pipeline.View for one view's options."""
+    """What happens to the clips; see augment.view.View for one view's options."""
 
     size: int = MISSING  # pixels, square
     area_min: float = MISSING  # random resized crop: share of the frame

@@ -10,7 +10,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from .augment.pipeline import View
+from .augment.view import View
 from .config import Decoder, Device, Labels, Optim, System, given, require
 from .errors import InputError
 
