@@ -4,12 +4,14 @@ On a CPU one clip passes at a time, so that it stays in the cache; on other devi
 there every launch costs and memory is read once. What was drawn is data (`slots.py`), so nothing is compiled again but for
 another number of frames or pixels. Crops may have any size.
 
-`EAGER` and `COMPILED` hold the same passes; the first is for tests and for looking into.
+Between passes clips lie in buffers that are taken once per batch (fresh memory costs the system more than a pass) and have
+room for the borders that the blur mirrors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -17,191 +19,211 @@ import torch
 from torch import Tensor
 
 from . import geometry, rand_augment, slots, stages
-from .blur import gaussian_kernel, reach, reflected
-from .draws import Parameters, draw
+from .blur import gaussian_kernel, reach
+from .draws import Parameters
 from .view import View
 
-RADII = (3, 7)  # and the whole kernel: blurs are computed with the next larger one
-Passes = Callable[[Callable[..., Any], torch.device], Callable[..., Any]]
+RADII = (3, 7)  # and the whole kernel: a blur is computed with the next larger one
+Passes = Callable[[Callable[..., None], bool], Callable[..., None]]
 
 
-def EAGER(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """The pass as it is written."""
+def eager(function: Callable[..., None], together: bool) -> Callable[..., None]:
+    """The pass as it is written: for tests, and for looking into."""
     return function
 
 
 @cache
-def _compile(function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+def _compile(function: Callable[..., None], dynamic: bool) -> Callable[..., None]:
     return torch.compile(function, dynamic=dynamic, fullgraph=True)
 
 
-def COMPILED(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """The pass through torch.compile. What changes from call to call: crops on a CPU, elsewhere also the number of clips."""
-    return _compile(function, device.type != "cpu" or function in (stages.columns, stages.rows))
+def compiled(function: Callable[..., None], together: bool) -> Callable[..., None]:
+    """The pass through torch.compile. What varies from call to call: the crops' sizes, and the number of clips together."""
+    return _compile(function, together or function in (stages.columns, stages.rows))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all clips; see `pipeline.apply`. together: all clips at once (GPU) or one by one (CPU)."""
+
+    view: View
+    mean: float
+    std: float
+    antialias: bool
+    passes: Passes
+    together: bool
+
+    def run(self, function: Callable[..., None]) -> Callable[..., None]:
+        return self.passes(function, self.together)
+
+
+@dataclass
+class Workspace:
+    """Buffers between the passes, by name; `border` lines above and below each frame are for the blur."""
+
+    device: torch.device
+    border: int
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Return float32 memory of this shape, the same as last time if it suffices; its values are anything."""
+        size = torch.Size(shape).numel()
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = torch.empty(size, device=self.device)
+        return self.buffers[name][:size].view(shape)
+
+    def tall(self, name: str, clips: int, frames: int, side: int) -> Tensor:
+        """Return [clips, 3, frames, side + 2 border, side]."""
+        return self.take(name, clips, 3, frames, side + 2 * self.border, side)
+
+    def inside(self, tall: Tensor) -> Tensor:
+        """Return the frames without their borders."""
+        return tall[..., self.border : tall.shape[-2] - self.border, :]
 
 
 def apply(
-    view: View,
-    clips: Sequence[Tensor],
-    drawn: Parameters,
-    out: Tensor,
-    *,
-    mean: float,
-    std: float,
-    differences: Sequence[bool],
-    antialias: bool,
-    passes: Passes,
-    together: bool,
+    clips: Sequence[Tensor], drawn: Parameters, out: Tensor, differences: Sequence[bool], settings: Settings
 ) -> None:
-    """Augment uint8 clips [T, h, w, 3] into `out` [B, 3, T, S, S]; arguments as in `pipeline.apply`.
-
-    together: all clips at once (a GPU) instead of one by one (a CPU).
-    """
-    told = slots.tell(view, drawn, mean, std)
-    batches = [[b] for b in range(len(clips))]
-    if together:
-        batches = [group for flag in (False, True) if (group := [b for b, d in enumerate(differences) if d == flag])]
-    for group in batches:
-        resampled = _resample(
-            [clips[b] for b in group],
-            [bool(drawn.flip[b]) for b in group],
-            out.shape[-1],
-            difference=differences[group[0]],
-            antialias=antialias,
-            passes=passes,
-            together=together,
-        )
-        if drawn.operations.shape[1]:
-            resampled = rand_augment.apply_drawn(resampled, drawn.operations[group], drawn.magnitudes[group])
-        whole = len(group) == len(out) or len(group) == 1
-        # Where a group is not a slice of the output it gets one of its own, copied at the end.
+    """Augment uint8 clips [T, h, w, 3] into `out` [B, 3, T, S, S], except for erasing; see `pipeline.apply`."""
+    told = slots.tell(settings.view, drawn, settings.mean, settings.std)
+    groups = [[b] for b in range(len(clips))]
+    if settings.together:
+        groups = [group for flag in (False, True) if (group := [b for b, d in enumerate(differences) if d == flag])]
+    border = settings.view.blur_kernel // 2 if drawn.blur.any() else 0
+    workspace = Workspace(out.device, border)
+    for group in groups:
+        whole = len(group) == 1 or len(group) == len(out)
+        # Where a group is no slice of the output, it gets one of its own and is copied at the end.
         target = out[group[0] : group[0] + len(group)] if whole else torch.empty_like(out[: len(group)])
-        _color_and_blur(view, resampled, drawn, group, told, target, passes)
+        tall = workspace.tall("resampled", len(group), out.shape[2], out.shape[-1])
+        inside = workspace.inside(tall)
+        flips = drawn.flip[group].tolist()
+        _resample([clips[b] for b in group], flips, inside, workspace, settings, difference=differences[group[0]])
+        if drawn.operations.shape[1]:
+            inside.copy_(rand_augment.apply_drawn(inside, drawn.operations[group], drawn.magnitudes[group]))
+        _color_and_blur(tall, drawn[group], told[group], target, workspace, settings)
         if not whole:
             out[group] = target
 
 
-def prepare(view: View, out: Tensor, *, mean: float, std: float, differences: bool, antialias: bool) -> None:
-    """Build every pass that clips of this view can need, with grey clips: `out` as in `apply`, at least two clips."""
-    frames = out.shape[2]
-    for extra in (1, 7):  # two sizes of crops, so that the third is no surprise
-        shape = (frames, out.shape[-1] // 2 + extra, out.shape[-1] // 2 + 2 * extra, 3)
-        clips = [torch.full(shape, 128, dtype=torch.uint8, device=out.device)] * len(out)
-        for order in ([0, 1, 2, 3], [3, 0, 2, 1], [0, 2, 1, 3]):
-            for sigma in [*(radius / 5 for radius in RADII), view.blur_sigma_max]:
-                one = draw(view, [torch.Generator().manual_seed(0)] * len(clips)).to_dict()
-                one |= {
-                    "order": torch.tensor([order] * len(clips)),
-                    "jitter": torch.full((len(clips),), view.jitter_probability > 0),
-                    "blur": torch.full((len(clips),), view.blur_probability > 0),
-                    "sigma": torch.full((len(clips),), min(sigma, view.blur_sigma_max), dtype=torch.float64),
-                }
-                for blur in {bool(one["blur"][0]), view.blur_probability >= 1}:
-                    drawn = Parameters.from_dict(one | {"blur": torch.full((len(clips),), blur)})
-                    flags = [differences and extra == 1] * len(clips)
-                    moved = [torch.cat([clip, clip]) if flag else clip for clip, flag in zip(clips, flags, strict=True)]
-                    apply(
-                        view,
-                        moved,
-                        drawn,
-                        out,
-                        mean=mean,
-                        std=std,
-                        differences=flags,
-                        antialias=antialias,
-                        passes=COMPILED,
-                        together=out.device.type != "cpu",
-                    )
+def apply_compiled(
+    clips: Sequence[Tensor], drawn: Parameters, out: Tensor, differences: Sequence[bool], settings: Settings
+) -> None:
+    """Run `apply` with room for all versions of a pass that two sizes of clips need; torch's default are 8."""
+    import torch._dynamo as dynamo  # takes a second
+
+    with dynamo.config.patch(recompile_limit=64):
+        apply(clips, drawn, out, differences, settings)
 
 
 def _resample(
     clips: list[Tensor],
     flips: list[bool],
-    size: int,
+    out: Tensor,
+    workspace: Workspace,
+    settings: Settings,
     *,
     difference: bool,
-    antialias: bool,
-    passes: Passes,
-    together: bool,
-) -> Tensor:
-    """Return float32 [N, 3, T, S, S] in 0..1, mirrored where `flips` says so."""
+) -> None:
+    """Write the clips to `out` [N, 3, T, S, S] in 0..1, mirrored where `flips` says so."""
+    size = out.shape[-1]
     if difference:
-        halves = [[clip[: len(clip) // 2] for clip in clips], [clip[len(clip) // 2 :] for clip in clips]]
-        now, after = (
-            _resample(half, flips, size, difference=False, antialias=antialias, passes=passes, together=together)
-            for half in halves
-        )
-        return geometry.temporal_difference(now * 255, after * 255) / 255
-    if antialias:
-        planes = [clip.permute(3, 0, 1, 2).float() / 255 for clip in clips]
-        resized = [geometry.resize(plane, (size, size), antialias=True) for plane in planes]
-        return torch.stack([one.flip(-1) if flip else one for one, flip in zip(resized, flips, strict=True)])
-    device = clips[0].device
+        # Resampling is linear: the difference of what is resampled is the resampled difference.
+        after = workspace.inside(workspace.tall("colored", len(clips), out.shape[2], size))
+        _resample([clip[: len(clip) // 2] for clip in clips], flips, out, workspace, settings, difference=False)
+        _resample([clip[len(clip) // 2 :] for clip in clips], flips, after, workspace, settings, difference=False)
+        for now, following in zip(out, after, strict=True):
+            now.copy_(geometry.temporal_difference(now * 255, following * 255) / 255)
+    elif settings.antialias:
+        for clip, flip, place in zip(clips, flips, out, strict=True):
+            planes = geometry.resize(clip.permute(3, 0, 1, 2).float(), (size, size), antialias=True) / 255
+            place.copy_(planes.flip(-1) if flip else planes)
+    elif settings.together:
+        _resample_together(clips, flips, out, settings)
+    else:
+        (clip,) = clips
+        frames, height, width, _ = clip.shape
+        halfway = workspace.take("halfway", 3, frames, height, size)
+        settings.run(stages.columns)(clip, *geometry.neighbours(width, size, flip=flips[0]), halfway)
+        settings.run(stages.rows)(halfway, *geometry.neighbours(height, size), out)
+
+
+def _resample_together(clips: list[Tensor], flips: list[bool], out: Tensor, settings: Settings) -> None:
+    size, device = out.shape[-1], out.device
     lines = [geometry.neighbours(clip.shape[1], size) for clip in clips]
     places = [geometry.neighbours(clip.shape[2], size, flip=flip) for clip, flip in zip(clips, flips, strict=True)]
-    if not together:
-        halfway = passes(stages.columns, device)(clips[0], *places[0])
-        return passes(stages.rows, device)(halfway, *lines[0])
     tables = [torch.stack(table).to(device) for table in (*zip(*lines, strict=True), *zip(*places, strict=True))]
     above, below, down, left, right, across = tables
-    shapes = torch.tensor([clip.shape[1:3] for clip in clips])
-    start = torch.tensor([0, *(clip.numel() for clip in clips)]).cumsum(0)[:-1]
+    shapes = torch.tensor([clip.shape[1:3] for clip in clips]).to(device)
+    start = torch.tensor([0, *(clip.numel() for clip in clips)]).cumsum(0)[:-1].to(device)
     pixels = torch.cat([clip.reshape(-1) for clip in clips])
-    corners, weights = (above, below, left, right), (down, across)
-    return passes(stages.packed, device)(
-        pixels, start.to(device), shapes.to(device), corners, weights, clips[0].shape[0]
-    )
+    settings.run(stages.packed)(pixels, start, shapes, (above, below, left, right), (down, across), out)
 
 
 def _color_and_blur(
-    view: View, clips: Tensor, drawn: Parameters, group: list[int], told: slots.Told, out: Tensor, passes: Passes
+    tall: Tensor, drawn: Parameters, told: slots.Told, out: Tensor, workspace: Workspace, settings: Settings
 ) -> None:
-    """Write clips [N, 3, T, S, S] to `out`; `group` holds their rows in the parameters."""
-    device = clips.device
-    colors = passes(stages.colors, device)
-    means = torch.zeros(len(clips), clips.shape[2], 1, 1, device=device)
-    blurred = [n for n, b in enumerate(group) if drawn.blur[b]]
-    plain = [n for n, b in enumerate(group) if not drawn.blur[b]]
-
-    if any(told.first_used[b] for b in group):
-        before, clips = clips, torch.empty_like(clips)
-        colors(before, means, told.first[group].to(device), any(told.first_hue[b] for b in group), *clips.unbind(1))
-    if any(told.contrast[b] for b in group):
-        means = passes(stages.frame_means, device)(clips)
-    if any(told.second_used[b] for b in group):
-        # Unblurred clips are finished by this pass; among blurred ones of a batch they only pass through the output.
-        before, clips = clips, (torch.empty_like(clips) if blurred else out)
-        rows = told.second[group].to(device)
-        colors(before, means, rows, any(told.second_hue[b] for b in group), *clips.unbind(1))
-    if blurred and plain:
-        out[plain] = clips[plain].to(out.dtype)
-    for radius in _radii(view.blur_kernel):
-        chosen = [n for n in blurred if _radius(view, float(drawn.sigma[group[n]])) == radius]
-        if chosen:
-            sigmas = [float(drawn.sigma[group[n]]) for n in chosen]
-            whole = len(chosen) == len(clips)
-            target = out if whole else torch.empty_like(out[: len(chosen)])
-            finish = told.finish[[group[n] for n in chosen]].to(device)
-            _blur(clips if whole else clips[chosen], sigmas, radius, finish, target, passes)
-            if not whole:
-                out[chosen] = target
-
-
-def _blur(clips: Tensor, sigmas: list[float], radius: int, finish: Tensor, out: Tensor, passes: Passes) -> None:
-    device, side = clips.device, clips.shape[-1]
-    taps = torch.stack([gaussian_kernel(sigma, 2 * radius + 1) for sigma in sigmas]).float().to(device)
-    wide = torch.empty(*clips.shape[:-1], side + 2 * radius, device=device)
-    inside = wide[..., radius : radius + side]
-    passes(stages.blur_rows, device)(clips, taps, reflected(side, radius, device), inside)
-    wide[..., :radius] = inside[..., 1 : radius + 1].flip(-1)
-    wide[..., radius + side :] = inside[..., side - radius - 1 : side - 1].flip(-1)
-    passes(stages.blur_columns, device)(wide, taps, finish, out)
+    """Write the clips inside `tall` to `out` [N, 3, T, S, S]; `tall` is used up."""
+    count, _, frames, side, _ = out.shape
+    device, every = out.device, settings.together  # together every pass is run: no clip depends on what others drew
+    colors = settings.run(stages.colors)
+    spare = workspace.tall("spare", count, frames, side)
+    means = workspace.take("means", count, frames, 1, 1).zero_()
+    if every or told.first_used[0]:
+        into = workspace.inside(spare).unbind(1)
+        colors(workspace.inside(tall), means, told.first.to(device), every or bool(told.first_hue[0]), *into)
+        tall, spare = spare, tall
+    if every or told.contrast[0]:
+        settings.run(stages.frame_means)(workspace.inside(tall), means)
+    blurred = drawn.blur.nonzero().flatten().tolist()
+    if every or told.second_used[0]:
+        into = (workspace.inside(spare) if blurred else out).unbind(1)
+        colors(workspace.inside(tall), means, told.second.to(device), every or bool(told.second_hue[0]), *into)
+        tall, spare = spare, tall
+    if not blurred:
+        return
+    if len(blurred) < count:
+        plain = (~drawn.blur).nonzero().flatten().tolist()
+        out[plain] = workspace.inside(tall)[plain].to(out.dtype)
+    radii = [blur_radius(settings.view, sigma) for sigma in drawn.sigma.tolist()]
+    for radius in sorted({radii[n] for n in blurred}):
+        rows = [n for n in blurred if radii[n] == radius]
+        whole = len(rows) == count
+        target = out if whole else torch.empty_like(out[: len(rows)])
+        chosen = tall if whole else tall[rows]
+        _blur(chosen, drawn.sigma[rows], radius, told.finish[rows].to(device), target, workspace, settings)
+        if not whole:
+            out[rows] = target
 
 
-def _radii(kernel_size: int) -> list[int]:
-    return sorted({min(radius, kernel_size // 2) for radius in (*RADII, kernel_size)})
+def _blur(
+    tall: Tensor,
+    sigmas: Tensor,
+    radius: int,
+    finish: Tensor,
+    out: Tensor,
+    workspace: Workspace,
+    settings: Settings,
+) -> None:
+    """Write the clips inside `tall` to `out`, blurred with taps up to `radius` on each side and finished."""
+    side, border = out.shape[-1], workspace.border
+    taps = torch.stack([gaussian_kernel(sigma, 2 * radius + 1) for sigma in sigmas.tolist()]).float().to(out.device)
+    tall = tall[..., border - radius : border + side + radius, :]
+    _mirror(tall, radius)
+    wide = workspace.take("wide", *out.shape[:-1], side + 2 * radius)
+    settings.run(stages.blur_rows)(tall, taps, wide[..., radius : radius + side])
+    _mirror(wide.transpose(-1, -2), radius)
+    settings.run(stages.blur_columns)(wide, taps, finish, out)
 
 
-def _radius(view: View, sigma: float) -> int:
-    needed = reach(sigma, view.blur_kernel)
-    return next(radius for radius in _radii(view.blur_kernel) if radius >= needed)
+def _mirror(tall: Tensor, radius: int) -> None:
+    """Fill the first and last `radius` lines of [..., S + 2 radius, S] with their mirror image, in place."""
+    end = tall.shape[-2] - radius
+    tall[..., :radius, :] = tall[..., radius + 1 : 2 * radius + 1, :].flip(-2)
+    tall[..., end:, :] = tall[..., end - radius - 1 : end - 1, :].flip(-2)
+
+
+def blur_radius(view: View, sigma: float) -> int:
+    """Return the number of pixels to each side that are computed for a sigma: one of few, as each is compiled apart."""
+    half = view.blur_kernel // 2
+    return next(radius for radius in (*RADII, half) if radius >= reach(sigma, view.blur_kernel) or radius == half)

@@ -61,18 +61,9 @@ def apply(
         (len(clips), 3, frames, size, size), dtype=dtype, device=clips[0].device, memory_format=layout
     )  # fmt: skip
     if compiled:
-        fused.apply(
-            view,
-            clips,
-            parameters,
-            out,
-            mean=mean,
-            std=std,
-            differences=differences,
-            antialias=antialias,
-            passes=fused.COMPILED,
-            together=out.device.type != "cpu",
-        )
+        together = out.device.type != "cpu"
+        settings = fused.Settings(view, mean, std, antialias, fused.compiled, together)
+        fused.apply_compiled(clips, parameters, out, differences, settings)
     else:
         for b, (clip, difference) in enumerate(zip(clips, differences, strict=True)):
             resized = _resize(clip, size, difference=difference, antialias=antialias)

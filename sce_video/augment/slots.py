@@ -4,13 +4,14 @@ The four jitters fall into two groups at the contrast, which needs the means of 
 saturation keep their order, and the hue stands before, between or after them: two blends, hue, two blends hold every order,
 the unused ones with factor 1.
 
-One row: contrast factor; factor and saturation of blends 1 and 2; hue turned (0 or 1) and by how many sixths; factor and
-saturation of blends 3 and 4; grey (0 or 1); threshold of solarising (2: never); scale and shift of normalising.
+One row: factor of the contrast and weight of the mean; factor of blends 1 and 2, each with the weight of the luma; sixths
+of the circle by which the hue is turned; the same of blends 3 and 4; grey (0 or 1); threshold of solarising (2: never); scale
+and shift of normalising.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -19,22 +20,25 @@ from .draws import Parameters
 from .view import View
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-NOTHING = [1.0, *[1.0, 0.0] * 2, 0.0, 0.0, *[1.0, 0.0] * 2]
+NOTHING = [1.0, 0.0, *[1.0, 0.0] * 2, 0.0, *[1.0, 0.0] * 2]
 NEVER = 2.0  # a threshold no value reaches
 
 
 @dataclass(frozen=True)
 class Told:
-    """Rows [B, COLORS] for the passes before and after the contrast's means, and what they contain."""
+    """One row per clip for the passes before and after the contrast's means, and what they contain."""
 
-    first: Tensor  # float32
-    second: Tensor  # without solarising and normalising where the clip is blurred: they come after
-    finish: Tensor  # float32 [B, 3]: threshold, scale and shift, for the last pass of the blur
-    first_used: list[bool]  # whether `first` changes anything
-    second_used: list[bool]  # the same; normalising counts
-    contrast: list[bool]
-    first_hue: list[bool]
-    second_hue: list[bool]
+    first: Tensor  # float32 [B, COLORS]
+    second: Tensor  # the same; a clip that is blurred is solarised and normalised after that, by `finish`
+    finish: Tensor  # float32 [B, 3]: threshold, scale and shift
+    first_used: Tensor  # bool [B]: whether `first` changes anything
+    second_used: Tensor  # the same; normalising counts
+    contrast: Tensor  # whether the means are needed
+    first_hue: Tensor  # whether `first` turns the hue
+    second_hue: Tensor
+
+    def __getitem__(self, clips: list[int]) -> Told:
+        return Told(*(getattr(self, item.name)[clips] for item in fields(self)))
 
 
 def tell(view: View, drawn: Parameters, mean: float, std: float) -> Told:
@@ -49,24 +53,26 @@ def tell(view: View, drawn: Parameters, mean: float, std: float) -> Told:
         finish = [view.solarize_threshold if solarize else NEVER, 1 / std, -mean / std]
         rows["first"].append([*_group(before, factors), 0.0, NEVER, 1.0, 0.0])
         second = _group(after, factors)
-        second[0] = factors[CONTRAST] if jitter else 1.0
+        if jitter:
+            second[0:2] = [factors[CONTRAST], 1 - factors[CONTRAST]]
         rows["second"].append([*second, float(gray), *([NEVER, 1.0, 0.0] if blur else finish)])
         rows["finish"].append(finish)
         groups.append((bool(before), jitter or gray or not blur, jitter, HUE in before, HUE in after))
-    used, second_used, contrast, first_hue, second_hue = (list(flags) for flags in zip(*groups, strict=True))
-    first, second, finish = (torch.tensor(values, dtype=torch.float32) for values in rows.values())
-    return Told(first, second, finish, used, second_used, contrast, first_hue, second_hue)
+    return Told(
+        *(torch.tensor(values, dtype=torch.float32) for values in rows.values()), *torch.tensor(groups).unbind(1)
+    )
 
 
 def _group(operations: list[int], factors: list[float]) -> list[float]:
     """Return the first eleven numbers of a row for some of the jitters in their order, contrast not among them."""
     row = list(NOTHING)
-    blend = 1
+    blend = 2
     for operation in operations:
         if operation == HUE:
-            row[5:7] = [1.0, 6 * factors[HUE]]
+            row[6] = 6 * factors[HUE]
             blend = 7
         else:
-            row[blend : blend + 2] = [factors[operation], float(operation == SATURATION)]
+            factor = factors[operation]
+            row[blend : blend + 2] = [factor, 1 - factor if operation == SATURATION else 0.0]
             blend += 2
     return row
