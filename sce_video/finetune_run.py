@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from . import __version__, checkpoint, distributed, encoders, optim
+from . import __version__, augmenting, checkpoint, distributed, encoders, optim
 from .command_line import check_run_folder, start_run_folder
 from .config import Precision
 from .data import loader, manifest
@@ -48,6 +48,7 @@ class FinetuneRun:
     lists: Lists
     encoder: FrozenEncoder  # name, normalisation and clip length; its backbone is the classifier's
     clip: dict[str, float]  # num_frames, clip_seconds, size
+    augment: augmenting.Augmenter
     classifier: Classifier
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -90,6 +91,7 @@ def set_up(cfg: FinetuneConfig, device: torch.device) -> FinetuneRun:
         "size": cfg.augment.size or encoder.clip["size"],
     }
     boxes(cfg, int(clip["size"]))  # refuses misfits
+    cfg.augment.view.check_size(int(clip["size"]), "augment.view")
     lists = read_lists(cfg)
     train = lists.videos["train"]
     steps_per_epoch = len(train) // cfg.optim.batch
@@ -104,6 +106,7 @@ def set_up(cfg: FinetuneConfig, device: torch.device) -> FinetuneRun:
         lists=lists,
         encoder=encoder,
         clip=clip,
+        augment=build_augmenter(cfg, encoder, clip, device, steps_per_epoch * cfg.optim.epochs * cfg.optim.batch),
         classifier=classifier,
         optimizer=build_optimizer(cfg, classifier),
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
@@ -131,6 +134,23 @@ def load_or_build(cfg: FinetuneConfig) -> FrozenEncoder:
     }
     usual = encoders.USUAL
     return encoders.untrained_encoder(cfg.backbone, seed=cfg.seed, mean=usual["mean"], std=usual["std"], clip=clip)
+
+
+def build_augmenter(
+    cfg: FinetuneConfig, encoder: FrozenEncoder, clip: dict[str, float], device: torch.device, clips: int
+) -> augmenting.Augmenter:
+    """Return what augments this run's clips, of all processes together."""
+    return augmenting.build(
+        [cfg.augment.view],
+        cfg.system,
+        num_frames=int(clip["num_frames"]),
+        size=int(clip["size"]),
+        mean=encoder.mean,
+        std=encoder.std,
+        antialias=cfg.augment.antialias,
+        device=device,
+        clips=clips // distributed.world_size(),
+    )
 
 
 def read_lists(cfg: FinetuneConfig) -> Lists:
@@ -216,6 +236,8 @@ def load_batches(run: FinetuneRun) -> DataLoader[Batch]:
         num_frames=int(run.clip["num_frames"]),
         clip_seconds=run.clip["clip_seconds"],
         draw_box=boxes(cfg, int(run.clip["size"])),
+        speed=(cfg.data.speed_min, cfg.data.speed_max),
+        frame_jitter=cfg.data.frame_jitter,
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
     )

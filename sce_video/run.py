@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import __version__, checkpoint, distributed, optim
+from . import __version__, augmenting, checkpoint, distributed, optim
 from .command_line import check_run_folder, start_run_folder
 from .config import Precision, PretrainConfig
 from .data import loader
@@ -39,6 +39,7 @@ class Run:
     videos: list[Video]
     steps_per_epoch: int
     total_steps: int
+    augment: augmenting.Augmenter
     method: Any  # see methods: online, forward, after_step
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -80,6 +81,7 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
         videos=videos,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps_per_epoch * cfg.optim.epochs,
+        augment=build_augmenter(cfg, device, 2 * steps_per_epoch * cfg.optim.epochs * cfg.optim.batch),
         method=method,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
@@ -92,6 +94,21 @@ def set_up(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], d
     if distributed.rank() == 0 and not known:
         start_run_folder(folder, cfg)
     return run
+
+
+def build_augmenter(cfg: PretrainConfig, device: torch.device, clips: int) -> augmenting.Augmenter:
+    """Return what augments this run's clips, of all processes together."""
+    return augmenting.build(
+        [cfg.augment.view1, cfg.augment.view2],
+        cfg.system,
+        num_frames=cfg.data.num_frames,
+        size=cfg.augment.size,
+        mean=cfg.augment.mean,
+        std=cfg.augment.std,
+        antialias=cfg.augment.antialias,
+        device=device,
+        clips=clips // distributed.world_size(),
+    )
 
 
 def save(run: Run) -> None:
@@ -189,6 +206,8 @@ def load_batches(run: Run) -> DataLoader[Batch]:
             area=(cfg.augment.area_min, cfg.augment.area_max), ratio=(cfg.augment.ratio_min, cfg.augment.ratio_max)
         ),
         difference_probability=cfg.augment.temporal_difference_probability,
+        speed=(cfg.data.speed_min, cfg.data.speed_max),
+        frame_jitter=cfg.data.frame_jitter,
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
     )

@@ -35,7 +35,7 @@ LAYERS = {
     4.2: ["features", "classification"],
     4.3: ["monitor"],
     5: ["config"],
-    5.1: ["command_line", "evaluation_config"],
+    5.1: ["command_line", "evaluation_config", "augmenting"],
     5.2: ["run", "evaluation"],
     5.25: ["finetune_run"],
     5.3: ["benchmark.measure"],

@@ -21,7 +21,7 @@ from conftest import ROOT, compose_finetune, losses, records, run_tool
 import sce_video
 from sce_video import checkpoint, encoders
 from sce_video.errors import InputError
-from sce_video.finetune import finetune, mixup, mixup_shares
+from sce_video.finetune import finetune
 from sce_video.models import backbones
 from sce_video.models.encoder import Classifier
 from sce_video.optim import by_depth
@@ -274,21 +274,6 @@ def test_layer_decay_scales_by_distance_from_the_output() -> None:
     for depth in (1, 2, 3, 4):
         assert {scale[id(p)] for p in network.blocks[depth].parameters()} == {0.5 ** (5 - depth)}  # type: ignore[index,operator]
     assert all(group["weight_decay"] == (0.1 if p.ndim > 1 else 0) for group in groups for p in group["params"])
-
-
-def test_mixup_mixes_neighbours_of_the_batch() -> None:
-    clips, targets = torch.arange(5.0).view(5, 1, 1, 1, 1), torch.eye(5)
-    shares = mixup_shares(0, [(0, row) for row in range(5)], 0.4)
-    assert shares[0] == shares[1] != shares[2] == shares[3]
-    assert shares[4] == 1
-    mixed, mixed_targets = mixup(clips, targets, shares)
-    for row, partner in ((0, 1), (1, 0), (2, 3), (3, 2), (4, 4)):
-        own = shares[row]
-        assert mixed[row].item() == pytest.approx((own * row + (1 - own) * partner).item())
-        assert torch.allclose(mixed_targets[row], own * targets[row] + (1 - own) * targets[partner])
-    draws = torch.cat([mixup_shares(seed, [(0, 0), (0, 1)], 2.0)[:1] for seed in range(2000)])
-    assert draws.mean().item() == pytest.approx(0.5, abs=0.02)
-    assert draws.var().item() == pytest.approx(0.05, abs=0.005)  # Beta(2, 2)
 
 
 def test_dropout_keeps_the_mean_and_drops_the_given_share() -> None:

@@ -5,13 +5,18 @@ python tools/benchmark.py retrieval --queries 500 --bank 2000 --width 512 --roun
 python tools/benchmark.py retrieval --large
 python tools/benchmark.py evaluate
 python tools/benchmark.py evaluate --files a.mp4 b.mp4 --decoder pyav
+python tools/benchmark.py augment --threads 1 --kornia kornia/bin/python --torchaug torchaug/bin/python
 """
 
 import argparse
 
-from sce_video.benchmark import evaluate, retrieval
+from sce_video.benchmark import augment, evaluate, retrieval
 
-PARTS = {"retrieval": retrieval, "evaluate": evaluate}  # each has add_arguments(parser), run(options) and a docstring
+PARTS = {
+    "retrieval": retrieval,
+    "evaluate": evaluate,
+    "augment": augment,
+}  # each has add_arguments(parser), run(options) and a docstring
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

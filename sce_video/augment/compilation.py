@@ -12,11 +12,13 @@ from dataclasses import replace
 import torch
 
 from . import fused
-from .draws import draw
+from .draws import Parameters, draw
 from .pipeline import apply
 from .view import View
 
-PAYS_FROM = 2e10  # pixels: 50,000 clips of 8 x 224 x 224, of which an hour is saved on one core for a minute of building
+PAYS_FROM = (
+    2e10  # pixels: 50,000 clips of 8 x 224 x 224, of which an hour is saved on one core for a minute of building
+)
 
 
 def pays(device: torch.device, pixels: float) -> bool:
@@ -59,9 +61,7 @@ def prepare(
     return ""
 
 
-def _samples(
-    view: View, num_frames: int, size: int, device: torch.device
-) -> tuple[list[torch.Tensor], fused.Parameters]:
+def _samples(view: View, num_frames: int, size: int, device: torch.device) -> tuple[list[torch.Tensor], Parameters]:
     """Clips and parameters that lead through every pass: each order of hue and contrast, each radius of the blur, none."""
     orders = [[3, 1, 0, 2], [0, 1, 2, 3]]
     sigmas = [0.0, *(radius / 5 for radius in fused.RADII), view.blur_sigma_max]

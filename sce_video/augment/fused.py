@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +33,9 @@ def eager(function: Callable[..., None], together: bool) -> Callable[..., None]:
 
 @cache
 def _compile(function: Callable[..., None], dynamic: bool) -> Callable[..., None]:
-    return torch.compile(function, dynamic=dynamic, fullgraph=True)
+    # Multiply and add may become one instruction: up to a sixth faster on a CPU, and if anything more exact.
+    options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
+    return torch.compile(function, dynamic=dynamic, fullgraph=True, options=options)
 
 
 def compiled(function: Callable[..., None], together: bool) -> Callable[..., None]:
@@ -143,7 +144,7 @@ def _resample(
     else:
         (clip,) = clips
         frames, height, width, _ = clip.shape
-        halfway = workspace.take("halfway", 3, frames, height, size)
+        halfway = workspace.take("halfway", frames, height, 3, size)
         settings.run(stages.columns)(clip, *geometry.neighbours(width, size, flip=flips[0]), halfway)
         settings.run(stages.rows)(halfway, *geometry.neighbours(height, size), out)
 
@@ -168,17 +169,21 @@ def _color_and_blur(
     device, every = out.device, settings.together  # together every pass is run: no clip depends on what others drew
     colors = settings.run(stages.colors)
     spare = workspace.tall("spare", count, frames, side)
+
+    def per_frame(values: Tensor) -> Tensor:
+        return values[..., None].repeat(1, 1, frames).to(device)
+
     means = workspace.take("means", count, frames, 1, 1).zero_()
     if every or told.first_used[0]:
         into = workspace.inside(spare).unbind(1)
-        colors(workspace.inside(tall), means, told.first.to(device), every or bool(told.first_hue[0]), *into)
+        colors(workspace.inside(tall), means, per_frame(told.first), every or bool(told.first_hue[0]), *into)
         tall, spare = spare, tall
     if every or told.contrast[0]:
         settings.run(stages.frame_means)(workspace.inside(tall), means)
     blurred = drawn.blur.nonzero().flatten().tolist()
     if every or told.second_used[0]:
         into = (workspace.inside(spare) if blurred else out).unbind(1)
-        colors(workspace.inside(tall), means, told.second.to(device), every or bool(told.second_hue[0]), *into)
+        colors(workspace.inside(tall), means, per_frame(told.second), every or bool(told.second_hue[0]), *into)
         tall, spare = spare, tall
     if not blurred:
         return
@@ -191,7 +196,7 @@ def _color_and_blur(
         whole = len(rows) == count
         target = out if whole else torch.empty_like(out[: len(rows)])
         chosen = tall if whole else tall[rows]
-        _blur(chosen, drawn.sigma[rows], radius, told.finish[rows].to(device), target, workspace, settings)
+        _blur(chosen, drawn.sigma[rows], radius, told.finish[rows], target, workspace, settings)
         if not whole:
             out[rows] = target
 
@@ -207,7 +212,8 @@ def _blur(
 ) -> None:
     """Write the clips inside `tall` to `out`, blurred with taps up to `radius` on each side and finished."""
     side, border = out.shape[-1], workspace.border
-    taps = torch.stack([gaussian_kernel(sigma, 2 * radius + 1) for sigma in sigmas.tolist()]).float().to(out.device)
+    taps = torch.stack([gaussian_kernel(sigma, 2 * radius + 1) for sigma in sigmas.tolist()]).float()
+    taps, finish = (values[..., None].repeat(1, 1, side).to(out.device) for values in (taps, finish))
     tall = tall[..., border - radius : border + side + radius, :]
     _mirror(tall, radius)
     wide = workspace.take("wide", *out.shape[:-1], side + 2 * radius)

@@ -84,9 +84,7 @@ def erase(clips: Tensor, boxes: Tensor) -> None:
             clip[..., lines, round(left * width) : round((left + wide) * width)] = 0
 
 
-def _check(
-    view: View, clips: Sequence[Tensor], parameters: Parameters, differences: Sequence[bool], size: int
-) -> int:
+def _check(view: View, clips: Sequence[Tensor], parameters: Parameters, differences: Sequence[bool], size: int) -> int:
     """Raise ValueError unless the clips are what `apply` takes; return T."""
     if not len(clips) == len(parameters) == len(differences) > 0:
         raise ValueError(

@@ -7,6 +7,7 @@ auto-contrast and equalisation look at each frame's own values. What a shift or 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,12 @@ SIGNED = {  # largest magnitude; the sign is drawn
 }
 OPERATIONS = ("identity", *SIGNED, "posterize", "solarize", "auto_contrast", "equalize")
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-JITTERS = {"brightness": adjust_brightness, "saturation": adjust_saturation, "contrast": adjust_contrast}
+Jitter = Callable[[Tensor, Tensor], Tensor]
+JITTERS: dict[str, Jitter] = {
+    "brightness": adjust_brightness,
+    "saturation": adjust_saturation,
+    "contrast": adjust_contrast,
+}
 
 
 def draw(count: int, strength: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -74,8 +80,8 @@ def apply(clips: Tensor, operation: int, magnitude: float) -> Tensor:
     if name == "sharpness":
         return sharpen(clips, 1 + magnitude)
     if name == "posterize":
-        levels = 2 ** int(magnitude)
-        return (clips * levels).floor().clamp(0, levels - 1) / levels
+        levels = float(2 ** int(magnitude))
+        return (clips * levels).floor().clamp(max=levels - 1) * (1 / levels)
     if name == "solarize":
         return solarize(clips, magnitude)
     if name == "auto_contrast":
@@ -100,7 +106,8 @@ def auto_contrast(clips: Tensor) -> Tensor:
     low, high = clips.amin(dim=(-2, -1), keepdim=True), clips.amax(dim=(-2, -1), keepdim=True)
     flat = high == low
     low = low.masked_fill(flat, 0.0)
-    return ((clips - low) / (high - low).masked_fill(flat, 1.0)).clamp(0, 1)
+    stretched: Tensor = (clips - low) / (high - low).masked_fill(flat, 1.0)
+    return stretched.clamp(0, 1)
 
 
 def equalize(clips: Tensor) -> Tensor:
@@ -148,4 +155,4 @@ def _move(clips: Tensor, name: str, magnitude: float) -> Tensor:
     moved = F.grid_sample(
         frames, grid.expand(len(frames), -1, -1, -1), mode="nearest", padding_mode="zeros", align_corners=False
     )
-    return moved.unflatten(0, (len(clips), -1)).transpose(1, 2)
+    return moved.view(len(clips), -1, *moved.shape[1:]).transpose(1, 2)

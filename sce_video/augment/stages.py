@@ -20,17 +20,18 @@ COLORS = 15  # what `colors` is told per clip, see `slots.py`
 
 
 def columns(clips: Tensor, left: Tensor, right: Tensor, weight: Tensor, out: Tensor) -> None:
-    """Resample uint8 frames [T, h, w, 3] along their width only, into `out` float32 [3, T, h, S], 0..255.
+    """Resample uint8 frames [T, h, w, 3] along their width only, into `out` float32 [T, h, 3, S], 0..255.
 
     left, right: int64 [S], the two columns between which each output column lies; weight: float32 [S], of the right one.
     """
-    planes = clips.permute(3, 0, 1, 2)
-    first, second = planes[..., left].float(), planes[..., right].float()
+    lines = clips.transpose(2, 3)
+    first, second = lines[..., left].float(), lines[..., right].float()
     out.copy_(first + (second - first) * weight)
 
 
-def rows(planes: Tensor, above: Tensor, below: Tensor, weight: Tensor, out: Tensor) -> None:
+def rows(lines: Tensor, above: Tensor, below: Tensor, weight: Tensor, out: Tensor) -> None:
     """Resample what `columns` wrote along the height and divide by 255, into `out` float32 [1, 3, T, S, S], 0..1."""
+    planes = lines.permute(2, 0, 1, 3)
     first, second = planes[:, :, above], planes[:, :, below]
     out.copy_(((first + (second - first) * weight[:, None]) / 255)[None])
 
@@ -68,10 +69,11 @@ def frame_means(clips: Tensor, out: Tensor) -> None:
 def colors(clips: Tensor, means: Tensor, told: Tensor, hue: bool, *out: Tensor) -> None:
     """Write to `out`, one tensor per channel: contrast, two blends, hue, two blends, grey, solarised, normalised.
 
-    told: [N, COLORS], how much of each. means: [N, T, 1, 1], of the frames, for the contrast. hue: whether it is turned at
+    told: [N, COLORS, T], how much of each, the same for all frames: that it has a value for each makes all of Inductor's
+    loops alike, so that they become one, without buffers between them. means: [N, T, 1, 1], of the frames, for the contrast. hue: whether it is turned at
     all; without, it costs nothing.
     """
-    (factor, mean_weight, *blends, gray, threshold, scale, shift) = told.view(-1, COLORS, 1, 1, 1).unbind(1)
+    (factor, mean_weight, *blends, gray, threshold, scale, shift) = told[..., None, None].unbind(1)
     base = means * mean_weight
     rgb = tuple(_clamp(channel * factor + base) for channel in clips.unbind(1))
     rgb = _blend(_blend(rgb, *blends[0:2]), *blends[2:4])
@@ -86,26 +88,33 @@ def colors(clips: Tensor, means: Tensor, told: Tensor, hue: bool, *out: Tensor) 
 
 
 def blur_rows(tall: Tensor, taps: Tensor, out: Tensor) -> None:
-    """Blur [N, 3, T, S + K - 1, S], borders included, along the height, into `out` [N, 3, T, S, S]. taps: [N, K]."""
+    """Blur [N, 3, T, S + K - 1, S], borders included, along the height, into `out` [N, 3, T, S, S]. taps: [N, K, S], each for
+    every line alike, see `colors`.
+    """
     out.copy_(_weigh(taps, [tall[..., tap : tap + out.shape[-2], :] for tap in range(taps.shape[1])]))
 
 
 def blur_columns(wide: Tensor, taps: Tensor, finish: Tensor, out: Tensor) -> None:
     """Blur [N, 3, T, S, S + K - 1], borders included, along the width, into `out`, solarised and normalised.
 
-    finish: [N, 3], threshold, scale and shift.
+    finish: [N, 3, S], threshold, scale and shift, for every line alike, as the taps.
     """
-    threshold, scale, shift = finish.view(-1, 3, 1, 1, 1, 1).unbind(1)
+    threshold, scale, shift = _per_line(finish)
     blurred = _weigh(taps, [wide[..., tap : tap + out.shape[-1]] for tap in range(taps.shape[1])])
     out.copy_(torch.where(blurred >= threshold, 1 - blurred, blurred) * scale + shift)
 
 
 def _weigh(taps: Tensor, shifted: list[Tensor]) -> Tensor:
-    weights = taps.view(len(taps), -1, 1, 1, 1, 1).unbind(1)
+    weights = _per_line(taps)
     total = weights[0] * shifted[0]
     for weight, values in zip(weights[1:], shifted[1:], strict=True):
         total = total + weight * values
     return total
+
+
+def _per_line(values: Tensor) -> tuple[Tensor, ...]:
+    """[N, K, S] -> K times [N, 1, 1, S, 1]."""
+    return values[:, :, None, None, :, None].unbind(1)
 
 
 def _clamp(value: Tensor) -> Tensor:

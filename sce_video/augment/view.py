@@ -50,7 +50,9 @@ class View:
                 f"rand_augment_operations ({self.rand_augment_operations}) at least 0"
             )
         if not 0 < self.erase_area_min <= self.erase_area_max <= 1:
-            raise InputError(f"erase_area_min..max [{self.erase_area_min}, {self.erase_area_max}] must be within (0, 1]")
+            raise InputError(
+                f"erase_area_min..max [{self.erase_area_min}, {self.erase_area_max}] must be within (0, 1]"
+            )
         if not 0 < self.erase_ratio_min <= self.erase_ratio_max:
             raise InputError(f"erase_ratio_min..max [{self.erase_ratio_min}, {self.erase_ratio_max}] must be positive")
 

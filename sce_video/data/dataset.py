@@ -128,6 +128,8 @@ class ClipDataset(Dataset[Sample]):
         clip_seconds: length of a clip; shorter videos give what they have.
         draw_box: which part of the frame a clip shows, one box per clip; `RandomResized` or `RandomScaled`.
         difference_probability: per clip, to become a temporal difference.
+        speed: range of the factor by which a clip's time is stretched, see `clips.playback_speed`.
+        frame_jitter: how far each frame may move in time, see `clips.jittered_subsample`.
         seed: of the run.
         decoder: see `decode.open_video`.
     """
@@ -142,9 +144,13 @@ class ClipDataset(Dataset[Sample]):
         draw_box: DrawBox,
         seed: int,
         difference_probability: float = 0.0,
+        speed: tuple[float, float] = (1.0, 1.0),
+        frame_jitter: float = 0.0,
         decoder: str = "auto",
     ) -> None:
         self.videos = videos
+        self.speed = speed
+        self.frame_jitter = frame_jitter
         self.num_views = num_views
         self.num_frames = num_frames
         self.clip_seconds = clip_seconds
@@ -179,12 +185,20 @@ class ClipDataset(Dataset[Sample]):
         generators = [generator(self.seed, "clip", epoch, row, view) for view in range(self.num_views)]
         with open_video(path, self.decoder) as video:
             indices, differences, boxes = [], [], []
-            for draw in generators:
-                start, end = clip_times.random_clip(video.seconds, self.clip_seconds, draw)
+            for view, draw in enumerate(generators):
+                timing = generator(self.seed, "time", epoch, row, view)  # its own, so that the other draws stay
+                seconds = self.clip_seconds
+                if self.speed != (1.0, 1.0):
+                    seconds *= clip_times.playback_speed(*self.speed, timing)
+                start, end = clip_times.random_clip(video.seconds, seconds, draw)
                 boxes.append(self.draw_box(video.height, video.width, draw))
                 difference = torch.rand((), generator=draw).item() < self.difference_probability
                 first, last = clip_times.frame_window(video.fps, start, end, video.num_frames)
                 index = first + clip_times.uniform_subsample(last - first, self.num_frames)
+                if self.frame_jitter:
+                    index = first + clip_times.jittered_subsample(
+                        last - first, self.num_frames, self.frame_jitter, timing
+                    )
                 # One frame has no neighbour to differ from: such a clip stays as it is.
                 difference = difference and last - first > 1
                 if difference:
