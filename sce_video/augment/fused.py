@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -231,5 +232,5 @@ def _mirror(tall: Tensor, radius: int) -> None:
 
 def blur_radius(view: View, sigma: float) -> int:
     """Return the number of pixels to each side that are computed for a sigma: one of few, as each is compiled apart."""
-    half = view.blur_kernel // 2
-    return next(radius for radius in (*RADII, half) if radius >= reach(sigma, view.blur_kernel) or radius == half)
+    half, needed = view.blur_kernel // 2, reach(sigma, view.blur_kernel)
+    return next(radius for radius in (*(r for r in RADII if r < half), half) if radius >= needed)

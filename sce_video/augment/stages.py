@@ -70,8 +70,8 @@ def colors(clips: Tensor, means: Tensor, told: Tensor, hue: bool, *out: Tensor) 
     """Write to `out`, one tensor per channel: contrast, two blends, hue, two blends, grey, solarised, normalised.
 
     told: [N, COLORS, T], how much of each, the same for all frames: that it has a value for each makes all of Inductor's
-    loops alike, so that they become one, without buffers between them. means: [N, T, 1, 1], of the frames, for the contrast. hue: whether it is turned at
-    all; without, it costs nothing.
+    loops alike, so that they become one, without buffers between them. means: [N, T, 1, 1], of the frames, for the contrast.
+    hue: whether it is turned at all; without, it costs nothing.
     """
     (factor, mean_weight, *blends, gray, threshold, scale, shift) = told[..., None, None].unbind(1)
     base = means * mean_weight
