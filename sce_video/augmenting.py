@@ -51,7 +51,7 @@ def build(
 ) -> Augmenter:
     """Return what augments a run, compiled where system.compile says so; a note says why if that cannot be done.
 
-    clips: how many this process still has to augment.
+    clips: how many this process augments in the whole run, resumed or not.
     """
     how = {
         "size": size,

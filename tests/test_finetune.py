@@ -230,6 +230,12 @@ def test_splits_and_their_mean(videos: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.slow
 def test_killed_and_continued_equals_straight(videos: Path, tmp_path: Path) -> None:
     arguments = ["backbone=tiny3d", *lists(videos), *TINY, "system.save_every=2", "optim.epochs=4"]
+    arguments += [
+        "augment.cutmix_alpha=1",
+        "augment.view.rand_augment_operations=1",
+        "augment.view.erase_probability=0.3",
+    ]
+    arguments += ["data.speed_min=0.8", "data.speed_max=1.25", "data.frame_jitter=0.5"]
     arguments += ["augment.mixup_alpha=0.2", "optim.layer_decay=0.8", "optim.label_smoothing=0.1", "model.dropout=0.5"]
     straight = run_tool("finetune", *arguments, "out=straight", cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
@@ -254,7 +260,8 @@ def test_killed_and_continued_equals_straight(videos: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_two_processes_train_and_test_as_one(videos: Path, tmp_path: Path) -> None:
-    arguments = ["backbone=tiny3d", *lists(videos), *TINY, "augment.mixup_alpha=0.2", "optim.lr_per_256=0.02"]
+    arguments = ["backbone=tiny3d", *lists(videos), *TINY, "optim.lr_per_256=0.02"]
+    arguments += ["augment.mixup_alpha=0.2", "augment.cutmix_alpha=1.0"]
     for processes in (0, 2):
         result = run_tool("finetune", *arguments, f"out={processes}", cwd=tmp_path, processes=processes)
         assert result.returncode == 0, result.stderr
@@ -307,6 +314,15 @@ BAD: list[tuple[list[str], str]] = [
     (
         ["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "augment.short_side_min=20"],
         "must begin at augment.size (32)",
+    ),
+    (
+        ["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "augment.view.blur_probability=0.5"]
+        + ["augment.view.blur_kernel=71"],
+        "augment.view.blur_kernel (71) must be odd and under twice the clip's side (32)",
+    ),
+    (
+        ["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "augment.cutmix_alpha=-1"],
+        "augment.cutmix_alpha (-1.0) must be at least 0",
     ),
 ]
 

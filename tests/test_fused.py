@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -115,36 +116,40 @@ HOW = {"num_frames": 2, "size": SIZE, "mean": MEAN, "std": STD, "device": torch.
 def test_compiled_passes_equal_the_operations_are_built_once_and_do_not_depend_on_the_batch() -> None:
     import torch._dynamo.utils as dynamo
 
-    assert compilation.prepare([VIEW], **HOW) == ""
+    view = replace(VIEW, blur_kernel=9)  # two radii instead of three
+    assert compilation.prepare([view], **HOW) == ""
     built = dynamo.counters["stats"]["unique_graphs"]
     for kind in ("random", "saturated", "gray"):
-        made, parameters = clips(kind, 2, 48), drawn(VIEW, 48)
-        result = defined(VIEW, made, parameters, compiled=True)
-        assert_equal(result, defined(VIEW, made, parameters))
-        part = defined(VIEW, [made[b] for b in (31, 5)], parameters[[31, 5]], compiled=True)
+        made, parameters = clips(kind, 2, 48), drawn(view, 48)
+        result = defined(view, made, parameters, compiled=True)
+        assert_equal(result, defined(view, made, parameters))
+        part = defined(view, [made[b] for b in (31, 5)], parameters[[31, 5]], compiled=True)
         assert torch.equal(part, result[[31, 5]])
     tall = [torch.randint(256, (2, 3 + i, 200 - 3 * i, 3), dtype=torch.uint8) for i in range(60)]
-    defined(VIEW, tall, drawn(VIEW, 60), compiled=True)
+    defined(view, tall, drawn(view, 60), compiled=True)
     # Crops of 1 pixel are a case of their own for torch.
     assert dynamo.counters["stats"]["unique_graphs"] <= built + 2
 
 
-@pytest.mark.slow
-def test_compiled_passes_all_together_as_on_a_gpu_equal_the_operations() -> None:
-    made, parameters = clips("random", 2), drawn(VIEW)
-    import torch._dynamo as dynamo
+def test_passes_all_together_as_on_a_gpu_are_traced_whole_for_any_number_of_clips() -> None:
+    """As far as it goes without a GPU: one graph per pass, sizes as symbols, no code generated from it."""
 
-    with dynamo.config.patch(recompile_limit=64):
-        result = fused_result(VIEW, made, parameters, fused.compiled, True)
-    assert_equal(result, defined(VIEW, made, parameters))
+    @functools.cache
+    def traced(function: Any) -> Any:
+        return torch.compile(function, backend="aot_eager", dynamic=True, fullgraph=True)
+
+    view = replace(VIEW, blur_kernel=9)
+    made, parameters = clips("random", 2), drawn(view)
+    result = fused_result(view, made, parameters, lambda function, together: traced(function), True)
+    assert_equal(result, defined(view, made, parameters))
 
 
 @pytest.mark.slow
 def test_compiled_results_come_in_other_types_and_layouts() -> None:
-    made, parameters = clips("random", 2, 8), drawn(VIEW, 8)
-    options = {"dtype": torch.bfloat16, "channels_last": True}
-    result = defined(VIEW, made, parameters, compiled=True, **options)
-    plain = defined(VIEW, made, parameters)
+    view = replace(VIEW, blur_kernel=5)
+    made, parameters = clips("random", 2, 8), drawn(view, 8)
+    result = defined(view, made, parameters, compiled=True, dtype=torch.bfloat16, channels_last=True)
+    plain = defined(view, made, parameters)
     assert result.dtype == torch.bfloat16
     assert result.is_contiguous(memory_format=torch.channels_last_3d)
     assert ((result.float() - plain).abs() > 0.02).double().mean() < 1e-4

@@ -183,9 +183,13 @@ def _color_and_blur(
         settings.run(stages.frame_means)(workspace.inside(tall), means)
     blurred = drawn.blur.nonzero().flatten().tolist()
     if every or told.second_used[0]:
-        into = (workspace.inside(spare) if blurred else out).unbind(1)
+        # Not to a channels-last output: planes that interleave in memory come out wrong from Inductor (torch 2.15).
+        direct = not blurred and out.is_contiguous()
+        into = (out if direct else workspace.inside(spare)).unbind(1)
         colors(workspace.inside(tall), means, per_frame(told.second), every or bool(told.second_hue[0]), *into)
         tall, spare = spare, tall
+        if not blurred and not direct:
+            out.copy_(workspace.inside(tall))
     if not blurred:
         return
     if len(blurred) < count:

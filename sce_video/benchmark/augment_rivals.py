@@ -17,12 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .measure import peak_bytes
+
 CONTRAST, SATURATION, HUE = 1, 2, 3  # columns of the factors; 0 is the brightness
 Drawn = dict[str, Tensor]
+MODULES = {
+    "torchvision": ["torchvision.transforms.v2.functional"],
+    "kornia": ["kornia"],
+    "torchaug": ["torchaug.batch_transforms.functional", "torchaug.transforms.functional"],
+}
 
 
-def rival(library: str, source: str, view: str, threads: int, target: str) -> Callable[[], float]:
-    """Return the function to be timed: all clips of the file `source` by `library`; its first result goes to `target`."""
+def rival(library: str, source: str, view: str, threads: int, target: str) -> Callable[[], list[float]]:
+    """Return the function to be timed: all clips of the file `source` by `library`; its first result goes to `target`.
+
+    It finds the mean of the result, and by how many bytes the peak of memory grew since the libraries were loaded.
+    """
     torch.set_num_threads(threads)
     data = torch.load(source, weights_only=True)
     crops = [
@@ -30,15 +40,18 @@ def rival(library: str, source: str, view: str, threads: int, target: str) -> Ca
         for clip, (top, left, height, width) in zip(data["clips"], data["boxes"].tolist(), strict=True)
     ]
     drawn, fixed = data[view], data["fixed"]
+    for module in MODULES[library]:
+        importlib.import_module(module)
     augment = {"torchvision": _torchvision, "kornia": _kornia, "torchaug": _torchaug}[library]
     written: list[str] = []
+    before = peak_bytes()
 
-    def timed() -> float:
+    def timed() -> list[float]:
         result = augment(crops, drawn, fixed)
         if not written:
             torch.save(result, target)
             written.append(target)
-        return result.mean().item()
+        return [result.mean().item(), peak_bytes() - before]
 
     return timed
 
