@@ -7,9 +7,9 @@ import re
 from conftest import ROOT, compose_program
 from test_configs import PROGRAMS as SCHEMAS
 
-from sce_video.benchmark import evaluate, retrieval
+from sce_video.benchmark import augment, evaluate, retrieval
 
-PARTS = {"evaluate": evaluate, "retrieval": retrieval}
+PARTS = {"augment": augment, "evaluate": evaluate, "retrieval": retrieval}
 README = (ROOT / "README.md").read_text()
 
 

@@ -173,15 +173,20 @@ def table(rows: dict[str, Measurement], clips: int, difference: dict[str, float]
     peak: of the whole process, with torch and what a case loads and builds; grown by: what of it the calls take.
     """
     best = rows["ours, compiled"].median
-    lines = [
-        f"{'case':<16} {'clips/s':>8} {'min..max':>14} {'peak MB':>8} {'grown by':>8} {'ours is faster by':>18} {'differs by /255':>16}"
-    ]
+    heads = ("clips/s", "lowest..highest", "peak MB", "grown by", "ours is faster by", "differs by /255")
+    lines = [f"{'case':<16} " + " ".join(f"{head:>{len(head) + 2}}" for head in heads)]
     for name, row in rows.items():
         span = f"{clips / max(row.seconds):.1f}..{clips / min(row.seconds):.1f}"
-        lines.append(
-            f"{name:<16} {clips / row.median:8.1f} {span:>14} {row.peak_bytes / 1e6:8.0f} {row.found[1] / 1e6:8.0f} "
-            f"{row.median / best:18.2f} {difference[name]:16.4f}"
+        values = (
+            f"{clips / row.median:.1f}",
+            span,
+            f"{row.peak_bytes / 1e6:.0f}",
+            f"{row.found[1] / 1e6:.0f}",
+            f"{row.median / best:.2f}",
+            f"{difference[name]:.4f}",
         )
+        pairs = zip(values, heads, strict=True)
+        lines.append(f"{name:<16} " + " ".join(f"{value:>{len(head) + 2}}" for value, head in pairs))
     lines.append(f"building the passes: {rows['ours, compiled'].found[2]:.0f} s in the first round")
     return "\n".join(lines)
 
