@@ -125,6 +125,8 @@ def test_compiled_passes_equal_the_operations_are_built_once_and_do_not_depend_o
         assert_equal(result, defined(view, made, parameters))
         part = defined(view, [made[b] for b in (31, 5)], parameters[[31, 5]], compiled=True)
         assert torch.equal(part, result[[31, 5]])
+    sharp = replace(drawn(view, 8), blur=torch.zeros(8, dtype=torch.bool))
+    defined(view, clips("random", 2, 8), sharp, compiled=True)
     tall = [torch.randint(256, (2, 3 + i, 200 - 3 * i, 3), dtype=torch.uint8) for i in range(60)]
     defined(view, tall, drawn(view, 60), compiled=True)
     # Crops of 1 pixel are a case of their own for torch.

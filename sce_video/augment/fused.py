@@ -91,7 +91,8 @@ def apply(
     groups = [[b] for b in range(len(clips))]
     if settings.together:
         groups = [group for flag in (False, True) if (group := [b for b, d in enumerate(differences) if d == flag])]
-    border = settings.view.blur_kernel // 2 if drawn.blur.any() else 0
+    # By the view and not by the batch: with other borders every pass would be compiled again.
+    border = settings.view.blur_kernel // 2 if settings.view.blur_probability > 0 or drawn.blur.any() else 0
     workspace = Workspace(out.device, border)
     for group in groups:
         whole = len(group) == 1 or len(group) == len(out)
