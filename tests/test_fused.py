@@ -133,6 +133,7 @@ def test_compiled_passes_equal_the_operations_are_built_once_and_do_not_depend_o
     assert dynamo.counters["stats"]["unique_graphs"] <= built + 2
 
 
+@pytest.mark.slow
 def test_passes_all_together_as_on_a_gpu_are_traced_whole_for_any_number_of_clips() -> None:
     """As far as it goes without a GPU: one graph per pass, sizes as symbols, no code generated from it."""
 

@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, nargs="+", default=[1, torch.get_num_threads()], help="one table for each"
     )
+    parser.add_argument("--views", nargs="+", default=list(VIEWS), choices=list(VIEWS))
     parser.add_argument("--rounds", type=int, default=3, help="how often every case is run, in turn")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls in each round")
     parser.add_argument("--kornia", default=sys.executable, help="a Python with kornia")
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = make_input(Path(folder) / "input.pt", options)
         for threads in dict.fromkeys(options.threads):
-            for view in VIEWS:
+            for view in options.views:
                 print(f"\n{view}, {threads} thread{'s' if threads > 1 else ''}")
                 requests = cases(str(source), view, threads, present)
                 rows = in_turn(requests, options.rounds, options.repeats)
