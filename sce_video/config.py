@@ -9,70 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from .augment.pipeline import View
+from .augment.view import View
+from .choices import Compile, Decoder, Device, Exchange, Labels, LoopFilter, Optimizer, Precision, ResizeOn, Transport
 from .errors import InputError
 
 
-class Decoder(Enum):
-    auto = "auto"
-    decord = "decord"
-    pyav = "pyav"
-    torchcodec = "torchcodec"
+@dataclass
+class Timing:
+    """Random choice of a clip's frames beyond its start; off by default."""
 
+    speed_min: float = 1.0  # a clip spans clip_seconds times a factor from here, log-uniform
+    speed_max: float = 1.0  # to here; above 1 it looks faster
+    frame_jitter: float = (
+        0.0  # each frame is taken up to this share of half the frames' distance earlier or later, at most 1
+    )
 
-class LoopFilter(Enum):
-    exact = "exact"
-    reference = "reference"
-    off = "off"
-
-
-class Transport(Enum):
-    auto = "auto"
-    rgb = "rgb"
-    planes = "planes"
-
-
-class ResizeOn(Enum):
-    device = "device"
-    worker = "worker"
-
-
-class Device(Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Precision(Enum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class Exchange(Enum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Optimizer(Enum):
-    lars = "lars"
-    sgd = "sgd"
-    adamw = "adamw"
-
-
-class Labels(Enum):
-    file = "file"
-    folder = "folder"
+    def __post_init__(self) -> None:
+        if not 0 < self.speed_min <= self.speed_max:
+            raise InputError(
+                f"data.speed_min..speed_max ({self.speed_min}..{self.speed_max}) must be positive and rise"
+            )
+        require(self.frame_jitter, "data.frame_jitter", lambda value: 0 <= value <= 1, "in [0, 1]")
 
 
 @dataclass
-class Data:
+class Data(Timing):
     """What is trained on."""
 
     train: str = MISSING  # a .csv with `path`, a list `path label`, a folder, or `synthetic` (the built-in videos)
@@ -88,6 +54,7 @@ class Data:
     health: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.num_frames, "data.num_frames", lambda value: value >= 1, "at least 1")
         require(self.clip_seconds, "data.clip_seconds", lambda value: value > 0, "positive")
         require(self.max_bad_fraction, "data.max_bad_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
@@ -95,7 +62,7 @@ class Data:
 
 @dataclass
 class Augment:
-    """What happens to the clips; see augment.pipeline.View for one view's options."""
+    """What happens to the clips; see augment.view.View for one view's options."""
 
     size: int = MISSING  # pixels, square
     area_min: float = MISSING  # random resized crop: share of the frame
@@ -103,6 +70,7 @@ class Augment:
     ratio_min: float = 0.75  # width / height of the crop
     ratio_max: float = 4 / 3
     temporal_difference_probability: float = 0.0  # per clip
+    antialias: bool = False  # smooth before shrinking; the reference does not
     mean: float = 0.45  # clips in 0..1 are normalised by (clip - mean) / std
     std: float = 0.225
     view1: View = field(default_factory=View)
@@ -117,12 +85,8 @@ class Augment:
         name = "augment.temporal_difference_probability"
         require(self.temporal_difference_probability, name, lambda value: 0 <= value <= 1, "in [0, 1]")
         for number, view in ((1, self.view1), (2, self.view2)):
-            blurred = isinstance(view, View) and given(self.size) and view.blur_probability > 0
-            if blurred and (view.blur_kernel % 2 == 0 or view.blur_kernel // 2 >= self.size):
-                raise InputError(
-                    f"augment.view{number}.blur_kernel ({view.blur_kernel}) must be odd and under twice "
-                    f"augment.size ({self.size})"
-                )
+            if isinstance(view, View) and given(self.size):
+                view.check_size(self.size, f"augment.view{number}")
 
 
 @dataclass
@@ -225,6 +189,9 @@ class System:
 
     device: Device = Device.auto
     workers: int = -1  # decoding processes per training process; -1: one per core of its share
+    compile: Compile = Compile.auto  # the augmentation; auto: on a GPU, and where it saves more time than it takes
+    channels_last: bool = False  # memory layout of the clips that the network gets
+    bf16_clips: bool = False  # the network gets clips in bfloat16: half the memory; for optim.precision=bf16
     log_every: int = 20  # steps
     save_every: int = 200  # steps; the last step is always saved
     keep: int = 2  # checkpoints: the newest
@@ -270,6 +237,7 @@ class PretrainConfig:
         return Path(self.out or f"runs/{self.name}")
 
     def __post_init__(self) -> None:
+        check_clip_precision(self.system, self.optim)
         if (
             isinstance(self.sce, SCEOptions)
             and isinstance(self.optim, Optim)
@@ -281,6 +249,13 @@ class PretrainConfig:
                     f"sce.queue ({self.sce.queue}) must hold at least one step's keys, {views} * optim.batch = "
                     f"{views * self.optim.batch}: every step enqueues {'both views' if views == 2 else 'view 1'}"
                 )
+
+
+def check_clip_precision(system: Any, optim: Any) -> None:
+    """Raise InputError for clips in bfloat16 that a network in another precision would get."""
+    built = isinstance(system, System) and isinstance(optim, Optim)
+    if built and system.bf16_clips and optim.precision is not Precision.bf16:
+        raise InputError(f"system.bf16_clips needs optim.precision=bf16, not {optim.precision.value}")
 
 
 def given(*values: Any) -> bool:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from .augment.pipeline import View
-from .config import Decoder, Device, Labels, LoopFilter, Optim, ResizeOn, System, Transport, given, require
+from .augment.view import View
+from .choices import Decoder, Device, Labels, LoopFilter, ResizeOn, Transport
+from .config import Optim, System, Timing, check_clip_precision, given, require
 from .errors import InputError
 
 
@@ -93,7 +94,7 @@ class EvaluateConfig(EncoderOptions):
 
 
 @dataclass
-class FinetuneData:
+class FinetuneData(Timing):
     """The clips that are trained on."""
 
     num_frames: int = 0  # 0: as in pretraining
@@ -118,10 +119,15 @@ class FinetuneAugment:
             brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_probability=0.0, solarize_probability=0.0
         )
     )
+    antialias: bool = False  # smooth before shrinking; the reference does not
     mixup_alpha: float = 0.0  # neighbours in the batch are mixed, share from Beta(alpha, alpha); 0: off
+    cutmix_alpha: float = (
+        0.0  # neighbours exchange a box, its share from Beta(alpha, alpha); with both, half of the pairs each
+    )
 
     def __post_init__(self) -> None:
-        require(self.mixup_alpha, "augment.mixup_alpha", lambda value: value >= 0, "at least 0")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            require(getattr(self, name), f"augment.{name}", lambda value: value >= 0, "at least 0")
         if self.short_side_min > self.short_side_max > 0:
             raise InputError(
                 f"augment.short_side_min ({self.short_side_min}) is above short_side_max ({self.short_side_max})"
@@ -200,6 +206,7 @@ class FinetuneConfig:
         return Path(self.out or f"runs/finetune_{self.name}")
 
     def __post_init__(self) -> None:
+        check_clip_precision(self.system, self.optim)
         if given(self.train, self.test) and bool(self.splits) != any("%" in part for part in (self.train, self.test)):
             raise InputError(
                 "splits=[1,2,3] and the sign % in train= and test=, which stands for the split's number, go together, "

@@ -18,13 +18,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import augment, classification, distributed, faults, schedules
+from . import classification, distributed, faults, schedules
 from .agreement import check_ranks_are_equal
+from .augment import mixing
 from .data.dataset import Batch
 from .data.decode import DecodeError
 from .errors import Stopped
@@ -138,20 +138,15 @@ def forward_backward(run: FinetuneRun, network: nn.Module, batch: Batch) -> tupl
     cfg = run.cfg
     keys = list(zip(batch.epochs, batch.rows, strict=True))
     view = cfg.augment.view
-    clips = augment.apply(
-        view,
-        batch.views[0].to(run.device).unpack(),
-        augment.draw(view, [generator(cfg.seed, "augment", *key) for key in keys]),
-        size=int(run.clip["size"]),
-        mean=run.encoder.mean,
-        std=run.encoder.std,
-    )
+    generators = [generator(cfg.seed, "augment", *key) for key in keys]
+    clips = run.augment(view, batch.views[0].to(run.device).unpack(), generators)
     ids = run.lists.ids["train"]
     # A replaced video brings its own label.
     labels = torch.tensor([ids[source] for source in batch.sources], device=run.device)
     targets = F.one_hot(labels, len(run.lists.classes)).float()
-    if cfg.augment.mixup_alpha:
-        clips, targets = mixup(clips, targets, mixup_shares(cfg.seed, keys, cfg.augment.mixup_alpha))
+    if cfg.augment.mixup_alpha or cfg.augment.cutmix_alpha:
+        drawn = mixing.draw(cfg.seed, keys, mixup_alpha=cfg.augment.mixup_alpha, cutmix_alpha=cfg.augment.cutmix_alpha)
+        clips, targets = mixing.apply(clips, targets, drawn)
     width = run.classifier.linear.in_features
     draws = [torch.rand(width, generator=generator(cfg.seed, "dropout", *key)) for key in keys]
     dtype = AUTOCAST.get(cfg.optim.precision)
@@ -160,32 +155,6 @@ def forward_backward(run: FinetuneRun, network: nn.Module, batch: Batch) -> tupl
     loss = F.cross_entropy(logits.float(), targets, label_smoothing=cfg.optim.label_smoothing)
     run.scaler.scale(loss / cfg.optim.accumulate).backward()  # type: ignore[no-untyped-call]
     return loss.detach(), (logits.argmax(dim=1) == labels).detach()
-
-
-def mixup_shares(seed: int, keys: list[tuple[int, int]], alpha: float) -> Tensor:
-    """Return each clip's own share in [0, 1], float32 [B]: one draw from Beta(alpha, alpha) per pair of neighbours.
-
-    Neighbours are 0 and 1, 2 and 3, ...: with an even number of rows per process a clip's partner is the same for any
-    number of processes. A last one without partner stays whole.
-    """
-    shares = torch.ones(len(keys))
-    for first in range(0, len(keys) - 1, 2):
-        draw = np.random.default_rng(generator(seed, "mixup", *keys[first]).initial_seed())
-        shares[first : first + 2] = float(draw.beta(alpha, alpha))
-    return shares
-
-
-def mixup(clips: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix neighbouring clips [B, ...] and targets [B, L]: share * own + (1 - share) * partner's (Zhang et al., 2018)."""
-    partner = torch.arange(len(clips), device=clips.device) ^ 1
-    partner[-1] = len(clips) - 1 if len(clips) % 2 else partner[-1]
-    own = shares.to(clips.device)
-    mixed = [
-        own.view(-1, *[1] * (tensor.dim() - 1)) * tensor
-        + (1 - own).view(-1, *[1] * (tensor.dim() - 1)) * tensor[partner]
-        for tensor in (clips, targets)
-    ]
-    return mixed[0], mixed[1]
 
 
 def look_and_save(run: FinetuneRun, saver: Saver, log: RunLog, stopping: bool) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from . import __version__, checkpoint, distributed, encoders, optim
+from . import __version__, augmenting, checkpoint, distributed, encoders, optim
 from .agreement import check_ranks_are_equal, together
-from .config import Precision, ResizeOn
+from .choices import Precision, ResizeOn
 from .data import loader
 from .data.batches import Batches
 from .data.dataset import ClipDataset, RandomScaled
@@ -42,6 +42,7 @@ class FinetuneRun:
     lists: Lists
     encoder: FrozenEncoder  # name, normalisation and clip length; its backbone is the classifier's
     clip: dict[str, float]  # num_frames, clip_seconds, size
+    augment: augmenting.Augmenter
     classifier: Classifier
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -98,6 +99,7 @@ def set_up(cfg: FinetuneConfig, device: torch.device, place: RunFolder) -> Finet
         "size": cfg.augment.size or encoder.clip["size"],
     }
     boxes(cfg, int(clip["size"]))  # refuses misfits
+    cfg.augment.view.check_size(int(clip["size"]), "augment.view")
     with together():
         lists = read_lists(cfg)
         loader.check_readable(lists.videos["train"], seed=cfg.seed, decoder=cfg.data.decoder.value)
@@ -113,6 +115,7 @@ def set_up(cfg: FinetuneConfig, device: torch.device, place: RunFolder) -> Finet
         lists=lists,
         encoder=encoder,
         clip=clip,
+        augment=build_augmenter(cfg, encoder, clip, device, steps_per_epoch * cfg.optim.epochs * cfg.optim.batch),
         classifier=classifier,
         optimizer=build_optimizer(cfg, classifier),
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
@@ -140,6 +143,23 @@ def load_or_build(cfg: FinetuneConfig) -> FrozenEncoder:
     }
     usual = encoders.USUAL
     return encoders.untrained_encoder(cfg.backbone, seed=cfg.seed, mean=usual["mean"], std=usual["std"], clip=clip)
+
+
+def build_augmenter(
+    cfg: FinetuneConfig, encoder: FrozenEncoder, clip: dict[str, float], device: torch.device, clips: int
+) -> augmenting.Augmenter:
+    """Return what augments this run's clips, of all processes together."""
+    return augmenting.build(
+        [cfg.augment.view],
+        cfg.system,
+        num_frames=int(clip["num_frames"]),
+        size=int(clip["size"]),
+        mean=encoder.mean,
+        std=encoder.std,
+        antialias=cfg.augment.antialias,
+        device=device,
+        clips=clips // distributed.world_size(),
+    )
 
 
 def build_classifier(
@@ -200,11 +220,14 @@ def load_batches(run: FinetuneRun) -> Batches:
         num_frames=int(run.clip["num_frames"]),
         clip_seconds=run.clip["clip_seconds"],
         draw_box=boxes(cfg, int(run.clip["size"])),
+        speed=(cfg.data.speed_min, cfg.data.speed_max),
+        frame_jitter=cfg.data.frame_jitter,
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
         loop_filter=cfg.data.loop_filter.value,
         planes=as_planes(cfg.data.transport, run.device),
         resize_to=int(run.clip["size"]) if cfg.data.resize_on is ResizeOn.worker else None,
+        antialias=cfg.augment.antialias,
     )
     sampler = loader.steps(len(train), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, run.step, run.total_steps)
     return loader.build(

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import augment, distributed, faults, schedules
+from . import distributed, faults, schedules
 from .agreement import check_ranks_are_equal
 from .config import PretrainConfig
 from .data.dataset import Batch
@@ -151,17 +151,8 @@ def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -
     for number, (view, packed) in enumerate(zip((cfg.augment.view1, cfg.augment.view2), batch.views, strict=True)):
         keys = zip(batch.epochs, batch.rows, strict=True)
         generators = [generator(cfg.seed, "augment", epoch, row, number) for epoch, row in keys]
-        views.append(
-            augment.apply(
-                view,
-                packed.to(run.device).unpack(),
-                augment.draw(view, generators),
-                size=cfg.augment.size,
-                mean=cfg.augment.mean,
-                std=cfg.augment.std,
-                differences=batch.differences[number],
-            )
-        )
+        clips = packed.to(run.device).unpack()
+        views.append(run.augment(view, clips, generators, batch.differences[number]))
     dtype = AUTOCAST.get(cfg.optim.precision)
     views = faults.poisoned(views, run.step)
     with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import __version__, checkpoint, distributed, optim
+from . import __version__, augmenting, checkpoint, distributed, optim
 from .agreement import check_ranks_are_equal, together
-from .config import Exchange, Precision, PretrainConfig, ResizeOn, Transport
+from .choices import Exchange, Precision, ResizeOn, Transport
+from .config import PretrainConfig
 from .data import loader
 from .data.batches import Batches
 from .data.dataset import ClipDataset, RandomResized
@@ -43,6 +44,7 @@ class Run:
     videos: list[Video]
     steps_per_epoch: int
     total_steps: int
+    augment: augmenting.Augmenter
     method: Any  # see methods: online, forward, after_step
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -104,6 +106,7 @@ def set_up(
         videos=videos,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps_per_epoch * cfg.optim.epochs,
+        augment=build_augmenter(cfg, device, 2 * steps_per_epoch * cfg.optim.epochs * cfg.optim.batch),
         method=method,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
@@ -117,6 +120,21 @@ def set_up(
     check_ranks_are_equal(method.state_dict(), run.step)
     place.begin(run.step, run.total_steps)
     return run
+
+
+def build_augmenter(cfg: PretrainConfig, device: torch.device, clips: int) -> augmenting.Augmenter:
+    """Return what augments this run's clips, of all processes together."""
+    return augmenting.build(
+        [cfg.augment.view1, cfg.augment.view2],
+        cfg.system,
+        num_frames=cfg.data.num_frames,
+        size=cfg.augment.size,
+        mean=cfg.augment.mean,
+        std=cfg.augment.std,
+        antialias=cfg.augment.antialias,
+        device=device,
+        clips=clips // distributed.world_size(),
+    )
 
 
 def save(run: Run, saver: Saver) -> None:
@@ -202,11 +220,14 @@ def load_batches(run: Run) -> Batches:
             area=(cfg.augment.area_min, cfg.augment.area_max), ratio=(cfg.augment.ratio_min, cfg.augment.ratio_max)
         ),
         difference_probability=cfg.augment.temporal_difference_probability,
+        speed=(cfg.data.speed_min, cfg.data.speed_max),
+        frame_jitter=cfg.data.frame_jitter,
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
         loop_filter=cfg.data.loop_filter.value,
         planes=as_planes(cfg.data.transport, run.device),
         resize_to=cfg.augment.size if cfg.data.resize_on is ResizeOn.worker else None,
+        antialias=cfg.augment.antialias,
     )
     return loader.build(
         dataset,

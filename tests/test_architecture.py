@@ -60,8 +60,9 @@ LAYERS = {
     4.1: ["multi_view"],
     4.2: ["features", "classification"],
     4.3: ["monitor"],
+    4.9: ["choices"],
     5: ["config"],
-    5.1: ["command_line", "evaluation_config", "run_folder"],
+    5.1: ["command_line", "evaluation_config", "run_folder", "augmenting"],
     5.2: ["run", "evaluation", "labelled_lists"],
     5.25: ["finetune_run", "splits"],
     5.3: [

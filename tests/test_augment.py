@@ -207,33 +207,29 @@ def test_difference_clips_are_differences_of_their_halves() -> None:
     assert torch.allclose(result[0], expected, atol=1e-6)
 
 
-def test_draws_follow_their_definition() -> None:
-    """Kolmogorov-Smirnov at 1e-3 on 20,000 draws (critical distance 0.0138); rates within 4 standard deviations."""
-    count = 20_000
-    drawn = augment.draw(VIEW, keyed(count))
-    ranges = [(0.2, 1.8), (0.2, 1.8), (0.6, 1.4), (-0.2, 0.2)]
-    uniform = [((drawn.factors[:, i] - low) / (high - low)) for i, (low, high) in enumerate(ranges)]
-    uniform.append((drawn.sigma - 0.1) / 1.9)
-    for values in uniform:
-        ordered = values.sort().values
-        steps = torch.arange(1, count + 1, dtype=torch.float64) / count
-        assert max((ordered - steps).abs().max(), (ordered - steps + 1 / count).abs().max()) < 0.0138
-    for flags, p in (
-        (drawn.jitter, 0.8),
-        (drawn.gray, 0.5),
-        (drawn.blur, 0.5),
-        (drawn.solarize, 0.5),
-        (drawn.flip, 0.5),
-    ):
-        assert abs(flags.double().mean().item() - p) < 4 * (p * (1 - p) / count) ** 0.5
-    orders = {tuple(order) for order in drawn.order.tolist()}
-    assert len(orders) == 24, "all orders of the four jitters"
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        ([torch.zeros(2, 40, 40, 3)] * 2, "clip 0 is torch.float32, not torch.uint8"),
+        (
+            [torch.zeros(2, 40, 40, 3, dtype=torch.uint8), torch.zeros(40, 40, 3, dtype=torch.uint8)],
+            r"clip 1 has shape",
+        ),
+        ([torch.zeros(2, 3, 40, 40, dtype=torch.uint8)] * 2, r"shape \[2, 3, 40, 40\], not \[T, h, w, 3\]"),
+        ([torch.zeros(0, 40, 40, 3, dtype=torch.uint8)] * 2, "all sides above 0"),
+        ([torch.zeros(t, 40, 40, 3, dtype=torch.uint8) for t in (2, 3)], "clip 1 has 3 frames, not 2"),
+        ([torch.zeros(2, 40, 40, 3, dtype=torch.uint8)] * 3, "3 clips, 2 rows of parameters"),
+    ],
+)
+def test_clips_that_are_none_are_refused(clips: list[Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        augment.apply(VIEW, clips, augment.draw(VIEW, keyed(2)), size=32, mean=0.45, std=0.225)
 
 
-def test_bernoulli_draws_are_independent_unlike_torchaugs() -> None:
-    """The reference transforms exactly floor(pB) or ceil(pB) clips of a batch; independent draws vary more."""
-    flags = augment.draw(VIEW, keyed(64 * 100)).gray.view(100, 64).sum(dim=1)
-    assert flags.max() - flags.min() > 4
+def test_a_blur_larger_than_the_result_is_refused() -> None:
+    view = augment.View(blur_probability=1.0)
+    with pytest.raises(ValueError, match=r"under twice the frame's sides \(11, 11\)"):
+        augment.apply(view, random_clips([(40, 40)]), augment.draw(view, keyed(1)), size=11, mean=0, std=1)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +238,10 @@ def test_bernoulli_draws_are_independent_unlike_torchaugs() -> None:
         ({"flip_probability": 1.5}, "flip_probability"),
         ({"hue": 0.7}, "half a turn"),
         ({"blur_sigma_min": 0.0}, "must be positive"),
+        ({"brightness": -0.1}, "at least 0"),
+        ({"rand_augment_magnitude": 31}, r"must be in \[0, 30\]"),
+        ({"erase_area_min": 0.5}, "must be within"),
+        ({"erase_ratio_min": 0.0}, "must be positive"),
     ],
 )
 def test_impossible_views_are_refused(option: dict[str, float], message: str) -> None:

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from sce_video.data.clips import constant_clips, frame_window, neighbours, random_clip, uniform_subsample
+from sce_video.data.clips import (
+    constant_clips,
+    frame_window,
+    jittered_subsample,
+    neighbours,
+    playback_speed,
+    random_clip,
+    uniform_subsample,
+)
 from sce_video.randomness import generator
 
 
@@ -86,3 +94,30 @@ def test_dense_neighbours_repeat_only_the_last_pair() -> None:
 def test_a_single_frame_has_no_neighbour() -> None:
     with pytest.raises(ValueError, match="needs two frames"):
         neighbours(torch.tensor([0]), 0, 1)
+
+
+def test_jittered_frames_stay_in_the_window_in_order_and_near_their_place() -> None:
+    draws = [jittered_subsample(77, 8, 1.0, generator("jitter", i)) for i in range(3000)]
+    places = torch.stack(draws)
+    assert places.min() >= 0
+    assert places.max() <= 76
+    assert (places.diff(dim=1) >= 0).all()
+    even = torch.arange(8) * 76 / 7
+    assert ((places - even).abs() <= 76 / 14 + 1).all()
+    # Inner frames are uniform over the distance to their neighbours: 10.9 frames, as whole numbers.
+    inner = (places[:, 1:7] - even[1:7] + 0.5) / (76 / 7)
+    assert inner.mean().abs().item() < 0.01
+    assert inner.var().item() == pytest.approx(1 / 12, abs=0.004)
+
+
+def test_jitter_of_nothing_is_the_even_subsample_and_short_windows_work() -> None:
+    assert torch.equal(jittered_subsample(77, 8, 0.0, generator("jitter")), uniform_subsample(77, 8))
+    assert jittered_subsample(1, 8, 1.0, generator("jitter")).tolist() == [0] * 8
+    assert jittered_subsample(30, 1, 1.0, generator("jitter")).dtype == torch.int64
+
+
+def test_playback_speed_is_log_uniform() -> None:
+    values = torch.tensor([playback_speed(0.5, 2.0, generator("speed", i)) for i in range(20_000)], dtype=torch.float64)
+    shares = (values.log2() + 1).div(2).sort().values
+    steps = torch.arange(1, 20_001, dtype=torch.float64) / 20_000
+    assert (shares - steps).abs().max() < 0.0138  # Kolmogorov-Smirnov, 1e-3

@@ -183,3 +183,23 @@ def test_a_replaced_video_says_whose_place_it_took(videos: Path, tmp_path: Path)
     assert batch.sources[:2] + batch.sources[3:] == [0, 1, 3]
     assert batch.sources[2] != 2
     assert batch.paths == [listed[source].path for source in batch.sources]
+
+
+def test_speed_and_jitter_change_the_frames_and_nothing_else(videos: Path) -> None:
+    """Boxes and starts come from draws of their own: a clip stays where it was, its frames move."""
+    plain, moved = (
+        dataset(videos, difference_probability=0.0),
+        dataset(videos, difference_probability=0.0, frame_jitter=1.0),
+    )
+    changed = 0
+    for row in range(6):
+        one, other = plain[0, row], moved[0, row]
+        assert [clip.shape for clip in one.clips] == [clip.shape for clip in other.clips]
+        changed += sum(not torch.equal(a, b) for a, b in zip(one.clips, other.clips, strict=True))
+        again = moved[0, row]
+        assert all(torch.equal(a, b) for a, b in zip(other.clips, again.clips, strict=True))
+    assert changed > 6
+    fast = dataset(videos, difference_probability=0.0, speed=(2.0, 2.0))
+    double = dataset(videos, difference_probability=0.0, clip_seconds=1.6)
+    for row in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(fast[0, row].clips, double[0, row].clips, strict=True))

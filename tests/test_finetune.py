@@ -21,7 +21,7 @@ from conftest import ROOT, compose_finetune, losses, records, run_tool
 import sce_video
 from sce_video import checkpoint, encoders
 from sce_video.errors import InputError
-from sce_video.finetune import finetune, mixup, mixup_shares
+from sce_video.finetune import finetune
 from sce_video.models import backbones
 from sce_video.models.encoder import Classifier
 from sce_video.optim import by_depth
@@ -229,6 +229,12 @@ def test_splits_and_their_mean(videos: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.slow
 def test_killed_and_continued_equals_straight(videos: Path, tmp_path: Path) -> None:
     arguments = ["backbone=tiny3d", *lists(videos), *TINY, "system.save_every=2", "optim.epochs=4"]
+    arguments += [
+        "augment.cutmix_alpha=1",
+        "augment.view.rand_augment_operations=1",
+        "augment.view.erase_probability=0.3",
+    ]
+    arguments += ["data.speed_min=0.8", "data.speed_max=1.25", "data.frame_jitter=0.5"]
     arguments += ["augment.mixup_alpha=0.2", "optim.layer_decay=0.8", "optim.label_smoothing=0.1", "model.dropout=0.5"]
     straight = run_tool("finetune", *arguments, "out=straight", cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
@@ -253,7 +259,8 @@ def test_killed_and_continued_equals_straight(videos: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_two_processes_train_and_test_as_one(videos: Path, tmp_path: Path) -> None:
-    arguments = ["backbone=tiny3d", *lists(videos), *TINY, "augment.mixup_alpha=0.2", "optim.lr_per_256=0.02"]
+    arguments = ["backbone=tiny3d", *lists(videos), *TINY, "optim.lr_per_256=0.02"]
+    arguments += ["augment.mixup_alpha=0.2", "augment.cutmix_alpha=1.0"]
     for processes in (0, 2):
         result = run_tool("finetune", *arguments, f"out={processes}", cwd=tmp_path, processes=processes)
         assert result.returncode == 0, result.stderr
@@ -273,21 +280,6 @@ def test_layer_decay_scales_by_distance_from_the_output() -> None:
     for depth in (1, 2, 3, 4):
         assert {scale[id(p)] for p in network.blocks[depth].parameters()} == {0.5 ** (5 - depth)}  # type: ignore[index,operator]
     assert all(group["weight_decay"] == (0.1 if p.ndim > 1 else 0) for group in groups for p in group["params"])
-
-
-def test_mixup_mixes_neighbours_of_the_batch() -> None:
-    clips, targets = torch.arange(5.0).view(5, 1, 1, 1, 1), torch.eye(5)
-    shares = mixup_shares(0, [(0, row) for row in range(5)], 0.4)
-    assert shares[0] == shares[1] != shares[2] == shares[3]
-    assert shares[4] == 1
-    mixed, mixed_targets = mixup(clips, targets, shares)
-    for row, partner in ((0, 1), (1, 0), (2, 3), (3, 2), (4, 4)):
-        own = shares[row]
-        assert mixed[row].item() == pytest.approx((own * row + (1 - own) * partner).item())
-        assert torch.allclose(mixed_targets[row], own * targets[row] + (1 - own) * targets[partner])
-    draws = torch.cat([mixup_shares(seed, [(0, 0), (0, 1)], 2.0)[:1] for seed in range(2000)])
-    assert draws.mean().item() == pytest.approx(0.5, abs=0.02)
-    assert draws.var().item() == pytest.approx(0.05, abs=0.005)  # Beta(2, 2)
 
 
 def test_dropout_keeps_the_mean_and_drops_the_given_share() -> None:
@@ -321,6 +313,15 @@ BAD: list[tuple[list[str], str]] = [
     (
         ["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "augment.short_side_min=20"],
         "must begin at augment.size (32)",
+    ),
+    (
+        ["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "augment.view.blur_probability=0.5"]
+        + ["augment.view.blur_kernel=71"],
+        "augment.view.blur_kernel (71) must be odd and under twice the clip's side (32)",
+    ),
+    (
+        ["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "augment.cutmix_alpha=-1"],
+        "augment.cutmix_alpha (-1.0) must be at least 0",
     ),
 ]
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY_RECIPE, losses, records, run_tool
+from conftest import ROOT, TINY_RECIPE, compose_pretrain, losses, records, run_tool
 
 from sce_video import checkpoint
+from sce_video.pretrain import pretrain
 
 
 def options(videos: Path, out: str, *more: str) -> list[str]:
@@ -108,6 +109,14 @@ BAD_INPUT = [
     (["sce.coeff=1.5"], "sce.coeff (1.5) must be in [0, 1]"),
     (["optim.precision=bf16"], "optim.precision=bf16 needs a GPU: add optim.precision=fp32"),
     (["augment.view1.hue=0.7"], "hue (0.7) must be in [0, 0.5]"),
+    (
+        ["augment.view2.blur_kernel=65"],
+        "augment.view2.blur_kernel (65) must be odd and under twice the clip's side (32)",
+    ),
+    (["data.speed_min=2"], "data.speed_min..speed_max (2.0..1.0) must be positive and rise"),
+    (["data.frame_jitter=1.5"], "data.frame_jitter (1.5) must be in [0, 1]"),
+    (["system.bf16_clips=true"], "system.bf16_clips needs optim.precision=bf16, not fp32"),
+    (["system.compile=sometimes"], "system.compile=sometimes"),
     (["out=broken.txt/run"], "out=broken.txt/run cannot be written (Not a directory)"),
     (["model.backbone=r3d19"], "backbone 'r3d19' is not one of"),
 ]
@@ -182,3 +191,35 @@ def test_help_shows_commands_first() -> None:
         assert result.returncode == 0
         commands = [line for line in result.stdout.splitlines() if f"tools/{tool}.py" in line]
         assert len(commands) >= 3
+
+
+EVERYTHING = [
+    "augment.view1.rand_augment_operations=2",
+    "augment.view2.erase_probability=0.5",
+    "augment.temporal_difference_probability=0.3",
+    "augment.antialias=true",
+    "data.speed_min=0.5",
+    "data.speed_max=2",
+    "data.frame_jitter=1",
+    "system.channels_last=true",
+    "optim.epochs=1",
+]
+
+
+def test_further_augmentations_train_and_repeat(videos: Path, tmp_path: Path) -> None:
+    results = []
+    for name, more in (("one", []), ("two", []), ("plain", ["data.frame_jitter=0"])):
+        pretrain(compose_pretrain(*options(videos, str(tmp_path / name), *EVERYTHING, *more)))
+        results.append(losses(tmp_path / name))
+    assert results[0] == results[1] != results[2]
+    assert len(results[0]) == 3
+
+
+@pytest.mark.slow
+def test_compiled_augmentation_trains_as_the_plain_one(videos: Path, tmp_path: Path) -> None:
+    results = []
+    for compiled in ("always", "never"):
+        folder = tmp_path / compiled
+        pretrain(compose_pretrain(*options(videos, str(folder), "optim.epochs=1", f"system.compile={compiled}")))
+        results.append(losses(folder))
+    assert results[0] == pytest.approx(results[1], abs=1e-3)

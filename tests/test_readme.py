@@ -7,11 +7,11 @@ import re
 from conftest import ROOT, compose_program
 from test_configs import PROGRAMS as SCHEMAS
 
-from sce_video.benchmark import comm, evaluate, retrieval
+from sce_video.benchmark import augment, comm, decode, evaluate, retrieval
 from sce_video.launch.check import Check
 from sce_video.launch.options import PLACES, read_options
 
-PARTS = {"comm": comm, "evaluate": evaluate, "retrieval": retrieval}
+PARTS = {"augment": augment, "comm": comm, "decode": decode, "evaluate": evaluate, "retrieval": retrieval}
 README = (ROOT / "README.md").read_text()
 
 

@@ -11,7 +11,7 @@ from conftest import TINY_RECIPE, compose_pretrain, numbered_frames, records, ru
 from hard_files import bt709, encode, full_range
 
 from sce_video.benchmark import kinetics_like
-from sce_video.config import Transport
+from sce_video.choices import Transport
 from sce_video.data import manifest, planes
 from sce_video.data.crops import Box
 from sce_video.data.dataset import ClipDataset, RandomResized, collate

@@ -8,16 +8,17 @@ python tools/benchmark.py decode
 python tools/benchmark.py decode --forms
 python tools/benchmark.py comm --ranks 8 32
 python tools/benchmark.py evaluate --files a.mp4 b.mp4 --decoder pyav
+python tools/benchmark.py augment --threads 1 --kornia kornia/bin/python --torchaug torchaug/bin/python
 """
 
 import argparse
 
-from sce_video.benchmark import comm, decode, evaluate, retrieval
+from sce_video.benchmark import augment, comm, decode, evaluate, retrieval
 from sce_video.data.decode import DecodeError
 from sce_video.errors import InputError
 
 # Each has add_arguments(parser), run(options) and a docstring.
-PARTS = {"retrieval": retrieval, "evaluate": evaluate, "decode": decode, "comm": comm}
+PARTS = {"retrieval": retrieval, "evaluate": evaluate, "decode": decode, "augment": augment, "comm": comm}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

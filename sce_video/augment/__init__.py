@@ -13,8 +13,10 @@ from .color import (
     grayscale,
     solarize,
 )
+from .draws import Parameters, draw
 from .geometry import resize, temporal_difference
-from .pipeline import Parameters, View, apply, draw
+from .pipeline import apply, erase
+from .view import View
 
 __all__ = [
     "Parameters",
@@ -25,6 +27,7 @@ __all__ = [
     "adjust_saturation",
     "apply",
     "draw",
+    "erase",
     "gaussian_blur",
     "grayscale",
     "resize",

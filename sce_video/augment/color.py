@@ -15,14 +15,14 @@ def _per_clip(factor: Tensor, clips: Tensor) -> Tensor:
     return factor.to(clips.device, clips.dtype).view(-1, 1, 1, 1, 1)
 
 
-def _luma(clips: Tensor) -> Tensor:
-    red, green, blue = clips.unbind(dim=-4)
+def luma(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
+    """Return the grey value of the three channels."""
     return GRAY[0] * red + GRAY[1] * green + GRAY[2] * blue
 
 
 def grayscale(clips: Tensor) -> Tensor:
     """Return the grey value 0.2989 R + 0.587 G + 0.114 B in all three channels: any float [..., 3, T, H, W]."""
-    return _luma(clips).unsqueeze(-4).expand_as(clips)
+    return luma(*clips.unbind(dim=-4)).unsqueeze(-4).expand_as(clips)
 
 
 def adjust_brightness(clips: Tensor, factor: Tensor) -> Tensor:
@@ -33,13 +33,13 @@ def adjust_brightness(clips: Tensor, factor: Tensor) -> Tensor:
 def adjust_contrast(clips: Tensor, factor: Tensor) -> Tensor:
     """Blend with the mean grey value of each frame separately: 0 gives flat grey frames, 1 the clip as it is."""
     factor = _per_clip(factor, clips)
-    mean = _luma(clips).mean(dim=(-2, -1), keepdim=True).unsqueeze(-4)  # [B, 1, T, 1, 1]
+    mean = luma(*clips.unbind(dim=-4)).mean(dim=(-2, -1), keepdim=True).unsqueeze(-4)  # [B, 1, T, 1, 1]
     return torch.lerp(mean, clips, factor).clamp(0, 1)
 
 
 def adjust_saturation(clips: Tensor, factor: Tensor) -> Tensor:
     """Blend with the clip's grey version: 0 gives grey, 1 the clip as it is."""
-    return torch.lerp(_luma(clips).unsqueeze(-4), clips, _per_clip(factor, clips)).clamp(0, 1)
+    return torch.lerp(luma(*clips.unbind(dim=-4)).unsqueeze(-4), clips, _per_clip(factor, clips)).clamp(0, 1)
 
 
 def adjust_hue(clips: Tensor, factor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Resizing and the temporal difference: what happens to a clip before its colours are touched."""
+"""Resampling and the temporal difference: what happens to a clip before its colours are touched."""
 
 from __future__ import annotations
 
@@ -9,11 +9,25 @@ from torch import Tensor
 from .color import grayscale
 
 
-def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize float frames [..., H, W] to `size` bilinearly: half-pixel centres, no antialiasing (the reference's way)."""
+def resize(frames: Tensor, size: tuple[int, int], *, antialias: bool = False) -> Tensor:
+    """Resize float frames [..., H, W] to `size` bilinearly with half-pixel centres; the reference does not antialias."""
     flat = frames.reshape(-1, 1, *frames.shape[-2:])
-    flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False, antialias=False)
+    flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False, antialias=antialias)
     return flat.reshape(*frames.shape[:-2], *size)
+
+
+def neighbours(length: int, size: int, *, flip: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Return between which two of `length` pixels each of `size` resized ones lies, and the weight of the second.
+
+    int64 [size] twice and float32 [size]: position `(i + 1/2) length / size - 1/2`, in float32 as torch computes it,
+    clamped to the first and last pixel. flip: from the last to the first.
+    """
+    scale = torch.tensor(length, dtype=torch.float32) / size
+    position = (scale * (torch.arange(size) + 0.5) - 0.5).clamp(min=0)
+    if flip:
+        position = position.flip(0)
+    first = position.long().clamp(max=length - 1)
+    return first, (first + 1).clamp(max=length - 1), position - first
 
 
 def temporal_difference(frames: Tensor, following: Tensor | None = None) -> Tensor:

@@ -1,95 +1,28 @@
 """One view's augmentation: `draw` parameters for a batch, then `apply` them to its clips.
 
-Order (SCE, section 4 of the recipe): [temporal difference] - resize - colour jitter - grey - blur - solarise - flip -
-normalise. One parameter set per clip, shared by its frames: a static clip stays static. Draws are independent per clip
-and come from one generator per clip, so a clip's parameters do not depend on its batch, rank or device.
-The clips are augmented one after another: on a CPU one clip's frames stay in the cache, a whole batch's do not
-(measured 7 times slower).
+Order (SCE, section 4 of the recipe): [temporal difference] - resize - flip - [RandAugment] - colour jitter - grey - blur -
+solarise - normalise - [erase]. The reference mirrors last; that is the same, as no later operation of its recipe knows left
+from right. One parameter set per clip, shared by its frames: a static clip stays static. Draws are independent per clip.
+
+The clips are augmented one after another: on a CPU one clip's frames stay in the cache, a whole batch's do not (measured 7
+times slower). This file is the definition; `fused.py` does the same in fewer passes, compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from .blur import gaussian_blur
-from .color import (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_hue,
-    adjust_saturation,
-    grayscale,
-    solarize,
-)
+from . import fused, rand_augment
+from .blur import check_kernel, gaussian_blur
+from .color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, grayscale, solarize
+from .draws import Parameters
 from .geometry import resize, temporal_difference
+from .view import View
 
 JITTERS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-
-
-@dataclass
-class View:
-    """How one of the views is augmented. Probabilities are per clip, in [0, 1]."""
-
-    jitter_probability: float = 0.8  # brightness, contrast, saturation and hue in random order
-    brightness: float = 0.8  # factor uniform in [max(0, 1 - x), 1 + x]; so are the next two
-    contrast: float = 0.8
-    saturation: float = 0.4
-    hue: float = 0.2  # turn uniform in [-x, x] of the colour circle, at most 0.5
-    gray_probability: float = 0.2
-    blur_probability: float = 1.0
-    blur_kernel: int = 23  # taps per direction, odd; frames must be larger than half of it
-    blur_sigma_min: float = 0.1  # pixels
-    blur_sigma_max: float = 2.0
-    solarize_probability: float = 0.0
-    solarize_threshold: float = 0.5
-    flip_probability: float = 0.5  # horizontal
-
-    def __post_init__(self) -> None:
-        for name in ("jitter", "gray", "blur", "solarize", "flip"):
-            value = getattr(self, f"{name}_probability")
-            if not 0 <= value <= 1:
-                raise InputError(f"{name}_probability ({value}) must be in [0, 1]")
-        if not 0 <= self.hue <= 0.5:
-            raise InputError(f"hue ({self.hue}) must be in [0, 0.5]: half a turn reaches every colour")
-        if not 0 < self.blur_sigma_min <= self.blur_sigma_max:
-            raise InputError(f"blur sigma range [{self.blur_sigma_min}, {self.blur_sigma_max}] must be positive")
-
-
-class Parameters(NamedTuple):
-    """What was drawn for a batch of B clips, on the CPU."""
-
-    factors: Tensor  # float64 [B, 4]: brightness, contrast, saturation factors and hue turn
-    order: Tensor  # int64 [B, 4]: in which order the four are applied
-    sigma: Tensor  # float64 [B]: blur, pixels
-    jitter: Tensor  # bool [B], as are the following
-    gray: Tensor
-    blur: Tensor
-    solarize: Tensor
-    flip: Tensor
-
-
-def draw(view: View, generators: Sequence[torch.Generator]) -> Parameters:
-    """Draw the parameters of one clip from each generator (the same number of draws whatever the view)."""
-    uniform = torch.stack([torch.rand(14, generator=g, dtype=torch.float64) for g in generators])  # [B, 14]
-    strength = torch.tensor([view.brightness, view.contrast, view.saturation, view.hue], dtype=torch.float64)
-    center = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
-    low = center - strength
-    low[:3].clamp_(min=0)
-    return Parameters(
-        factors=low + (center + strength - low) * uniform[:, 0:4],
-        order=uniform[:, 4:8].argsort(dim=1),
-        sigma=view.blur_sigma_min + (view.blur_sigma_max - view.blur_sigma_min) * uniform[:, 8],
-        jitter=uniform[:, 9] < view.jitter_probability,
-        gray=uniform[:, 10] < view.gray_probability,
-        blur=uniform[:, 11] < view.blur_probability,
-        solarize=uniform[:, 12] < view.solarize_probability,
-        flip=uniform[:, 13] < view.flip_probability,
-    )
 
 
 def apply(
@@ -101,25 +34,94 @@ def apply(
     mean: float,
     std: float,
     differences: Sequence[bool] | None = None,
+    antialias: bool = False,
+    compiled: bool = False,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
 ) -> Tensor:
-    """Augment B clips: uint8 [T, h, w, 3], each of its own size, -> float32 [B, 3, T, size, size], normalised.
+    """Augment B clips: uint8 [T, h, w, 3], each of its own size, -> [B, 3, T, size, size], normalised.
 
-    differences: for each clip, whether it becomes a temporal difference; it then holds 2 T frames, the T frames
-    followed by their T native successors.
+    Args:
+        view: probabilities and ranges that the parameters were drawn with; its fixed values are used here.
+        clips: all with the same T, on one device.
+        parameters: see `draws.draw`.
+        size, mean, std: of the result, (clip - mean) / std of values in 0..1.
+        differences: for each clip, whether it becomes a temporal difference; it then holds 2 T frames, the T frames
+            followed by their T native successors.
+        antialias: smooth before shrinking; the reference does not.
+        compiled: by the passes of `fused`, see `compilation`; equal to rounding.
+        dtype, channels_last: of the result; it is computed in float32 and rounded once.
+
+    Raises ValueError for clips that are not such, and for a blur larger than `size`.
     """
-    output = []
-    for b, frames in enumerate(clips):
-        clip = frames.permute(3, 0, 1, 2).float()  # [T, h, w, 3] -> [3, T, h, w]
-        if differences is not None and differences[b]:
-            half = clip.shape[1] // 2
-            clip = temporal_difference(clip[:, :half], clip[:, half:])
-        clip = resize(clip, (size, size))[None] / 255  # [1, 3, T, S, S]
-        one = Parameters(*(value[b : b + 1] for value in parameters))
-        output.append((_apply_one(view, clip, one) - mean) / std)
-    return torch.cat(output)
+    differences = [False] * len(clips) if differences is None else differences
+    frames = _check(view, clips, parameters, differences, size)
+    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+    out = torch.empty(
+        (len(clips), 3, frames, size, size), dtype=dtype, device=clips[0].device, memory_format=layout
+    )  # fmt: skip
+    if compiled:
+        together = out.device.type != "cpu"
+        settings = fused.Settings(view, mean, std, antialias, fused.compiled, together)
+        fused.apply_compiled(clips, parameters, out, differences, settings)
+    else:
+        for b, (clip, difference) in enumerate(zip(clips, differences, strict=True)):
+            resized = _resize(clip, size, difference=difference, antialias=antialias)
+            out[b] = ((_apply_one(view, resized, parameters[b : b + 1]) - mean) / std)[0]
+    erase(out, parameters.erased)
+    return out
+
+
+def erase(clips: Tensor, boxes: Tensor) -> None:
+    """Set a box of each clip [B, C, T, H, W] to 0, the mean colour of normalised clips, in place.
+
+    boxes: [B, 4], top, left, height and width as shares of the side, rounded to pixels; height 0 leaves the clip.
+    """
+    height, width = clips.shape[-2:]
+    for clip, (top, left, tall, wide) in zip(clips, boxes.tolist(), strict=True):
+        if tall > 0:
+            lines = slice(round(top * height), round((top + tall) * height))
+            clip[..., lines, round(left * width) : round((left + wide) * width)] = 0
+
+
+def _check(view: View, clips: Sequence[Tensor], parameters: Parameters, differences: Sequence[bool], size: int) -> int:
+    """Raise ValueError unless the clips are what `apply` takes; return T."""
+    if not len(clips) == len(parameters) == len(differences) > 0:
+        raise ValueError(
+            f"{len(clips)} clips, {len(parameters)} rows of parameters and {len(differences)} differences: there must be "
+            "one of each per clip, and at least one clip"
+        )
+    frames = len(clips[0]) // 2 if differences[0] else len(clips[0])
+    for number, (clip, difference) in enumerate(zip(clips, differences, strict=True)):
+        if clip.dtype != torch.uint8:
+            raise ValueError(
+                f"clip {number} is {clip.dtype}, not torch.uint8: clips come as bytes in 0..255, and are scaled here"
+            )
+        if clip.dim() != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
+            raise ValueError(f"clip {number} has shape {list(clip.shape)}, not [T, h, w, 3] with all sides above 0")
+        if len(clip) != frames * (2 if difference else 1):
+            raise ValueError(
+                f"clip {number} has {len(clip)} frames, not {frames * (2 if difference else 1)}: all clips of a batch have "
+                "the same number, temporal differences twice as many"
+            )
+    if parameters.blur.any():
+        check_kernel(view.blur_kernel, size, size)
+    return frames
+
+
+def _resize(clip: Tensor, size: int, *, difference: bool, antialias: bool) -> Tensor:
+    """uint8 [T, h, w, 3] -> float [1, 3, T, size, size] in 0..1."""
+    planes = clip.permute(3, 0, 1, 2).float()
+    if difference:
+        half = planes.shape[1] // 2
+        planes = temporal_difference(planes[:, :half], planes[:, half:])
+    return resize(planes, (size, size), antialias=antialias)[None] / 255
 
 
 def _apply_one(view: View, clip: Tensor, one: Parameters) -> Tensor:
+    if one.flip:
+        clip = clip.flip(-1)
+    clip = rand_augment.apply_drawn(clip, one.operations, one.magnitudes)
     if one.jitter:
         for operation in one.order[0].tolist():
             clip = JITTERS[operation](clip, one.factors[:, operation])
@@ -127,6 +129,4 @@ def _apply_one(view: View, clip: Tensor, one: Parameters) -> Tensor:
         clip = grayscale(clip)
     if one.blur:
         clip = gaussian_blur(clip, one.sigma, view.blur_kernel)
-    if one.solarize:
-        clip = solarize(clip, view.solarize_threshold)
-    return clip.flip(-1) if one.flip else clip
+    return solarize(clip, view.solarize_threshold) if one.solarize else clip

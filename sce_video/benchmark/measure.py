@@ -75,11 +75,16 @@ def measure_in_rounds(requests: Mapping[str, Request], rounds: int) -> dict[str,
     return rows
 
 
-def measure(request: Request, *, repeats: int = 1) -> Measurement:
-    """Time the function of a case in a fresh Python; RuntimeError, with its error output, if it fails."""
-    result = subprocess.run(
-        [sys.executable, "-m", __name__, json.dumps([*request, repeats])], capture_output=True, text=True, check=False
-    )
+def measure(request: Request, *, repeats: int = 1, python: str = sys.executable) -> Measurement:
+    """Time the function of a case in a fresh Python; RuntimeError, with its error output, if it fails.
+
+    python: another interpreter, whose environment holds what the case needs; this package is found for it.
+    """
+    environment = None
+    if python != sys.executable:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [python, "-m", __name__, json.dumps([*request, repeats])]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
         raise RuntimeError(f"case {request.case} failed with exit code {result.returncode}:\n{result.stderr}")
     return Measurement(**json.loads(result.stdout.splitlines()[-1]))

@@ -56,6 +56,23 @@ def uniform_subsample(num_frames: int, num_samples: int) -> Tensor:
     return torch.arange(num_samples) * (num_frames - 1) // max(num_samples - 1, 1)
 
 
+def jittered_subsample(num_frames: int, num_samples: int, jitter: float, generator: torch.Generator) -> Tensor:
+    """Return `uniform_subsample`'s indices, each moved at random: int64 [num_samples], never falling, within the window.
+
+    Sample i lies at `(i + jitter u) d` with d the distance (num_frames - 1) / (num_samples - 1) and u uniform in
+    [-1/2, 1/2), rounded down. jitter is in [0, 1].
+    """
+    shift = torch.rand(num_samples, generator=generator, dtype=torch.float64) - 0.5
+    place = (torch.arange(num_samples) + jitter * shift) * ((num_frames - 1) / max(num_samples - 1, 1))
+    return place.floor().clamp(0, num_frames - 1).long()
+
+
+def playback_speed(low: float, high: float, generator: torch.Generator) -> float:
+    """Return a factor for a clip's length, log-uniform in [low, high]: as often twice as fast as half as fast."""
+    share = torch.rand((), generator=generator, dtype=torch.float64).item()
+    return math.exp(math.log(low) + (math.log(high) - math.log(low)) * share)
+
+
 def neighbours(indices: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
     """Return for each index the pair of adjacent frames whose difference stands for it in a temporal difference.
 

@@ -102,11 +102,14 @@ class ClipDataset(Dataset[Sample]):
         clip_seconds: length of a clip; shorter videos give what they have.
         draw_box: which part of the frame a clip shows, one box per clip; `RandomResized` or `RandomScaled`.
         difference_probability: per clip, to become a temporal difference.
+        speed: range of the factor by which a clip's time is stretched, see `clips.playback_speed`.
+        frame_jitter: how far each frame may move in time, see `clips.jittered_subsample`.
         seed: of the run.
         decoder, loop_filter: see `decode.open_video`.
         planes: clips travel as the file's planes where it has 4:2:0 ones; on x86 the RGB they become is the same to the bit.
         resize_to: boxes larger than this in both directions leave the worker as squares of this size, bilinear and
             rounded: fewer bytes from large frames, but clips are rounded twice. None: they leave it in their size.
+        antialias: whether they are smoothed before, as augment.antialias says of the device.
     """
 
     def __init__(
@@ -119,12 +122,17 @@ class ClipDataset(Dataset[Sample]):
         draw_box: DrawBox,
         seed: int,
         difference_probability: float = 0.0,
+        speed: tuple[float, float] = (1.0, 1.0),
+        frame_jitter: float = 0.0,
         decoder: str = "auto",
         loop_filter: str = "exact",
         planes: bool = False,
         resize_to: int | None = None,
+        antialias: bool = False,
     ) -> None:
         self.videos = videos
+        self.speed = speed
+        self.frame_jitter = frame_jitter
         self.num_views = num_views
         self.num_frames = num_frames
         self.clip_seconds = clip_seconds
@@ -135,6 +143,7 @@ class ClipDataset(Dataset[Sample]):
         self.loop_filter = loop_filter
         self.planes = planes
         self.resize_to = resize_to
+        self.antialias = antialias
         self.before_reading: Callable[[int], None] | None = None  # gets the row; may raise DecodeError
 
     def __len__(self) -> int:
@@ -165,12 +174,20 @@ class ClipDataset(Dataset[Sample]):
         generators = [generator(self.seed, "clip", epoch, row, view) for view in range(self.num_views)]
         with open_video(path, self.decoder, loop_filter=self.loop_filter) as video:
             indices, differences, boxes = [], [], []
-            for draw in generators:
-                start, end = clip_times.random_clip(video.seconds, self.clip_seconds, draw)
+            for view, draw in enumerate(generators):
+                timing = generator(self.seed, "time", epoch, row, view)  # its own, so that the other draws stay
+                seconds = self.clip_seconds
+                if self.speed != (1.0, 1.0):
+                    seconds *= clip_times.playback_speed(*self.speed, timing)
+                start, end = clip_times.random_clip(video.seconds, seconds, draw)
                 boxes.append(self.draw_box(video.height, video.width, draw))
                 difference = torch.rand((), generator=draw).item() < self.difference_probability
                 first, last = clip_times.frame_window(video.fps, start, end, video.num_frames)
                 index = first + clip_times.uniform_subsample(last - first, self.num_frames)
+                if self.frame_jitter:
+                    index = first + clip_times.jittered_subsample(
+                        last - first, self.num_frames, self.frame_jitter, timing
+                    )
                 # One frame has no neighbour to differ from: such a clip stays as it is.
                 difference = difference and last - first > 1
                 if difference:
@@ -180,18 +197,23 @@ class ClipDataset(Dataset[Sample]):
             planar = video.read_planes(indices, boxes) if self.planes else None
             clips: list[Clip] = [*planar] if planar is not None else [*video.read_clips(indices, boxes)]
         if self.resize_to is not None:
-            clips = [_scaled_down(clip, self.resize_to) for clip in clips]
+            clips = [_scaled_down(clip, self.resize_to, antialias=self.antialias) for clip in clips]
         return clips, differences
 
 
-def _scaled_down(clip: Clip, size: int) -> Clip:
+def _scaled_down(clip: Clip, size: int, *, antialias: bool) -> Clip:
     """Scale a clip to a square if it is larger in both directions, as `augment.resize` does; else return it as it is."""
     height, width = (clip.height, clip.width) if isinstance(clip, PlanarClip) else clip.shape[1:3]
     if min(height, width) <= size:
         return clip
     frames = (clip.rgb() if isinstance(clip, PlanarClip) else clip).permute(0, 3, 1, 2)
-    scaled = [F.interpolate(frame[None].float(), size=(size, size), mode="bilinear")[0] for frame in frames]
-    return torch.stack([frame.round_().to(torch.uint8) for frame in scaled]).permute(0, 2, 3, 1).contiguous()
+    scaled = torch.stack(
+        [
+            F.interpolate(frame[None].float(), (size, size), mode="bilinear", antialias=antialias)[0].round_().byte()
+            for frame in frames
+        ]
+    )
+    return scaled.permute(0, 2, 3, 1).contiguous()
 
 
 class EvaluationDataset(Dataset[Sample]):

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from .. import distributed
-from ..config import Device
+from ..choices import Device
 
 ELEMENTS = 4 << 20  # float32, of the timed all-reduce: 16 MiB, about a bucket of gradients
 SKEW_SECONDS = 2.0  # of the clocks; file times and locks on shared disks are compared across machines

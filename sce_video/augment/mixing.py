@@ -1,0 +1,72 @@
+"""Mixing clips and their labels with the neighbour's, for training with labels: mixup and CutMix.
+
+Neighbours are 0 and 1, 2 and 3, ...: with an even number of rows per process a clip's partner is the same for any number of
+processes. A last one without partner stays whole. A pair draws from generators keyed by its first row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..randomness import generator
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What was drawn for B clips, on the CPU."""
+
+    shares: Tensor  # float32 [B]: mixup, each clip's own share in [0, 1]; 1: not mixed
+    boxes: (
+        Tensor  # float64 [B, 4]: CutMix, the neighbour's box: top, left, height, width as shares of the side; 0: none
+    )
+
+
+def draw(seed: int, keys: Sequence[tuple[int, int]], *, mixup_alpha: float, cutmix_alpha: float) -> Mixing:
+    """Draw one share from Beta(alpha, alpha) per pair; with both alphas above 0 each pair is mixed or cut, half and half.
+
+    keys: (epoch, row) of each clip. A cut box has the clip's sides times sqrt(1 - share) and a uniform centre; what lies
+    outside the frame is lost (Yun et al., 2019).
+    """
+    shares, boxes = torch.ones(len(keys)), torch.zeros(len(keys), 4, dtype=torch.float64)
+    for first in range(0, len(keys) - 1, 2):
+        key = keys[first]
+        cut = cutmix_alpha > 0
+        if cut and mixup_alpha > 0:
+            cut = torch.rand((), generator=generator(seed, "mixup or cutmix", *key)).item() < 0.5
+        numbers = np.random.default_rng(generator(seed, "cutmix" if cut else "mixup", *key).initial_seed())
+        alpha = cutmix_alpha if cut else mixup_alpha
+        share = float(numbers.beta(alpha, alpha))
+        if not cut:
+            shares[first : first + 2] = share
+            continue
+        half = math.sqrt(1 - share) / 2
+        edges = [(max(center - half, 0.0), min(center + half, 1.0)) for center in numbers.uniform(size=2)]
+        boxes[first : first + 2] = torch.tensor([low for low, _ in edges] + [high - low for low, high in edges])
+    return Mixing(shares, boxes)
+
+
+def apply(clips: Tensor, targets: Tensor, drawn: Mixing) -> tuple[Tensor, Tensor]:
+    """Mix neighbouring clips [B, C, T, H, W] and targets [B, L] (Zhang et al., 2018; Yun et al., 2019).
+
+    Mixup: share * own + (1 - share) * neighbour's, of both. CutMix: the box is the neighbour's in all frames, and its share
+    of the pixels is the neighbour's share of the target.
+    """
+    partner = torch.arange(len(clips), device=clips.device) ^ 1
+    partner[-1] = len(clips) - 1 if len(clips) % 2 else partner[-1]
+    height, width = clips.shape[-2:]
+    own = drawn.shares.to(clips.device)
+    mixed = own.view(-1, 1, 1, 1, 1) * clips + (1 - own).view(-1, 1, 1, 1, 1) * clips[partner]
+    target_shares = drawn.shares.clone()
+    for b, (top, left, tall, wide) in enumerate(drawn.boxes.tolist()):
+        lines = slice(round(top * height), round((top + tall) * height))
+        columns = slice(round(left * width), round((left + wide) * width))
+        mixed[b, ..., lines, columns] = clips[partner[b], ..., lines, columns]
+        target_shares[b] -= (lines.stop - lines.start) * (columns.stop - columns.start) / (height * width)
+    own = target_shares.to(clips.device).view(-1, 1)
+    return mixed.to(clips.dtype), own * targets + (1 - own) * targets[partner]

@@ -1,0 +1,158 @@
+"""RandAugment on clips (Cubuk et al., 2020): the same random operations, of one strength, on every frame alike.
+
+Operations, strengths (31 steps) and signs are torchvision's; so are the definitions, those for float frames. Contrast,
+auto-contrast and equalisation look at each frame's own values. What a shift or turn uncovers is black.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .color import adjust_brightness, adjust_contrast, adjust_saturation, solarize
+
+STEPS = 30  # the highest strength
+SIGNED = {  # largest magnitude; the sign is drawn
+    "shear_x": 0.3,
+    "shear_y": 0.3,
+    "translate_x": 150 / 331,  # of the side
+    "translate_y": 150 / 331,
+    "rotate": 30.0,  # degrees
+    "brightness": 0.9,  # factor 1 + magnitude, as the next three
+    "saturation": 0.9,
+    "contrast": 0.9,
+    "sharpness": 0.9,
+}
+OPERATIONS = ("identity", *SIGNED, "posterize", "solarize", "auto_contrast", "equalize")
+GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+Jitter = Callable[[Tensor, Tensor], Tensor]
+JITTERS: dict[str, Jitter] = {
+    "brightness": adjust_brightness,
+    "saturation": adjust_saturation,
+    "contrast": adjust_contrast,
+}
+
+
+def draw(count: int, strength: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return `count` operations (int64, index in OPERATIONS) and their magnitudes (float64), with replacement."""
+    operations = torch.randint(len(OPERATIONS), (count,), generator=generator)
+    negative = torch.rand(count, generator=generator, dtype=torch.float64) < 0.5
+    values = [magnitude(OPERATIONS[i], strength) for i in operations.tolist()]
+    signed = torch.tensor([OPERATIONS[i] in SIGNED for i in operations.tolist()])
+    magnitudes = torch.tensor(values, dtype=torch.float64)
+    return operations, torch.where(negative & signed, -magnitudes, magnitudes)
+
+
+def magnitude(operation: str, strength: int) -> float:
+    """Return the unsigned magnitude at a strength of 0..30: see SIGNED; posterise: bits kept; solarise: threshold."""
+    share = strength / STEPS
+    if operation == "posterize":
+        return float(round(8 - 4 * share))
+    if operation == "solarize":
+        return 1 - share
+    return SIGNED.get(operation, 0.0) * share
+
+
+def apply_drawn(clips: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
+    """Apply to each of N clips [N, 3, T, H, W] its own operations [N, R] of `magnitudes`, one after another."""
+    if operations.shape[1] == 0:
+        return clips
+    changed = []
+    for n in range(len(clips)):
+        clip = clips[n : n + 1]
+        for operation, magnitude in zip(operations[n].tolist(), magnitudes[n].tolist(), strict=True):
+            clip = apply(clip, operation, magnitude)
+        changed.append(clip)
+    return torch.cat(changed)
+
+
+def apply(clips: Tensor, operation: int, magnitude: float) -> Tensor:
+    """Apply one operation to float clips [N, 3, T, H, W] in 0..1; the result is within 0..1."""
+    name = OPERATIONS[operation]
+    if name in GEOMETRIC:
+        return _move(clips, name, magnitude)
+    if name in JITTERS:
+        return JITTERS[name](clips, torch.full((len(clips),), 1 + magnitude, dtype=torch.float64))
+    if name == "sharpness":
+        return sharpen(clips, 1 + magnitude)
+    if name == "posterize":
+        levels = float(2 ** int(magnitude))
+        return (clips * levels).floor().clamp(max=levels - 1) * (1 / levels)
+    if name == "solarize":
+        return solarize(clips, magnitude)
+    if name == "auto_contrast":
+        return auto_contrast(clips)
+    return equalize(clips) if name == "equalize" else clips
+
+
+def sharpen(clips: Tensor, factor: float) -> Tensor:
+    """Blend with the clip smoothed by a 3 x 3 mean that counts the pixel five times; 1 changes nothing, nor the border."""
+    if min(clips.shape[-2:]) < 3:
+        return clips
+    kernel = torch.ones(3, 3, dtype=clips.dtype, device=clips.device)
+    kernel[1, 1] = 5
+    frames = clips.reshape(-1, 1, *clips.shape[-2:])
+    smooth = frames.clone()
+    smooth[..., 1:-1, 1:-1] = F.conv2d(frames, kernel.view(1, 1, 3, 3) / 13)
+    return torch.lerp(smooth, frames, factor).clamp(0, 1).view(clips.shape)
+
+
+def auto_contrast(clips: Tensor) -> Tensor:
+    """Stretch every channel of every frame to 0..1; a constant one stays as it is."""
+    low, high = clips.amin(dim=(-2, -1), keepdim=True), clips.amax(dim=(-2, -1), keepdim=True)
+    flat = high == low
+    low = low.masked_fill(flat, 0.0)
+    stretched: Tensor = (clips - low) / (high - low).masked_fill(flat, 1.0)
+    return stretched.clamp(0, 1)
+
+
+def equalize(clips: Tensor) -> Tensor:
+    """Flatten the histogram of every channel of every frame, on 256 levels, by Pillow's rule.
+
+    With n pixels, c of them in the highest level used, step = (n - c) // 255: level v becomes
+    (pixels below v + step // 2) // step, at most 255. Frames with step 0 only are rounded to the levels.
+    """
+    levels = (clips * (256 - 1e-3)).long()  # how torchvision makes integers of float frames
+    flat = levels.flatten(0, -3).flatten(1)  # [frames and channels, H * W]
+    counts = torch.zeros(len(flat), 256, dtype=torch.long, device=clips.device)
+    counts.scatter_add_(1, flat, torch.ones_like(flat))
+    highest = counts.gather(1, flat.amax(dim=1, keepdim=True))
+    step = (flat.shape[1] - highest) // 255
+    below = counts.cumsum(dim=1) - counts
+    table = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
+    table = torch.where(step > 0, table, torch.arange(256, device=clips.device))
+    return (table.gather(1, flat).view(clips.shape) / 255).to(clips.dtype)
+
+
+def _move(clips: Tensor, name: str, magnitude: float) -> Tensor:
+    """Shear about the top left corner, shift by whole pixels, or turn about the centre; nearest pixels."""
+    height, width = clips.shape[-2:]
+    x, y = 0.0, 0.0  # shift of the source
+    across, down = (1.0, 0.0), (0.0, 1.0)  # source x and y as sums of the result's x and y, from the centre
+    if name == "shear_x":
+        across, x = (1.0, magnitude), magnitude * height / 2
+    elif name == "shear_y":
+        down, y = (magnitude, 1.0), magnitude * width / 2
+    elif name == "translate_x":
+        x = -float(int(magnitude * width))
+    elif name == "translate_y":
+        y = -float(int(magnitude * height))
+    else:
+        sine, cosine = math.sin(math.radians(magnitude)), math.cos(math.radians(magnitude))
+        across, down = (cosine, -sine), (sine, cosine)
+    half = torch.tensor([width / 2, height / 2], dtype=clips.dtype, device=clips.device)
+    matrix = torch.tensor([[*across, x], [*down, y]], dtype=clips.dtype, device=clips.device)
+    columns = torch.arange(width, dtype=clips.dtype, device=clips.device) - (width - 1) / 2
+    lines = torch.arange(height, dtype=clips.dtype, device=clips.device) - (height - 1) / 2
+    place = torch.stack([columns.expand(height, -1), lines[:, None].expand(-1, width), torch.ones_like(columns)
+                         .expand(height, -1)], dim=-1)  # fmt: skip
+    grid = place @ (matrix.T / half)  # [H, W, 2] in -1..1
+    frames = clips.transpose(1, 2).flatten(0, 1)  # [N * T, 3, H, W]
+    moved = F.grid_sample(
+        frames, grid.expand(len(frames), -1, -1, -1), mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    return moved.view(len(clips), -1, *moved.shape[1:]).transpose(1, 2)

@@ -1,0 +1,64 @@
+"""What may happen to one of the views: its options, and which values they may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+
+@dataclass
+class View:
+    """How one of the views is augmented. Probabilities are per clip, in [0, 1]."""
+
+    jitter_probability: float = 0.8  # brightness, contrast, saturation and hue in random order
+    brightness: float = 0.8  # factor uniform in [max(0, 1 - x), 1 + x]; so are the next two
+    contrast: float = 0.8
+    saturation: float = 0.4
+    hue: float = 0.2  # turn uniform in [-x, x] of the colour circle, at most 0.5
+    gray_probability: float = 0.2
+    blur_probability: float = 1.0
+    blur_kernel: int = 23  # taps per direction, odd; frames must be larger than half of it
+    blur_sigma_min: float = 0.1  # pixels
+    blur_sigma_max: float = 2.0
+    solarize_probability: float = 0.0
+    solarize_threshold: float = 0.5
+    flip_probability: float = 0.5  # horizontal
+    rand_augment_operations: int = 0  # of RandAugment, one after another, on the whole clip alike; 0: none
+    rand_augment_magnitude: int = 9  # of 0..30
+    erase_probability: float = 0.0  # a random box becomes the mean colour in all frames (random erasing, cut-out)
+    erase_area_min: float = 0.02  # of the box: share of the frame
+    erase_area_max: float = 0.33
+    erase_ratio_min: float = 0.3  # width / height
+    erase_ratio_max: float = 3.3
+
+    def __post_init__(self) -> None:
+        for name in ("jitter", "gray", "blur", "solarize", "flip", "erase"):
+            value = getattr(self, f"{name}_probability")
+            if not 0 <= value <= 1:
+                raise InputError(f"{name}_probability ({value}) must be in [0, 1]")
+        for name in ("brightness", "contrast", "saturation"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} ({getattr(self, name)}) must be at least 0")
+        if not 0 <= self.hue <= 0.5:
+            raise InputError(f"hue ({self.hue}) must be in [0, 0.5]: half a turn reaches every colour")
+        if not 0 < self.blur_sigma_min <= self.blur_sigma_max:
+            raise InputError(f"blur sigma range [{self.blur_sigma_min}, {self.blur_sigma_max}] must be positive")
+        if not 0 <= self.rand_augment_magnitude <= 30 or self.rand_augment_operations < 0:
+            raise InputError(
+                f"rand_augment_magnitude ({self.rand_augment_magnitude}) must be in [0, 30], "
+                f"rand_augment_operations ({self.rand_augment_operations}) at least 0"
+            )
+        if not 0 < self.erase_area_min <= self.erase_area_max <= 1:
+            raise InputError(
+                f"erase_area_min..max [{self.erase_area_min}, {self.erase_area_max}] must be within (0, 1]"
+            )
+        if not 0 < self.erase_ratio_min <= self.erase_ratio_max:
+            raise InputError(f"erase_ratio_min..max [{self.erase_ratio_min}, {self.erase_ratio_max}] must be positive")
+
+    def check_size(self, size: int, name: str) -> None:
+        """Raise InputError where frames of this many pixels are too small for the blur; `name` says whose view it is."""
+        if self.blur_probability > 0 and (self.blur_kernel % 2 == 0 or self.blur_kernel // 2 >= size):
+            raise InputError(
+                f"{name}.blur_kernel ({self.blur_kernel}) must be odd and under twice the clip's side ({size})"
+            )
