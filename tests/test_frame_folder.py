@@ -251,7 +251,7 @@ def test_pictures_are_pretrained_on_like_videos(videos: Path, tmp_path: Path) ->
         with open_video(source.path, "pyav") as one, open_video(copy.path) as two:
             assert (one.num_frames, one.fps) == (two.num_frames, two.fps)
             difference = one.read([0, 30, 59]).float() - two.read([0, 30, 59]).float()
-        assert difference.abs().mean() < 6
+        assert difference.abs().mean() < 2  # 0.6 here, 7 and more for the next frame
     options = [*TINY_RECIPE, "optim.epochs=1", f"data.train={tmp_path}/pictures/manifest.csv", f"out={tmp_path}/run"]
     run = run_tool("pretrain", *options, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
