@@ -13,6 +13,7 @@ on one step down: container index, packets, forward decode. The last one is righ
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -194,7 +195,7 @@ class PyAVReader(FrameReader):
         return number
 
     def _is_upright(self) -> bool:
-        """Whether it can be told without decoding that no frame is to be turned."""
+        """Whether it can be told without decoding that no frame is to be turned, and decoding may begin anywhere."""
         if (
             self._index is None
             or self._index.times is not None
@@ -203,7 +204,12 @@ class PyAVReader(FrameReader):
         ):
             return False
         first = next(self._container.demux(self._stream))
-        return not h264.inspect(first, self._size_bytes).oriented
+        if h264.inspect(first, self._size_bytes).oriented:
+            return False
+        # FFmpeg decodes what old x264 wrote by the encoder's build number, which only the first packet tells it: those
+        # before 151 in 4:4:4, those before 34 in general.
+        build = re.search(rb"x264 - core (\d+)", bytes(first))
+        return self._codec.pix_fmt in planes.FORMATS and not (build and int(build[1]) <= 33)
 
     def _first_rotation(self) -> int:
         """Decode the first frame and return its rotation in quarter turns."""
