@@ -18,6 +18,8 @@ from sce_video.augment import compilation, fused
 from sce_video.config import Compile, System
 from sce_video.randomness import generator
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch 2.11's own, of its compiler
+
 SIZE, MEAN, STD = 40, 0.45, 0.225
 VIEW = augment.View(gray_probability=0.3, blur_probability=0.6, solarize_probability=0.4, erase_probability=0.3)
 SIZES = [(60, 81), (33, 47), (SIZE, SIZE), (100, 20), (1, 1), (5, 90), (SIZE, 77), (41, 39)]
