@@ -19,6 +19,8 @@ from sce_video.choices import Compile
 from sce_video.config import System
 from sce_video.randomness import generator
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch 2.11's own, of its compiler
+
 SIZE, MEAN, STD = 40, 0.45, 0.225
 VIEW = augment.View(gray_probability=0.3, blur_probability=0.6, solarize_probability=0.4, erase_probability=0.3)
 SIZES = [(60, 81), (33, 47), (SIZE, SIZE), (100, 20), (1, 1), (5, 90), (SIZE, 77), (41, 39)]
