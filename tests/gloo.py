@@ -1,4 +1,6 @@
-"""Pretraining on several gloo ranks, forked from the tests: no process has to import torch again.
+"""Pretraining on several gloo ranks, forked from a process that has imported torch and done nothing else with it.
+
+(Forked from the tests themselves they could not train: autograd refuses once it has run in the parent.)
 
 A rank writes what came of it to rank<r>.pt: {"state": method's tensors} or {"error": type, "message": text}.
 """
@@ -26,8 +28,11 @@ from sce_video.pretrain import build_sce, pretrain
 Plant = Callable[[int], None]  # changes something in a rank, given its number
 
 
-def train(folder: Path, dtype: str, rank: int, overrides: list[str], plant: Plant | None) -> None:
+def train(
+    folder: Path, dtype: str, rank: int, overrides: list[str], plant: Plant | None, environment: dict[str, str]
+) -> None:
     """Pretrain in this process, which is a rank or alone."""
+    os.environ.update(environment)
     torch.set_num_threads(1)
     built: list[nn.Module] = []
 
@@ -65,18 +70,18 @@ def start(
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
 
-    def rank_main(rank: int) -> None:
-        os.environ.update(environment or {})
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sce_video.pretrain"])
+    own = {"SCE_VIDEO_CACHE": os.environ["SCE_VIDEO_CACHE"], **(environment or {})}
+    processes = []
+    for rank in range(world):
         if world > 1:
             names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-            os.environ.update(
-                {**{k: str(v) for k, v in names.items()}, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-            )
-        train(folder, dtype, rank, [item.replace("<rank>", str(rank)) for item in overrides], plant)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=rank_main, args=(rank,)) for rank in range(world)]
+            own |= {name: str(value) for name, value in names.items()}
+            own |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        filled = [item.replace("<rank>", str(rank)) for item in overrides]
+        processes.append(context.Process(target=train, args=(folder, dtype, rank, filled, plant, dict(own))))
     for process in processes:
         process.start()
     return processes

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import SHARED, numbered_frames
-from probe import TooLarge, opened, probe
+from probe import opened, probe
 from test_decode import FILES, encode
 
 from sce_video.data.decode import open_video
-from sce_video.data.media import DecodeError
+from sce_video.data.media import DecodeError, TooLarge
 
 
 @pytest.mark.parametrize("name", FILES)

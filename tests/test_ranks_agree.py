@@ -74,12 +74,17 @@ def _own_keys(_: int) -> None:
     sce.distributed.gather = lambda tensor: tensor.detach()
 
 
-def _scaled_loss(factor: Callable[[int], float]) -> gloo.Plant:
-    def plant(_: int) -> None:
-        right = sce.losses.sce
-        sce.losses.sce = lambda query, *rest, **named: factor(len(query)) * right(query, *rest, **named)
+def _sum_for_mean(_: int) -> None:
+    _scale_loss(float)
 
-    return plant
+
+def _loss_times_processes(_: int) -> None:
+    _scale_loss(lambda rows: float(distributed.world_size()))
+
+
+def _scale_loss(factor: Callable[[int], float]) -> None:
+    right = sce.losses.sce
+    sce.losses.sce = lambda query, *rest, **named: factor(len(query)) * right(query, *rest, **named)
 
 
 def _own_target(rank: int) -> None:
@@ -120,8 +125,8 @@ def _ema_on_one_rank(rank: int) -> None:
 BUGS = {
     "batch norm not synchronised": _norms_alone,
     "queue of own keys": _own_keys,
-    "sum for mean": _scaled_loss(lambda rows: float(rows)),
-    "loss times processes": _scaled_loss(lambda rows: float(distributed.world_size())),
+    "sum for mean": _sum_for_mean,
+    "loss times processes": _loss_times_processes,
     "target not that of rank 0": _own_target,
     "target in eval mode": _target_in_eval_mode,
     "same data on all ranks": _same_data,
