@@ -10,7 +10,7 @@ check: lint
 	pytest -q -n 2 -m "not slow and not gpu"
 
 test:
-	pytest -q
+	pytest -q -n 2
 
 demo:
 	python tools/pretrain.py
