@@ -143,7 +143,7 @@ def test_readers_of_h264_headers_understand_what_x264_writes(folder: Path) -> No
         seen = [h264.inspect(packet, size_bytes) for packet in packets]
         kinds = {frame.pts: int(frame.pict_type) for frame in _decoded(container, stream)}
     for packet, about in zip(packets, seen, strict=True):
-        assert about.reference == (kinds[packet.pts] != B_FRAME)
+        assert about.reference == h264.is_reference(packet, 4) == (kinds[packet.pts] != B_FRAME)
         assert about.entry == packet.is_keyframe
         assert not about.oriented
 
@@ -165,8 +165,10 @@ def test_intra_refresh_has_no_entry_but_the_first(folder: Path) -> None:
 def test_bytes_that_are_no_h264_count_as_needed() -> None:
     draw = random.Random(0)
     for length in itertools.chain(range(12), [100] * 200):
-        about = h264.inspect(bytes(draw.randrange(256) for _ in range(length)), draw.choice([1, 2, 4]))
+        packet, size_bytes = bytes(draw.randrange(256) for _ in range(length)), draw.choice([1, 2, 4])
+        about = h264.inspect(packet, size_bytes)
         assert isinstance(about, h264.Packet)
+        assert h264.is_reference(packet, size_bytes) == about.reference
     assert h264.inspect(b"", 4) == h264.Packet(reference=True, entry=False, oriented=False)
     assert h264.length_size(b"\x00\x00\x00\x01gd\x00") is None
 

@@ -8,10 +8,11 @@ them are keys, and which an edit list discards. MP4 files hold all of it; in Mat
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 # In these formats a packet is a shown frame. In MPEG-4 part 2 it may be two or none, in VP8 none.
@@ -44,12 +45,20 @@ class FrameIndex:
     num_frames: int
     discards: bool
     times: list[int] | None = None
-    numbers: dict[int, int] = field(default_factory=dict)  # pts -> frame
-    positions: dict[int, int] = field(default_factory=dict)  # stamp -> position
+    numbers: dict[int, int] = field(default_factory=dict)  # pts -> frame, where times are known
 
     def key_for(self, frame: int) -> int:
         """Return the number of the last key with at most `frame` shown frames before it."""
         return max(0, bisect_right(self.shown_before, frame) - 1)
+
+    def position_of(self, stamp: int | None) -> int:
+        """Return the position of the packet with this stamp, -1 if there is none."""
+        if stamp is None:
+            return -1
+        if self.stamp_is == "pts":  # in the order of decoding they go up and down
+            return self.stamps.index(stamp) if stamp in self.numbers else -1
+        position = bisect_left(self.stamps, stamp)
+        return position if position < len(self.stamps) and self.stamps[position] == stamp else -1
 
     def key_at(self, position: int) -> int | None:
         """Return the number of the key that is the packet at `position`, if it is one."""
@@ -71,17 +80,23 @@ class FrameIndex:
     @property
     def gap(self) -> int | None:
         """The time between frames, if it is the same everywhere, in the stream's time base."""
-        gaps = {later - earlier for earlier, later in pairwise(self.times or self.stamps)}
+        stamps = self.times or self.stamps
+        gaps = set(map(operator.sub, islice(stamps, 1, None), stamps))
         return gaps.pop() if len(gaps) == 1 else None
+
+
+KEY, DISCARD = 1, 2  # FFmpeg's flags of an entry
 
 
 def from_container(entries: Sequence[Any], file_bytes: int) -> FrameIndex | None:
     """Return the index that the file holds (PyAV's index_entries of an MP4 video stream), None if it is not to be trusted."""
+    flags = [entry.flags for entry in entries]
     # An upload that broke off has its index, but not all packets.
-    if any(entry.pos + entry.size > file_bytes for entry in entries):
+    if not flags or max(entry.pos + entry.size for entry in entries) > file_bytes:
         return None
-    packets = [Packet(entry.timestamp, None, entry.is_keyframe, entry.is_discard) for entry in entries]
-    return _build(packets, "dts", None)
+    keys = [position for position, flag in enumerate(flags) if flag & KEY]
+    discarded = [bool(flag & DISCARD) for flag in flags]
+    return _build([entry.timestamp for entry in entries], "dts", keys, discarded, None)
 
 
 def from_packets(packets: Sequence[Packet]) -> FrameIndex | None:
@@ -92,25 +107,22 @@ def from_packets(packets: Sequence[Packet]) -> FrameIndex | None:
     # Frames that are presented before the first key frame may not be shown at all.
     if packets[0].pts != times[0] and not packets[0].discarded:
         return None
-    return _build(packets, "pts" if any(packet.dts is None for packet in packets) else "dts", times)
-
-
-def _build(packets: Sequence[Packet], stamp_is: str, times: list[int] | None) -> FrameIndex | None:
-    stamps: list[int] = [getattr(packet, stamp_is) for packet in packets]
+    stamp_is = "pts" if any(packet.dts is None for packet in packets) else "dts"
     keys = [position for position, packet in enumerate(packets) if packet.key]
-    before = list(accumulate((not packet.discarded for packet in packets), initial=0))
-    positions = {stamp: position for position, stamp in enumerate(stamps)}
-    increasing = stamp_is == "pts" or all(earlier < later for earlier, later in pairwise(stamps))
-    if not keys or keys[0] != 0 or len(positions) < len(stamps) or not increasing or not before[-1]:
+    discarded = [packet.discarded for packet in packets]
+    return _build([getattr(packet, stamp_is) for packet in packets], stamp_is, keys, discarded, times)
+
+
+def _build(
+    stamps: list[int], stamp_is: str, keys: list[int], discarded: list[bool], times: list[int] | None
+) -> FrameIndex | None:
+    recognisable = stamp_is == "pts" or all(map(operator.lt, stamps, islice(stamps, 1, None)))
+    hidden = sum(discarded)
+    if not keys or keys[0] != 0 or not recognisable or hidden == len(stamps):
         return None
-    return FrameIndex(
-        stamps=stamps,
-        stamp_is=stamp_is,
-        keys=keys,
-        shown_before=[before[key] for key in keys],
-        num_frames=before[-1],
-        discards=before[-1] < len(packets),
-        times=times,
-        numbers={time: frame for frame, time in enumerate(times or ())},
-        positions=positions,
-    )
+    before = keys
+    if hidden:
+        shown = list(accumulate((not hide for hide in discarded), initial=0))
+        before = [shown[key] for key in keys]
+    numbers = {time: frame for frame, time in enumerate(times or ())}
+    return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, bool(hidden), times, numbers)

@@ -50,6 +50,24 @@ def inspect(packet: bytes | memoryview, size_bytes: int) -> Packet:
     return Packet(reference or not slices, entry, oriented)
 
 
+def is_reference(packet: bytes | memoryview, size_bytes: int) -> bool:
+    """Whether `inspect` says `reference`; for every packet of a file, so without the rest."""
+    view, position, slices = memoryview(packet), 0, False
+    end = len(view) - size_bytes
+    while position < end:
+        start = position + size_bytes
+        header = view[start]
+        if 1 <= header & 31 <= IDR:
+            if header & 0b0110_0000:
+                return True
+            slices = True
+        length = int.from_bytes(view[position:start], "big")
+        if not length:
+            break
+        position = start + length
+    return not slices
+
+
 def _units(packet: bytes | memoryview, size_bytes: int) -> Iterator[memoryview]:
     view, position = memoryview(packet), 0
     while position + size_bytes < len(view):

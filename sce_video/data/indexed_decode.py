@@ -70,7 +70,7 @@ def _needed(
         if number in unsent:
             unsent.discard(number)
             sent[packet.pts] = number
-        elif size_bytes and not h264.inspect(packet, size_bytes).reference:
+        elif size_bytes and not h264.is_reference(packet, size_bytes):
             continue
         yield packet
         if not unsent:
@@ -86,7 +86,7 @@ def _numbered(
     first = next(packets, None)
     if first is None:
         raise Mismatch
-    position = index.positions.get(getattr(first, index.stamp_is), -1)
+    position = index.position_of(getattr(first, index.stamp_is))
     key = index.key_at(position)
     if key is None:
         raise Mismatch
