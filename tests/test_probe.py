@@ -11,7 +11,7 @@ from probe import opened, probe
 from test_decode import FILES, encode
 
 from sce_video.data.decode import open_video
-from sce_video.data.media import DecodeError, TooLarge
+from sce_video.data.media import DecodeError, Limits, TooLarge
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -36,7 +36,7 @@ def test_what_is_no_video_is_refused_with_the_reason(tmp_path: Path) -> None:
     for name, message in (("page", "first bytes"), ("empty", "is empty"), ("cut", "Invalid data"), ("none", "No such")):
         with pytest.raises(DecodeError, match=message):
             probe(str(tmp_path / f"{name}.mp4"))
-    with pytest.raises(TooLarge, match="64x48 pixels"), opened(str(tmp_path / "good.mp4"), max_pixels=1000):
+    with pytest.raises(TooLarge, match="64x48 pixels"), opened(str(tmp_path / "good.mp4"), limits=Limits(1000)):
         pass
 
 
@@ -49,7 +49,8 @@ def test_probe_agrees_with_the_readers_on_odd_files() -> None:
             assert (found.width, found.height) == (video.width, video.height), path.name
             assert found.frames == video.num_frames, path.name
             assert found.frames_per_second is not None
-            assert found.frames_per_second.limit_denominator(1001) == video.fps, path.name
+            if not found.frames_hidden:  # the container's rate counts those too
+                assert found.frames_per_second.limit_denominator(1001) == video.fps, path.name
     turned = {path.stem: probe(str(path)).rotation for path in (SHARED / "clips_odd").glob("video_*.mov")}
     assert turned == {"video_0": 0, "video_90": 270, "video_180": 180, "video_270": 90}
     assert probe(str(SHARED / "clips_odd/issue-195-aspect-ratio.mp4")).pixel_aspect == Fraction(16, 11)

@@ -223,9 +223,10 @@ class PyAVReader(FrameReader):
         rate = self._stream.average_rate or self._stream.guessed_rate
         if index is not None and index.gap is not None:
             rate = 1 / (index.gap * base)
-        elif index is not None and index.discards and index.num_frames > 1:  # the average counts what is not shown
-            times = sorted(index.times or index.stamps)
-            rate = (len(times) - 1) / ((times[-1] - times[0]) * base)
+        elif index is not None and index.discards:  # the average counts what is not shown, and so do the file's times
+            times = index.times or getattr(self._packet_index(), "times", None) or []
+            if len(times) > 1:
+                rate = (len(times) - 1) / ((times[-1] - times[0]) * base)
         if not rate:
             raise DecodeError(f"{self.path}: its frame rate is not known")
         return Fraction(rate).limit_denominator(1001)
