@@ -107,7 +107,7 @@ class PyAVReader(FrameReader):
             and "mp4" in self._container.format.name
             and len(self._container.streams.video) == 1
             and self._codec.name == "h264"
-            and self._codec.pix_fmt in ("yuv420p", "yuvj420p")
+            and self._codec.pix_fmt in planes.FORMATS
             and self._stream.start_time == 0
             and not self._index.discards
             and (self._index.gap is not None or self.num_frames == 1)

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import InputError
 from .exactness import TORCHCODEC_IS_EXACT_ON, warn_inexact
 from .media import DecodeError
-from .reader import FrameReader
+from .reader import FrameReader, first_line
 
 
 class TorchcodecReader(FrameReader):
@@ -33,7 +33,7 @@ class TorchcodecReader(FrameReader):
         except (ImportError, RuntimeError, OSError) as error:  # the last two: FFmpeg's libraries are missing
             raise InputError(
                 "decoder=torchcodec cannot be used here: pip install 'sce_video[torchcodec]', and FFmpeg's shared "
-                f"libraries (apt install ffmpeg); or use decoder=auto ({_first_line(error)})"
+                f"libraries (apt install ffmpeg); or use decoder=auto ({first_line(error)})"
             ) from error
         if container not in TORCHCODEC_IS_EXACT_ON:
             warn_inexact("torchcodec", path)
@@ -65,8 +65,4 @@ class TorchcodecReader(FrameReader):
 
 
 def _named(path: str, error: Exception) -> DecodeError:
-    return error if isinstance(error, DecodeError) else DecodeError(f"{path}: torchcodec: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return error if isinstance(error, DecodeError) else DecodeError(f"{path}: torchcodec: {first_line(error)}")
