@@ -28,11 +28,11 @@ from typing import Any
 import av
 from endings import printable
 from examine_pictures import examine_pictures
-from probe import NoVideo, first_line, opened, rotation_of, seconds_of
+from probe import NoVideo, opened, rotation_of, seconds_of
 from workers import Alive
 
 from sce_video.data.health import stamp
-from sce_video.data.media import DecodeError, TooLarge, check_media, is_frames
+from sce_video.data.media import DecodeError, TooLarge, check_media, is_frames, reason_of
 
 STATUSES = ("ok", "short", "truncated", "no video stream", "unreadable", "not a video", "hang", "refused")
 # Files that name other files: HLS, ffconcat, DASH, SDP, PLS, ASX, SMIL.
@@ -67,7 +67,7 @@ def examine(path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
             try:
                 (found.sample if quick else found.decode)(container, alive)
             except (av.FFmpegError, OSError, MemoryError) as error:
-                found.broken = first_line(error)
+                found.broken = reason_of(error)
             row.update(measured(container, stream, found))
     except NoVideo as error:
         return {**row, "status": "no video stream", "reason": without(path, error)}
@@ -247,7 +247,7 @@ def sha256_of(path: str, alive: Alive) -> str:
 
 def without(path: str, error: BaseException) -> str:
     """Return the first line of an error without the path that begins it."""
-    return printable(first_line(error).removeprefix(f"{path}: "))
+    return printable(reason_of(error).removeprefix(f"{path}: "))
 
 
 def strike(path: str) -> None:

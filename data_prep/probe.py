@@ -15,7 +15,7 @@ import av
 
 from sce_video.data.frame_folder import FrameFolder
 from sce_video.data.health import stamp
-from sce_video.data.media import LIMITS, DecodeError, Limits, check_media, is_frames, open_options
+from sce_video.data.media import LIMITS, DecodeError, Limits, check_media, is_frames, open_options, reason_of
 
 
 class NoVideo(DecodeError):
@@ -71,7 +71,7 @@ def opened(path: str, *, limits: Limits = LIMITS) -> Iterator[tuple[Any, Any]]:
             stream.codec_context.options = {"max_pixels": str(limits.frame_pixels)}  # a stream may grow on the way
             yield container, stream
     except (av.FFmpegError, OSError) as error:
-        raise DecodeError(f"{path}: {first_line(error)}") from error
+        raise DecodeError(f"{path}: {reason_of(error)}") from error
 
 
 def probe(path: str) -> Probe:
@@ -151,9 +151,3 @@ def seconds_of(container: Any, stream: Any) -> float | None:
     if stream.duration is not None and stream.time_base:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration is not None else None
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, without number and file name where it has them: one line, at most 200 characters."""
-    text = getattr(error, "strerror", None) or str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0][:200]

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .media import FRAMES_ZIP, LIMITS, DecodeError, Limits
+from .media import FRAMES_ZIP, LIMITS, DecodeError, Limits, reason_of
 from .reader import FrameReader
 
 DESCRIPTION = "video.json"
@@ -146,7 +146,7 @@ class FrameFolder(FrameReader):
         except ZIP_ERRORS as error:
             if isinstance(error, DecodeError):
                 raise
-            raise DecodeError(f"{self.path}: {name}: {_first_line(error)}") from error
+            raise DecodeError(f"{self.path}: {name}: {reason_of(error)}") from error
 
     def _picture(self, index: int) -> Any:
         name = f"{index:06d}.jpg" if self._names is None else self._names[index]
@@ -156,7 +156,7 @@ class FrameFolder(FrameReader):
                 self._limits.check_size(f"{self.path}/{name}", *image.size)  # before anything is decoded
                 return np.array(image.convert("RGB"))
         except PICTURE_ERRORS as error:
-            raise DecodeError(f"{self.path}: {name}: {_first_line(error)}") from error
+            raise DecodeError(f"{self.path}: {name}: {reason_of(error)}") from error
 
     def _images(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
         for index in indices:
@@ -186,7 +186,7 @@ def _opened_zip(path: str) -> zipfile.ZipFile:
     except ZIP_ERRORS as error:
         if isinstance(error, DecodeError):
             raise
-        raise DecodeError(f"{path}: {_first_line(error)}") from error
+        raise DecodeError(f"{path}: {reason_of(error)}") from error
 
 
 def _read_file(path: str, most: int) -> bytes:
@@ -205,14 +205,14 @@ def _read_description(path: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DecodeError(f"{path}: {_first_line(error)}") from error
+        raise DecodeError(f"{path}: {reason_of(error)}") from error
 
 
 def _parsed(content: bytes, where: str) -> dict[str, Any]:
     try:
         about = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DecodeError(f"{where}: no JSON: {_first_line(error)}") from error
+        raise DecodeError(f"{where}: no JSON: {reason_of(error)}") from error
     if not isinstance(about, dict):
         raise DecodeError(f'{where}: it must hold an object such as {{"fps": "30"}}')
     return about
@@ -223,8 +223,3 @@ def _whole(about: dict[str, Any], name: str, path: str) -> int:
     if not isinstance(value, int) or value < 1:
         raise DecodeError(f"{path}: {name} in its {DESCRIPTION} is {value!r}, it must be a whole number above 0")
     return value
-
-
-def _first_line(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0][:200]

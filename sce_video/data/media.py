@@ -122,3 +122,9 @@ def _packets(head: bytes, first: int, length: int) -> bool:
     """Whether transport packets begin at `first` and every `length` bytes from there: two at least, all that are here."""
     starts = head[first::length]
     return len(starts) >= 2 and set(starts) == {0x47}
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error says, without number and file name where it has them: one line, at most 200 characters."""
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0][:200]
