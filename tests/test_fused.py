@@ -171,6 +171,7 @@ def test_results_come_in_other_types_and_layouts() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_gives_the_same_to_1e_4() -> None:
     made, parameters = clips("random", 2), drawn(VIEW)
     result = defined(VIEW, [clip.cuda() for clip in made], parameters, compiled=True).cpu()
