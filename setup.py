@@ -31,7 +31,7 @@ setup(
         "torch>=2.11",
         "torchvision>=0.26",
         "numpy>=1.26",
-        "av>=14",
+        "av>=17.1",
         "pillow>=10",
         "hydra-core>=1.3.2,<2",
         "fvcore>=0.1.5.post20221221",

@@ -169,7 +169,7 @@ def test_bytes_that_are_no_h264_count_as_needed() -> None:
         about = h264.inspect(packet, size_bytes)
         assert isinstance(about, h264.Packet)
         assert h264.is_reference(packet, size_bytes) == about.reference
-    assert h264.inspect(b"", 4) == h264.Packet(reference=True, entry=False, oriented=False)
+    assert h264.inspect(b"", 4) == h264.Packet(reference=True, entry=False, oriented=False, parameters=False)
     assert h264.length_size(b"\x00\x00\x00\x01gd\x00") is None
 
 

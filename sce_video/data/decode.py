@@ -43,7 +43,7 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
     container = check_media(path)
     absolute = os.path.realpath(path)
     # Always first: decord and torchcodec know neither whitelists nor limits, and see only what came through these.
-    reader = PyAVReader(absolute, loop_filter=loop_filter, limits=limits)
+    reader = PyAVReader(absolute, is_mp4=container == "mp4", loop_filter=loop_filter, limits=limits)
     if decoder in ("auto", "pyav"):
         return reader
     with reader:

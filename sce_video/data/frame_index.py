@@ -90,6 +90,7 @@ KEY, DISCARD = 1, 2  # FFmpeg's flags of an entry
 
 def from_container(entries: Sequence[Any], file_bytes: int) -> FrameIndex | None:
     """Return the index that the file holds (PyAV's index_entries of an MP4 video stream), None if it is not to be trusted."""
+    entries = list(entries)  # each look at one makes an object anew
     flags = [entry.flags for entry in entries]
     # An upload that broke off has its index, but not all packets.
     if not flags or max(entry.pos + entry.size for entry in entries) > file_bytes:

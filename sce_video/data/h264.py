@@ -1,7 +1,8 @@
-"""What an H.264 packet tells without being decoded: do others need it, can decoding begin at it, is it to be turned.
+"""What H.264 tells without being decoded. Of a stream: the size of its pictures. Of a packet: do others need it, can
+decoding begin at it, is it to be turned.
 
-Packets as MP4 and Matroska hold them: NAL units, each behind its length (ISO/IEC 14496-15). Bit fields by ITU-T H.264:
-nal_unit (7.3.1), SEI payloads (7.3.2.3, D.1.8).
+Streams as MP4 and Matroska hold them: an avcC record, and NAL units, each behind its length (ISO/IEC 14496-15). Bit fields
+by ITU-T H.264: nal_unit (7.3.1), sequence parameter set (7.3.2.1.1, E.1.1), SEI payloads (7.3.2.3, D.1.8).
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import NamedTuple
 
 SLICES = range(1, 6)  # nal_unit_type of coded slices; 5 is an instantaneous decoder refresh (IDR)
 IDR = 5
-SEI = 6
+SEI, SEQUENCE_PARAMETERS = 6, 7
+WITH_CHROMA_FORMAT = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # values of profile_idc
+OWN_ASPECT_RATIO = 255  # value of aspect_ratio_idc: two 16-bit numbers follow
 RECOVERY_POINT, DISPLAY_ORIENTATION = 6, 47  # SEI payload types
 
 
@@ -19,12 +22,14 @@ class Packet(NamedTuple):
     """What is known of a packet.
 
     reference: other pictures may be predicted from it. entry: from here on every later picture decodes exactly.
-    oriented: it says that pictures are to be turned or mirrored when shown.
+    oriented: it says that pictures are to be turned or mirrored when shown. parameters: it brings the stream's parameters
+    along, which may be others than those of its header.
     """
 
     reference: bool
     entry: bool
     oriented: bool
+    parameters: bool
 
 
 def length_size(extradata: bytes | None) -> int | None:
@@ -34,9 +39,89 @@ def length_size(extradata: bytes | None) -> int | None:
     return (extradata[4] & 3) + 1
 
 
+def plain_size(extradata: bytes | None) -> tuple[int, int] | None:
+    """Return (height, width) of a stream's pictures, from its avcC record, if they are of the kind that nearly all are.
+
+    That is: one sequence parameter set, progressive frames of 8 bits and 4:2:0, no scaling lists, and it is told how many
+    pictures are held back. None for others, and for what cannot be understood.
+    """
+    if length_size(extradata) is None or extradata is None or extradata[5] & 31 != 1 or len(extradata) < 12:
+        return None
+    length = int.from_bytes(extradata[6:8], "big")
+    try:
+        return _plain_size(_Bits(_without_emulation(extradata[9 : 8 + length])))
+    except IndexError:  # it ends too early
+        return None
+
+
+def _plain_size(bits: _Bits) -> tuple[int, int] | None:
+    profile, _, _ = bits.take(8), bits.take(16), bits.golomb()
+    if profile in WITH_CHROMA_FORMAT:
+        chroma_format, luma_depth, chroma_depth = bits.golomb(), bits.golomb(), bits.golomb()
+        lossless, scaling_lists = bits.take(1), bits.take(1)
+        if (chroma_format, luma_depth, chroma_depth, lossless, scaling_lists) != (1, 0, 0, 0, 0):
+            return None
+    bits.golomb()  # log2_max_frame_num
+    order_type = bits.golomb()
+    if order_type == 1:
+        return None
+    if order_type == 0:
+        bits.golomb()
+    bits.golomb()  # max_num_ref_frames
+    bits.take(1)
+    width, height = 16 * (bits.golomb() + 1), 16 * (bits.golomb() + 1)
+    progressive = bits.take(1)
+    bits.take(1)
+    left, right, top, bottom = [bits.golomb() for _ in range(4)] if bits.take(1) else [0, 0, 0, 0]
+    if not (progressive and bits.take(1) and _tells_reordering(bits)):
+        return None
+    return height - 2 * (top + bottom), width - 2 * (left + right)  # in steps of chroma samples
+
+
+def _tells_reordering(bits: _Bits) -> bool:
+    """Whether the VUI parameters have bitstream_restriction_flag set; no too if they describe a rate control."""
+    if bits.take(1) and bits.take(8) == OWN_ASPECT_RATIO:
+        bits.take(32)
+    if bits.take(1):  # overscan
+        bits.take(1)
+    if bits.take(1):  # video signal
+        bits.take(4)
+        if bits.take(1):  # colours
+            bits.take(24)
+    if bits.take(1):  # place of chroma samples
+        bits.golomb()
+        bits.golomb()
+    if bits.take(1):  # timing
+        bits.take(65)
+    rate_control = bits.take(2)
+    return not rate_control and bool(bits.take(2) & 1)
+
+
+class _Bits:
+    """Reads bits from the front; IndexError behind the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._value = int.from_bytes(data, "big")
+        self._left = 8 * len(data)
+
+    def take(self, count: int) -> int:
+        """Return the next bits as an unsigned number: u(n) of the standard."""
+        self._left -= count
+        if self._left < 0:
+            raise IndexError
+        return self._value >> self._left & (1 << count) - 1
+
+    def golomb(self) -> int:
+        """Return the next number in exponential Golomb code: ue(v) of the standard (9.1)."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros)
+
+
 def inspect(packet: bytes | memoryview, size_bytes: int) -> Packet:
     """Look at the NAL headers of a packet. What cannot be understood counts as needed, and as no entry."""
-    reference, slices, entry, oriented = False, 0, False, False
+    reference, slices, entry, oriented, parameters = False, 0, False, False, False
     for unit in _units(packet, size_bytes):
         kind = unit[0] & 31
         if kind in SLICES:
@@ -47,7 +132,9 @@ def inspect(packet: bytes | memoryview, size_bytes: int) -> Packet:
             for payload, content in _messages(unit):
                 entry = entry or (payload == RECOVERY_POINT and _is_exact(content))
                 oriented = oriented or payload == DISPLAY_ORIENTATION
-    return Packet(reference or not slices, entry, oriented)
+        elif kind == SEQUENCE_PARAMETERS:
+            parameters = True
+    return Packet(reference or not slices, entry, oriented, parameters)
 
 
 def is_reference(packet: bytes | memoryview, size_bytes: int) -> bool:
@@ -80,7 +167,7 @@ def _units(packet: bytes | memoryview, size_bytes: int) -> Iterator[memoryview]:
 
 def _messages(unit: memoryview) -> Iterator[tuple[int, bytes]]:
     """Yield (payload type, payload) of a SEI unit."""
-    data = bytes(unit[1:]).replace(b"\0\0\3", b"\0\0")  # without the emulation prevention bytes
+    data = _without_emulation(unit[1:])
     position = 0
     while position + 2 < len(data):
         fields = []
@@ -96,6 +183,11 @@ def _messages(unit: memoryview) -> Iterator[tuple[int, bytes]]:
         kind, size = fields
         yield kind, data[position : position + size]
         position += size
+
+
+def _without_emulation(unit: bytes | memoryview) -> bytes:
+    """Leave out the bytes that keep a start code from appearing inside a unit (emulation_prevention_three_byte, 7.4.1)."""
+    return bytes(unit).replace(b"\0\0\3", b"\0\0")
 
 
 def _is_exact(recovery_point: bytes) -> bool:

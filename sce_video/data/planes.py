@@ -81,12 +81,15 @@ def _factors(coding: Coding) -> tuple[int, int, tuple[int, int, int, int]]:
     return low, round(luma * 2**13), (red_cr, green_cb, green_cr, blue_cb)
 
 
-def coding_of(codec: Any) -> Coding | None:
-    """Return the coding of what a PyAV codec context decodes; None if it cannot travel in planes."""
-    matrix = int(codec.colorspace)
-    if codec.pix_fmt not in FORMATS or matrix not in WEIGHTS:
+def coding_of(frame: Any) -> Coding | None:
+    """Return the coding of a PyAV frame; None if it cannot travel in planes.
+
+    An interlaced one cannot: its chroma belongs to the lines of one field or the other.
+    """
+    matrix, name = int(frame.colorspace), frame.format.name
+    if name not in FORMATS or matrix not in WEIGHTS or frame.interlaced_frame:
         return None
-    return Coding(matrix, codec.pix_fmt == "yuvj420p" or int(codec.color_range) == FULL_RANGE)
+    return Coding(matrix, name == "yuvj420p" or int(frame.color_range) == FULL_RANGE)
 
 
 def samples(frame: Any) -> list[np.ndarray]:

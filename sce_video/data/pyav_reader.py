@@ -28,18 +28,27 @@ from .media import LIMITS, DecodeError, Limits, open_options
 from .reader import FrameReader, check_frames, first_line, places_of
 
 HELD_BYTES = 64 << 20  # decoded frames kept while they are counted, so that short files are decoded once
+# FFmpeg decodes a picture of each stream in order to know it. With no decoder allowed, and no look into the packets, it
+# tells what the header holds, in a sixth of the time.
+HEADER_ONLY = {"codec_whitelist": "none", "fflags": "+noparse"}
 LOOP_FILTERS = {"exact": "default", "reference": "noref", "off": "all"}  # -> FFmpeg's skip_loop_filter
 
 
 class PyAVReader(FrameReader):
     """See the module. loop_filter: "exact"; "reference" leaves H.264's deblocking out in pictures that others do not
-    refer to, "off" everywhere: faster, and no longer equal to other decoders (docs/decoding.md gives the PSNR)."""
+    refer to, "off" everywhere: faster, and no longer equal to other decoders (docs/decoding.md gives the PSNR).
+
+    is_mp4: then its header may tell enough, and FFmpeg need not look into the streams.
+    """
 
     decoder = "pyav"
 
-    def __init__(self, path: str, *, loop_filter: str = "exact", limits: Limits = LIMITS) -> None:
+    def __init__(self, path: str, *, is_mp4: bool = False, loop_filter: str = "exact", limits: Limits = LIMITS) -> None:
         super().__init__(path)
         self._limits = limits
+        self._loop_filter = loop_filter
+        self._index: FrameIndex | None = None
+        self._held: list[Any] = []
         import av
 
         self._errors: tuple[type[Exception], ...] = (av.FFmpegError, OSError)
@@ -47,46 +56,73 @@ class PyAVReader(FrameReader):
         # Its own converter with one thread: the one PyAV shares per thread hangs forked workers (PyAV 19) once the
         # parent has converted a frame, and starts a thread per core in every worker.
         self._convert = av.video.reformatter.VideoReformatter()
-        self._held: list[Any] = []
         try:
-            # Titles that are not UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
-            lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-            self._container = av.open(path, options=open_options(limits), **lenient)
-            if not self._container.streams.video:
-                raise DecodeError(f"{path}: no video stream in it")
-            self._stream = self._container.streams.video[0]
+            self._open(header_only=is_mp4)
+            if is_mp4 and not self._header_tells():
+                self._container.close()
+                self._open(header_only=False)
             self.stream_index = self._stream.index
-            self._codec = self._stream.codec_context
-            self._codec.thread_type = "NONE"
-            limits.check_size(path, self._codec.width, self._codec.height)
-            self._codec.options = {
-                "max_pixels": str(limits.frame_pixels),  # a stream may say otherwise later
-                "skip_loop_filter": LOOP_FILTERS[loop_filter],
-            }
-            self._size_bytes = h264.length_size(self._codec.extradata) if self._codec.name == "h264" else None
-            self._index = self._container_index() or self._packet_index()
-            self._rotation = 0 if self._is_upright() else self._first_rotation()
+            self._rotation = 0 if self._header_only or self._is_upright() else self._first_rotation()
+            self._index = self._index or self._packet_index()
             size = (self._codec.height, self._codec.width)
             self.height, self.width = size[:: -1 if self._rotation % 2 else 1]
-            self._coding = planes.coding_of(self._codec)
             self.num_frames = self._index.num_frames if self._index else self._count()
             limits.check_count(path, self.num_frames)
             self.fps = self._rate()
         except self._errors as error:
             raise DecodeError(f"{path}: {first_line(error)}") from error
 
+    def _open(self, *, header_only: bool) -> None:
+        import av
+
+        # Titles that are not UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
+        lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+        options = open_options(self._limits) | (HEADER_ONLY if header_only else {})
+        self._container = av.open(self.path, options=options, **lenient)
+        self._header_only = header_only
+        if not self._container.streams.video:
+            raise DecodeError(f"{self.path}: no video stream in it")
+        self._stream = self._container.streams.video[0]
+        self._codec = self._stream.codec_context
+        self._codec.thread_type = "NONE"
+        self._limits.check_size(self.path, self._codec.width, self._codec.height)
+        self._codec.options = {
+            "max_pixels": str(self._limits.frame_pixels),  # a stream may say otherwise later
+            "skip_loop_filter": LOOP_FILTERS[self._loop_filter],
+        }
+        self._size_bytes = h264.length_size(self._codec.extradata) if self._codec.name == "h264" else None
+        self._index = self._container_index()
+        if header_only:
+            for stream in self._container.streams:
+                if stream is not self._stream:
+                    stream.discard = av.stream.Discard.all
+
+    def _header_tells(self) -> bool:
+        """Whether the header says all that FFmpeg would find out by decoding: of plain H.264, which nearly all files hold."""
+        return (
+            self._index is not None
+            and self._index.gap is not None
+            and not self._index.discards
+            and h264.plain_size(self._codec.extradata) == (self._codec.height, self._codec.width)
+            and self._is_upright()
+        )
+
     def close(self) -> None:
         self._held = []
         self._container.close()
 
     def read_planes(self, clips: Sequence[Tensor], boxes: Sequence[Box]) -> list[planes.PlanarClip] | None:
-        if self._coding is None or self._rotation:
+        if self._rotation or not self._is_planar:
             return None
         places = places_of([clip.tolist() for clip in clips])
-        cuts = [planes.empty_clip(len(clip), box, self._coding) for clip, box in zip(clips, boxes, strict=True)]
+        coding, cuts = None, []
         for index, frame in check_frames(self, sorted(places), self._frames):
-            if frame.interlaced_frame:  # its chroma belongs to the lines of one field or the other
+            found = planes.coding_of(frame)
+            if found is None or coding not in (None, found):
                 return None
+            if coding is None:
+                coding = found
+                cuts = [planes.empty_clip(len(clip), box, found) for clip, box in zip(clips, boxes, strict=True)]
             samples = planes.samples(frame)
             for clip, place in places[index]:
                 planes.copy_frame(samples, boxes[clip], cuts[clip], place)
@@ -107,11 +143,16 @@ class PyAVReader(FrameReader):
             and "mp4" in self._container.format.name
             and len(self._container.streams.video) == 1
             and self._codec.name == "h264"
-            and self._codec.pix_fmt in planes.FORMATS
+            and self._is_planar
             and self._stream.start_time == 0
             and not self._index.discards
             and (self._index.gap is not None or self.num_frames == 1)
         )
+
+    @property
+    def _is_planar(self) -> bool:
+        """Whether it is video of 8 bits and 4:2:0."""
+        return self._header_only or self._codec.pix_fmt in planes.FORMATS
 
     def needed_packets(self, indices: list[int]) -> list[list[Any]]:
         """Return the packets that reading these sorted frames decodes, by stretch: tests and benchmarks look at them."""
@@ -159,6 +200,9 @@ class PyAVReader(FrameReader):
         """The packets tell what the container's index did not; where they were the index, only decoding does."""
         assert self._index is not None
         read = self._index.times is None
+        if self._header_only:
+            self._container.close()
+            self._open(header_only=False)
         self._index = self._packet_index() if read else None
         if self._index is not None and self._index.num_frames != self.num_frames:
             self._index = None
@@ -204,12 +248,13 @@ class PyAVReader(FrameReader):
         ):
             return False
         first = next(self._container.demux(self._stream))
-        if h264.inspect(first, self._size_bytes).oriented:
+        about = h264.inspect(first, self._size_bytes)
+        if about.oriented or about.parameters:
             return False
         # FFmpeg decodes what old x264 wrote by the encoder's build number, which only the first packet tells it: those
         # before 151 in 4:4:4, those before 34 in general.
         build = re.search(rb"x264 - core (\d+)", bytes(first))
-        return self._codec.pix_fmt in planes.FORMATS and not (build and int(build[1]) <= 33)
+        return self._is_planar and not (build and int(build[1]) <= 33)
 
     def _first_rotation(self) -> int:
         """Decode the first frame and return its rotation in quarter turns."""
