@@ -15,7 +15,7 @@ import av
 
 from sce_video.data.frame_folder import FrameFolder
 from sce_video.data.health import stamp
-from sce_video.data.media import LIMITS, DecodeError, Limits, check_media, is_frames, open_options, reason_of
+from sce_video.data.media import LIMITS, DecodeError, Limits, check_media, is_frames, open_container, reason_of
 
 
 class NoVideo(DecodeError):
@@ -59,10 +59,8 @@ def opened(path: str, *, limits: Limits = LIMITS) -> Iterator[tuple[Any, Any]]:
     also where the caller reads on from the container.
     """
     check_media(path)
-    # Titles that are not UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
-    lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
-        with av.open(os.path.realpath(path), options=open_options(limits), **lenient) as container:
+        with open_container(os.path.realpath(path), limits) as container:
             if not container.streams.video:
                 raise NoVideo(f"{path}: no video stream in it")
             stream = container.streams.video[0]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
-from hard_files import BUILDERS, build
+from hard_files import BUILDERS, build, encode, numbered_frames
 from test_decode import forward_decode
 
 from sce_video.data import h264
@@ -27,6 +27,10 @@ PACKETS |= {"hevc_open_gop.mkv", "fragmented.mp4", "fragmented_indexed.mp4"}
 COUNTED = {"vp8.webm", "mpeg4.mp4", "mpeg4.avi", "packed_b_frames.avi", "h264.avi", "transport.ts", "mpeg2.mpg"}
 COUNTED |= {"odd_size.avi", "broken_off.ts"}
 COUNTED |= {"interlaced.mp4"} if hasattr(av.VideoCodecContext, "field_order") else set()
+# Opened in full, because their headers do not tell all; what is not MP4 always is.
+NOT_BY_HEADER = {"one_key_a_frame.mp4", "interlaced.mp4", "stream_copy_cut.mp4", "stream_copy_cut.mov", "rotated.mp4"}
+NOT_BY_HEADER |= {"variable_rate.mp4", "fragmented.mp4", "fragmented_indexed.mp4", "hevc.mp4", "av1.mp4", "mpeg4.mp4"}
+NOT_BY_HEADER |= {"one_frame.mp4", "ten_bit.mp4", "full_chroma.mp4"}
 B_FRAME = 3  # FFmpeg's picture types
 REFUSED = {
     "broken_off.avi",
@@ -88,6 +92,34 @@ def test_clips_and_planes_are_cut_from_the_same_frames(name: str, folder: Path) 
             assert difference.mean() <= 1
             assert difference.max() <= 3
             assert clip.luma.numel() + clip.chroma.numel() <= 0.5 * frames.numel() + 6 * len(frames) * 60
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if name.endswith((".mp4", ".mov"))])
+def test_a_header_tells_what_ffmpeg_finds_out_by_decoding(name: str, folder: Path) -> None:
+    path = build(name, folder)
+    with open_video(str(path)) as video, PyAVReader(str(path), is_mp4=False) as in_full:
+        assert isinstance(video, PyAVReader)
+        assert video.header_only == (name not in NOT_BY_HEADER)
+        assert not in_full.header_only
+        for fact in ("num_frames", "height", "width", "fps", "stream_index", "found_by", "plain_mp4"):
+            assert getattr(video, fact) == getattr(in_full, fact), fact
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (46, 66), (62, 50), (256, 340), (16, 18)])
+def test_size_of_plain_h264_is_the_one_that_ffmpeg_decodes(height: int, width: int, tmp_path: Path) -> None:
+    path = encode(tmp_path / "sized.mp4", frames=numbered_frames(3, 264, 344)[:, :height, :width], bf="2")
+    with av.open(str(path)) as container:
+        header = container.streams.video[0].codec_context.extradata
+    assert header is not None
+    assert h264.plain_size(header) == (height, width) == forward_decode(path).shape[1:3]
+    units = 9 + int.from_bytes(header[6:8], "big")  # where its first parameter set ends
+    for end in range(units - 8):  # what comes last is not asked for
+        assert h264.plain_size(header[:end]) is None
+    draw = random.Random(height)
+    for _ in range(2000):  # whatever is in it, an answer
+        changed = bytearray(header)
+        changed[draw.randrange(len(header))] = draw.randrange(256)
+        h264.plain_size(bytes(changed))
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

@@ -265,7 +265,7 @@ def test_programs_survive_a_folder_of_traps(trap: Trap, tmp_path: Path) -> None:
     good.unlink()
     (tmp_path / "list.csv").write_text("path\n" + "".join(f"{path}\n" for path in sorted(folder.glob("*.mp4"))))
     run = run_tool("pretrain", *TINY_RECIPE, f"data.train={tmp_path}/list.csv", f"out={tmp_path}/run", cwd=tmp_path)
-    assert (run.returncode, run.stdout) == (2, "")
+    assert (run.returncode, run.stdout) == (70, "")
     assert "none of 32 videos tried" in run.stderr
     assert untouched(trap)
 

@@ -91,8 +91,8 @@ def _own_target(rank: int) -> None:
     """After DDP, which would mend it: it broadcasts everything once."""
     right = distributed.parallel
 
-    def parallel(module: nn.Module, device: torch.device) -> nn.Module:
-        network = right(module, device)
+    def parallel(module: nn.Module, device: torch.device, **named: Any) -> nn.Module:
+        network = right(module, device, **named)
         if rank:
             for parameter in module.target.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, dtype=parameter.dtype))

@@ -24,13 +24,10 @@ from torch import Tensor
 from . import frame_index, h264, indexed_decode, mp4, planes
 from .crops import Box
 from .frame_index import FrameIndex
-from .media import LIMITS, DecodeError, Limits, open_options
+from .media import LIMITS, DecodeError, Limits, open_container
 from .reader import FrameReader, check_frames, first_line, places_of
 
 HELD_BYTES = 64 << 20  # decoded frames kept while they are counted, so that short files are decoded once
-# FFmpeg decodes a picture of each stream in order to know it. With no decoder allowed, and no look into the packets, it
-# tells what the header holds, in a sixth of the time.
-HEADER_ONLY = {"codec_whitelist": "none", "fflags": "+noparse"}
 LOOP_FILTERS = {"exact": "default", "reference": "noref", "off": "all"}  # -> FFmpeg's skip_loop_filter
 
 
@@ -62,7 +59,7 @@ class PyAVReader(FrameReader):
                 self._container.close()
                 self._open(header_only=False)
             self.stream_index = self._stream.index
-            self._rotation = 0 if self._header_only or self._is_upright() else self._first_rotation()
+            self._rotation = 0 if self.header_only or self._is_upright() else self._first_rotation()
             self._index = self._index or self._packet_index()
             size = (self._codec.height, self._codec.width)
             self.height, self.width = size[:: -1 if self._rotation % 2 else 1]
@@ -75,11 +72,8 @@ class PyAVReader(FrameReader):
     def _open(self, *, header_only: bool) -> None:
         import av
 
-        # Titles that are not UTF-8 are no reason to refuse a video; PyAV 19 no longer asks.
-        lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-        options = open_options(self._limits) | (HEADER_ONLY if header_only else {})
-        self._container = av.open(self.path, options=options, **lenient)
-        self._header_only = header_only
+        self._container = open_container(self.path, self._limits, header_only=header_only)
+        self.header_only = header_only
         if not self._container.streams.video:
             raise DecodeError(f"{self.path}: no video stream in it")
         self._stream = self._container.streams.video[0]
@@ -152,7 +146,7 @@ class PyAVReader(FrameReader):
     @property
     def _is_planar(self) -> bool:
         """Whether it is video of 8 bits and 4:2:0."""
-        return self._header_only or self._codec.pix_fmt in planes.FORMATS
+        return self.header_only or self._codec.pix_fmt in planes.FORMATS
 
     def needed_packets(self, indices: list[int]) -> list[list[Any]]:
         """Return the packets that reading these sorted frames decodes, by stretch: tests and benchmarks look at them."""
@@ -200,7 +194,7 @@ class PyAVReader(FrameReader):
         """The packets tell what the container's index did not; where they were the index, only decoding does."""
         assert self._index is not None
         read = self._index.times is None
-        if self._header_only:
+        if self.header_only:
             self._container.close()
             self._open(header_only=False)
         self._index = self._packet_index() if read else None
