@@ -20,7 +20,6 @@ and so on, summary.json and, with --allow-missing, missing.txt. --classes turns 
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Sequence
@@ -106,7 +105,7 @@ def parse(line: str, where: str) -> tuple[str, str | None, str]:
 def _has_header(path: str | Path) -> bool:
     """Return whether a list is a CSV with a header that names the column `path`."""
     first = next(lines_of(path), ("", ""))[1]
-    return str(path).lower().endswith(".csv") and "path" in [name.strip() for name in next(csv.reader([first]), [])]
+    return str(path).lower().endswith(".csv") and "path" in [name.strip(' "') for name in first.split(",")]
 
 
 def read_classes(path: str | Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 from .media import FRAMES_FOLDER, FRAMES_ZIP
@@ -153,22 +153,21 @@ def _checked(path: str, base: Path, where: str) -> str:
 def _read_csv(path: Path, base: Path) -> list[Video]:
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        columns = [name.strip() for name in reader.fieldnames or []]
-        if "path" not in columns:
-            raise InputError(f"{path}:1: the header is {columns}, it must name `path` and may name `label`")
-        reader.fieldnames = columns
-        videos = []
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in row or row["path"] is None or (row.get("label", "") is None):
-                got = sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None) or [])
-                raise InputError(
-                    f"{where}: {got} columns where the header has {len(columns)}; quote values with commas"
-                )
-            videos.append(
-                Video(_checked(row["path"], base, where), (row.get("label") or "").strip() or None, reader.line_num)
-            )
-        return videos
+        try:
+            columns = [name.strip() for name in reader.fieldnames or []]
+            if "path" not in columns:
+                raise InputError(f"{path}:1: the header is {columns}, it must name `path` and may name `label`")
+            reader.fieldnames = columns
+            return [_csv_video(row, columns, base, f"{path}:{reader.line_num}", reader.line_num) for row in reader]
+        except csv.Error as error:  # Python 3.10 reads no NUL bytes
+            raise InputError(f"{path}:{reader.line_num + 1}: {error}; the row that begins here is no CSV") from error
+
+
+def _csv_video(row: dict[Any, Any], columns: list[str], base: Path, where: str, line: int) -> Video:
+    if None in row or row["path"] is None or (row.get("label", "") is None):
+        got = sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None) or [])
+        raise InputError(f"{where}: {got} columns where the header has {len(columns)}; quote values with commas")
+    return Video(_checked(row["path"], base, where), (row.get("label") or "").strip() or None, line)
 
 
 def _read_list(path: Path, base: Path) -> list[Video]:
