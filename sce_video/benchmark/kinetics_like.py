@@ -60,6 +60,6 @@ def render(number: int, num_frames: int) -> np.ndarray:
         left = round(150 + 140 * np.sin(speed * t / 70))
         frame = plane[top : top + HEIGHT, left : left + WIDTH].copy()
         frame[(rows - 128) ** 2 + (columns - (speed * 3 * t) % WIDTH) ** 2 < 1600] = disc
-        frame += random.normal(0, 3, (HEIGHT, WIDTH, 1))
+        frame += random.normal(0, 6, (HEIGHT, WIDTH, 1))
         frames[t] = frame.clip(0, 255)
     return frames

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from typing import Any
 
 from . import h264
@@ -93,57 +93,50 @@ def _numbered(
     # Not every key packet of H.264 is one to begin at: with intra refresh the picture is whole some frames later.
     if position and size_bytes and not h264.inspect(first, size_bytes).entry:
         raise _Behind
-    following = _checked(first, packets, index, position)
+    following = zip(chain([first], packets), chain(islice(index.stamps, position, None), [None]), strict=False)
     numbered = _ranked(following, index.shown_before[key]) if index.times is None else _looked_up(following, index)
-    for place, (packet, number) in enumerate(numbered):
-        if place == 0 and number is not None and first_wanted < number:
-            raise _Behind
+    packet, number = next(numbered)
+    if number is not None and first_wanted < number:
+        raise _Behind
+    yield packet, number
+    yield from numbered
+
+
+def _looked_up(packets: Iterator[tuple[Any, int | None]], index: FrameIndex) -> Iterator[tuple[Any, int | None]]:
+    """Number packets by their pts; the second of each pair is the stamp that the index has for it."""
+    for packet, stamp in packets:
+        number = None if packet.is_discard else index.numbers.get(packet.pts)
+        if getattr(packet, index.stamp_is) != stamp or (number is None and not packet.is_discard):
+            raise Mismatch
         yield packet, number
 
 
-def _looked_up(packets: Iterator[Any], index: FrameIndex) -> Iterator[tuple[Any, int | None]]:
-    for packet in packets:
-        yield packet, None if packet.is_discard else index.numbers[packet.pts]
-
-
-def _checked(first: Any, packets: Iterator[Any], index: FrameIndex, position: int) -> Iterator[Any]:
-    """Yield the packets while they are those of the index."""
-    packet = first
-    while packet is not None:
-        if (
-            position >= len(index.stamps)
-            or getattr(packet, index.stamp_is) != index.stamps[position]
-            or packet.pts is None
-            or (index.times is not None and not packet.is_discard and packet.pts not in index.numbers)
-        ):
-            raise Mismatch
-        yield packet
-        position += 1
-        packet = next(packets, None)
-
-
-def _ranked(packets: Iterator[Any], number: int) -> Iterator[tuple[Any, int | None]]:
+def _ranked(packets: Iterator[tuple[Any, int | None]], number: int) -> Iterator[tuple[Any, int | None]]:
     """Number the shown packets by their pts, counting from `number`; yields them in the order in which they come.
 
-    A pts has its number once no smaller one can come: pts >= dts and dts grow, so once dts has reached it.
+    A pts has its number once no smaller one can come: pts >= dts and dts grow, so once dts has reached it. The second of
+    each pair of packets is the dts that the index has for it.
     """
-    waiting: deque[Any] = deque()
+    waiting: deque[tuple[Any, int | None]] = deque()  # packets and their pts, None: discarded
     times: list[int] = []
-    numbers: dict[int, int] = {}
-    for packet in packets:
-        if packet.pts < packet.dts:
+    numbers: dict[int | None, int | None] = {None: None}
+    for packet, stamp in packets:
+        dts, pts = packet.dts, packet.pts
+        if dts != stamp or pts is None or pts < dts:
             raise Mismatch
-        waiting.append(packet)
-        if not packet.is_discard:
-            heapq.heappush(times, packet.pts)
-        while times and times[0] <= packet.dts:
+        if packet.is_discard:
+            waiting.append((packet, None))
+        else:
+            waiting.append((packet, pts))
+            heapq.heappush(times, pts)
+        while times and times[0] <= dts:
             numbers[heapq.heappop(times)] = number
             number += 1
-        while waiting and (waiting[0].is_discard or waiting[0].pts in numbers):
-            yield waiting[0], None if waiting[0].is_discard else numbers.pop(waiting[0].pts)
-            waiting.popleft()
-    while times:
-        numbers[heapq.heappop(times)] = number
+        while waiting and waiting[0][1] in numbers:
+            known, time = waiting.popleft()
+            yield known, numbers[time]
+    for time in sorted(times):
+        numbers[time] = number
         number += 1
-    for packet in waiting:
-        yield packet, None if packet.is_discard else numbers[packet.pts]
+    for known, time in waiting:
+        yield known, numbers[time]

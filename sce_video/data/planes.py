@@ -7,7 +7,6 @@ Ten bits and other samplings travel as RGB: the scaler interpolates their chroma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -92,11 +91,6 @@ def coding_of(frame: Any) -> Coding | None:
     return Coding(matrix, name == "yuvj420p" or int(frame.color_range) == FULL_RANGE)
 
 
-def samples(frame: Any) -> list[np.ndarray]:
-    """Return the three planes of a PyAV frame as they lie in memory: uint8 [height, width], then two of half the size."""
-    return [np.frombuffer(plane, dtype=np.uint8).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes]
-
-
 def empty_clip(num_frames: int, box: Box, coding: Coding) -> PlanarClip:
     """Return a clip of this box, all zeros."""
     top, left = box.top % 2, box.left % 2
@@ -106,11 +100,13 @@ def empty_clip(num_frames: int, box: Box, coding: Coding) -> PlanarClip:
     return PlanarClip(torch.from_numpy(luma), torch.from_numpy(chroma), top, left, box.height, box.width, coding)
 
 
-def copy_frame(planes: Sequence[np.ndarray], box: Box, clip: PlanarClip, place: int) -> None:
-    """Copy the part of a frame's planes that `box` needs to frame `place` of the clip."""
+def copy_frame(frame: Any, box: Box, clip: PlanarClip, place: int) -> None:
+    """Copy the part of a PyAV frame that `box` needs to frame `place` of the clip."""
     rows, columns = clip.chroma.shape[2:]
     top, left = box.top // 2, box.left // 2
-    luma = planes[0][2 * top : 2 * (top + rows), 2 * left : 2 * (left + columns)]  # a frame of odd size ends before
-    clip.luma[place].numpy()[: luma.shape[0], : luma.shape[1]] = luma
-    for number, plane in enumerate(planes[1:]):
-        clip.chroma[place, number].numpy()[:] = plane[top : top + rows, left : left + columns]
+    luma, *chroma = [np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size) for plane in frame.planes]
+    # A frame of odd size ends before.
+    height, width = min(2 * rows, frame.height - 2 * top), min(2 * columns, frame.width - 2 * left)
+    clip.luma[place].numpy()[:height, :width] = luma[2 * top : 2 * top + height, 2 * left : 2 * left + width]
+    for copy, plane in zip(clip.chroma[place].numpy(), chroma, strict=True):
+        copy[:] = plane[top : top + rows, left : left + columns]

@@ -117,9 +117,8 @@ class PyAVReader(FrameReader):
             if coding is None:
                 coding = found
                 cuts = [planes.empty_clip(len(clip), box, found) for clip, box in zip(clips, boxes, strict=True)]
-            samples = planes.samples(frame)
             for clip, place in places[index]:
-                planes.copy_frame(samples, boxes[clip], cuts[clip], place)
+                planes.copy_frame(frame, boxes[clip], cuts[clip], place)
         return cuts
 
     @property
