@@ -12,6 +12,7 @@ import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ class FrameIndex:
         end = self.keys[key + 1] if key + 1 < len(self.keys) else len(self.stamps)
         return self.stamps[min(position + HELD_BACK, end - 1)]
 
-    @property
+    @cached_property
     def gap(self) -> int | None:
         """The time between frames, if it is the same everywhere, in the stream's time base."""
         stamps = self.times or self.stamps

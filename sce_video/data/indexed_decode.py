@@ -25,6 +25,8 @@ class _Behind(Exception):
     """The wanted frames need packets before this key."""
 
 
+# Packets found before they are decoded: finding and decoding in turn for each would push each other out of the caches.
+BATCH = 64
 Send = Callable[[Any], Any]  # a packet, or None at the end of a stretch -> the frames that the decoder lets out
 
 
@@ -54,10 +56,12 @@ def _from_key(
     container.seek(index.seek_time(key), stream=stream, backward=True)
     sent: dict[int, int] = {}  # pts -> number, of wanted frames that the decoder has
     numbered = _numbered(container.demux(stream), index, size_bytes, first_wanted=wanted[0])
-    for packet in chain(_needed(numbered, set(wanted), sent, size_bytes), [None]):
-        for frame in send(packet):
-            if frame.pts in sent:
-                yield sent.pop(frame.pts), frame
+    needed = chain(_needed(numbered, set(wanted), sent, size_bytes), [None])
+    while batch := list(islice(needed, BATCH)):
+        for packet in batch:
+            for frame in send(packet):
+                if frame.pts in sent:
+                    yield sent.pop(frame.pts), frame
     if sent:
         raise Mismatch
 

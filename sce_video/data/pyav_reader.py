@@ -170,11 +170,11 @@ class PyAVReader(FrameReader):
 
     def _frames(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
         """Yield (index, decoded frame) for sorted indices; those the file does not hold are left out."""
-        left = list(indices)
+        left = set(indices)
         while self._index is not None and left:
             try:
-                for index, frame in self._indexed(left, self._codec.decode):
-                    left = [other for other in left if other != index]
+                for index, frame in self._indexed(sorted(left), self._codec.decode):
+                    left.discard(index)
                     yield index, frame
             except self._surprises:
                 self._step_down()
@@ -200,9 +200,8 @@ class PyAVReader(FrameReader):
         if self._index is not None and self._index.num_frames != self.num_frames:
             self._index = None
 
-    def _counted(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
+    def _counted(self, wanted: set[int]) -> Iterator[tuple[int, Any]]:
         """Frames by their number in a forward decode."""
-        wanted = set(indices)
         for number, frame in enumerate(self._held or self._forward()) if wanted else ():
             if number in wanted:
                 wanted.discard(number)
