@@ -30,7 +30,7 @@ from sce_video.errors import InputError
 GOP = 32
 B_FRAMES = 7
 PRESET = "faster"
-X264 = "b-pyramid=none:threads=1:lookahead-threads=1:mbtree=0"
+X264 = "b-pyramid=none:b-adapt=0:threads=1:lookahead-threads=1:mbtree=0"
 OLDEST = (5, 1)  # has -fps_mode
 
 

@@ -67,7 +67,7 @@ def make(arguments: Sequence[str]) -> None:
         "--form", choices=KINDS, default="video", help="of a copy: H.264 in MP4, or JPEG pictures (default: video)"
     )
     parser.add_argument(
-        "--crf", type=int, choices=range(52), default=23, metavar="0..51", help="x264's quality (default: 23)"
+        "--crf", type=int, choices=range(52), default=21, metavar="0..51", help="x264's quality (default: 21)"
     )
     parser.add_argument(
         "--jpeg-quality",

@@ -37,7 +37,7 @@ class Form(NamedTuple):
 
     short_side: int = 256
     kind: str = "video"
-    crf: int = 23
+    crf: int = 21
     quality: int = 90
     engine: str = "pyav"
 

@@ -1,7 +1,7 @@
 """One video in training form: small, quick to read, showing the same at the same times; checked against its source.
 
 H.264 in MP4 with the index first, short side as asked and never enlarged, even sides, square pixels, rotation applied,
-8 bit 4:2:0, no sound. A key frame every 32 frames at most, up to 7 B-frames in a row of which no other frame depends, no
+8 bit 4:2:0, no sound. A key frame every 32 frames at most, 7 B-frames in a row on which no other frame depends, no
 deblocking filter: a reader skips most frames between two wanted ones. Every frame keeps its place and its time, counted
 from the first one. The same source gives the same bytes (x264: one thread, no macroblock tree, 3 % larger for it).
 Pictures instead of H.264: pictures.py; the ffmpeg program instead of PyAV: ffmpeg_program.py.

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import av
 import pytest
 from conftest import run_tool
 
@@ -131,7 +132,7 @@ def test_decoding_is_compared_with_every_decoder_and_the_limit(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_forms_are_compared_by_bytes_quality_and_speed(tmp_path: Path) -> None:
-    """All nine, of one short film: smaller pictures are fewer bytes, a lower crf more of them and a better copy."""
+    """All of them, of one short film: smaller pictures are fewer bytes, a lower crf more of them and a better copy."""
     path = kinetics_like.make(tmp_path, 1, seconds=4)[0]
     result = run_tool("benchmark", "decode", "--forms", "--rounds", "1", "--files", path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -143,6 +144,15 @@ def test_forms_are_compared_by_bytes_quality_and_speed(tmp_path: Path) -> None:
     )
     assert small[0] > smaller[0] < better[0]
     assert 25 < smaller[1] < better[1] < 60
+
+
+def test_frames_of_a_form_are_of_the_kinds_that_it_says(tmp_path: Path) -> None:
+    """Whatever kinds the source's frames are of: all but every eighth are B-frames that nothing refers to."""
+    source = kinetics_like.make(tmp_path, 1, seconds=2)[0]
+    copy = forms.encode(source, tmp_path / "copy.mp4", forms.Form(64, 32, 7))
+    with av.open(copy) as container:
+        kinds = "".join("?IPB"[int(frame.pict_type)] for frame in container.decode(video=0))
+    assert kinds[:33] == "I" + 3 * "BBBBBBBP" + "BBBBBBP" + "I"
 
 
 @pytest.mark.slow

@@ -17,25 +17,31 @@ from ..data.crops import short_side
 
 
 class Form(NamedTuple):
-    """short_side in pixels; gop: frames between key frames; b_frames in a row; x264's pyramid, tune and crf."""
+    """short_side in pixels; gop: frames between key frames; b_frames in a row; x264's pyramid, tune and crf.
+
+    adaptive: x264 chooses how many B-frames suit a picture, up to b_frames; otherwise it always takes as many.
+    """
 
     short_side: int
     gop: int
     b_frames: int
     pyramid: bool = False
+    adaptive: bool = False
     fast_decode: bool = True
-    crf: int = 23
+    crf: int = 21
 
 
 FORMS = {
-    "256 g250 b3 pyramid": Form(256, 250, 3, pyramid=True, fast_decode=False),
+    "256 g250 b3 pyramid": Form(256, 250, 3, pyramid=True, adaptive=True, fast_decode=False),
     "256 g32 b0": Form(256, 32, 0, fast_decode=False),
     "256 g32 b7": Form(256, 32, 7, fast_decode=False),
-    "256 g32 b7 fastdecode": Form(256, 32, 7),
+    "256 g32 b7 fastdecode": Form(256, 32, 7),  # what data_prep/shrink.py --short-side 256 writes
+    "256 g32 b7 fastdecode crf23": Form(256, 32, 7, crf=23),
+    "256 g32 b7 adaptive fastdecode crf23": Form(256, 32, 7, adaptive=True, crf=23),
     "256 g64 b15 fastdecode": Form(256, 64, 15),
     "224 g32 b7 fastdecode": Form(224, 32, 7),
     "160 g32 b7 fastdecode": Form(160, 32, 7),
-    "128 g32 b7 fastdecode": Form(128, 32, 7),
+    "128 g32 b7 fastdecode": Form(128, 32, 7),  # what data_prep/shrink.py --short-side 128 writes
     "128 g32 b7 fastdecode crf18": Form(128, 32, 7, crf=18),
 }
 
@@ -51,13 +57,15 @@ def encode(source: str, target: Any, form: Form) -> str:
             "g": str(form.gop),
             "bf": str(form.b_frames),
             "crf": str(form.crf),
-            "x264-params": f"b-pyramid={'normal' if form.pyramid else 'none'}:b-adapt={int(form.pyramid)}",
+            "preset": "faster",
+            "x264-params": f"b-pyramid={'normal' if form.pyramid else 'none'}:b-adapt={int(form.adaptive)}:mbtree=0",
             **({"tune": "fastdecode"} if form.fast_decode else {}),
         }
         converter = VideoReformatter()
         for number, frame in enumerate(before.decode(read)):
             scaled = converter.reformat(frame, width, height, "yuv420p", interpolation="BICUBIC", threads=1)
             scaled.pts, scaled.time_base = number, 1 / read.average_rate
+            scaled.pict_type = 0  # else x264 takes over which of the source's frames were B-frames
             after.mux(stream.encode(scaled))
         after.mux(stream.encode())
     return str(target)
