@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import numbered_frames
+from hard_files import build
 from torch.utils.data import DataLoader, Dataset
 
 from sce_video.data import synthetic
@@ -98,16 +101,35 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
             check_media(str(path))
 
 
-def test_audio_without_video_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "sound.mp4"
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's open files this way")
+@pytest.mark.parametrize("name", ["broken_off.avi", "broken_off_faststart.mp4", "audio_only"])
+def test_what_is_refused_does_not_stay_open(name: str, tmp_path: Path) -> None:
+    """Not even until the next garbage collection: a folder of such files would take all descriptors."""
+    path = sound_only(tmp_path / "sound.mp4") if name == "audio_only" else build(name, tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    gc.disable()
+    try:
+        for _ in range(5):
+            with contextlib.suppress(DecodeError):
+                open_video(str(path))
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
+
+
+def sound_only(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), dtype=np.float32), format="fltp", layout="mono")
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def test_audio_without_video_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match="no video stream"):
-        open_video(str(path))
+        open_video(str(sound_only(tmp_path / "sound.mp4")))
 
 
 def test_names_that_are_no_utf8_are_read(tmp_path: Path) -> None:

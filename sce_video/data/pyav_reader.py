@@ -53,21 +53,29 @@ class PyAVReader(FrameReader):
         # Its own converter with one thread: the one PyAV shares per thread hangs forked workers (PyAV 19) once the
         # parent has converted a frame, and starts a thread per core in every worker.
         self._convert = av.video.reformatter.VideoReformatter()
+        self._container: Any = None
         try:
-            self._open(header_only=is_mp4)
-            if is_mp4 and not self._header_tells():
-                self._container.close()
-                self._open(header_only=False)
-            self.stream_index = self._stream.index
-            self._rotation = 0 if self.header_only or self._is_upright() else self._first_rotation()
-            self._index = self._index or self._packet_index()
-            size = (self._codec.height, self._codec.width)
-            self.height, self.width = size[:: -1 if self._rotation % 2 else 1]
-            self.num_frames = self._index.num_frames if self._index else self._count()
-            limits.check_count(path, self.num_frames)
-            self.fps = self._rate()
-        except self._errors as error:
+            self._look(is_mp4)
+        except (DecodeError, *self._errors) as error:
+            self.close()  # at once: the error holds this frame, and with it the file, until the next garbage collection
+            if isinstance(error, DecodeError):
+                raise
             raise DecodeError(f"{path}: {first_line(error)}") from error
+
+    def _look(self, is_mp4: bool) -> None:
+        """Open the file and learn its size, frames, index, rotation and rate."""
+        self._open(header_only=is_mp4)
+        if is_mp4 and not self._header_tells():
+            self._container.close()
+            self._open(header_only=False)
+        self.stream_index = self._stream.index
+        self._rotation = 0 if self.header_only or self._is_upright() else self._first_rotation()
+        self._index = self._index or self._packet_index()
+        size = (self._codec.height, self._codec.width)
+        self.height, self.width = size[:: -1 if self._rotation % 2 else 1]
+        self.num_frames = self._index.num_frames if self._index else self._count()
+        self._limits.check_count(self.path, self.num_frames)
+        self.fps = self._rate()
 
     def _open(self, *, header_only: bool) -> None:
         import av
@@ -103,7 +111,8 @@ class PyAVReader(FrameReader):
 
     def close(self) -> None:
         self._held = []
-        self._container.close()
+        if self._container is not None:
+            self._container.close()
 
     def read_planes(self, clips: Sequence[Tensor], boxes: Sequence[Box]) -> list[planes.PlanarClip] | None:
         if self._rotation or not self._is_planar:
@@ -212,10 +221,9 @@ class PyAVReader(FrameReader):
     def _forward(self) -> Iterator[Any]:
         """A plain decode from the start: what the numbers of frames are defined by."""
         self._container.seek(0)
-        if "mp4" in self._container.format.name or "matroska" in self._container.format.name:
-            start = self._stream.start_time
-            if start:
-                self._container.seek(start, stream=self._stream, backward=True)
+        kinds, start = self._container.format.name.split(","), self._stream.start_time
+        if start and ("mp4" in kinds or "matroska" in kinds):
+            self._container.seek(start, stream=self._stream, backward=True)
         yield from self._container.decode(self._stream)
 
     def _count(self) -> int:
@@ -232,12 +240,7 @@ class PyAVReader(FrameReader):
 
     def _is_upright(self) -> bool:
         """Whether it can be told without decoding that no frame is to be turned, and decoding may begin anywhere."""
-        if (
-            self._index is None
-            or self._index.times is not None
-            or not self._size_bytes
-            or not mp4.is_upright(self.path)
-        ):
+        if self.found_by != "container" or not self._size_bytes or not mp4.is_upright(self.path):
             return False
         first = next(self._container.demux(self._stream))
         about = h264.inspect(first, self._size_bytes)
