@@ -183,9 +183,10 @@ def test_compiling_is_for_gpus_and_long_runs_unless_asked_for() -> None:
     assert compilation.pays(torch.device("cuda"), 1)
     assert not compilation.pays(cpu, 156 * 64 * 2 * 8 * 40 * 40)  # the demo
     assert compilation.pays(cpu, 200 * 240_000 * 2 * 8 * 224 * 224)
-    how = {**HOW, "antialias": False, "clips": 10**9}
-    assert not augmenting.build([VIEW], System(compile=Compile.never), **how).compiled
-    assert not augmenting.build([VIEW], System(), **{**how, "clips": 10}).compiled
+    how = {"num_frames": 2, "mean": MEAN, "std": STD, "device": cpu, "antialias": False}
+    never = augmenting.build([VIEW], [SIZE], System(compile=Compile.never), **how, clips=10**9)
+    short = augmenting.build([VIEW], [SIZE], System(), **how, clips=10)
+    assert [one.compiled for one in never + short] == [False, False]
 
 
 NO_COMPILER = """
@@ -193,10 +194,11 @@ import torch
 from sce_video import augment, augmenting
 from sce_video.choices import Compile
 from sce_video.config import System
-how = augmenting.build([augment.View()], System(compile=Compile.always), num_frames=2, size=32, mean=0.45, std=0.225,
-    antialias=False, device=torch.device("cpu"), clips=1)
+both = augmenting.build([augment.View()] * 2, [32, 24], System(compile=Compile.always), num_frames=2, mean=0.45,
+    std=0.225, antialias=False, device=torch.device("cpu"), clips=1)
 clip = torch.zeros(2, 40, 40, 3, dtype=torch.uint8)
-print(how.compiled, how(augment.View(), [clip], [torch.Generator().manual_seed(0)]).shape)
+for how in both:
+    print(how.compiled, how([clip], [torch.Generator().manual_seed(0)]).shape)
 """
 
 
@@ -207,7 +209,7 @@ def test_without_a_compiler_one_note_says_so_and_the_operations_are_used(tmp_pat
         [sys.executable, "-c", NO_COMPILER], capture_output=True, text=True, env=environment, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "False torch.Size([1, 3, 2, 32, 32])\n"
+    assert result.stdout == "False torch.Size([1, 3, 2, 32, 32])\nFalse torch.Size([1, 3, 2, 24, 24])\n"
     notes = [
         line for line in result.stderr.splitlines() if line.startswith("warning: the augmentation is not compiled")
     ]
