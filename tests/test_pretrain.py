@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import MULTI_CROP, ROOT, TINY_RECIPE, compose_pretrain, losses, records, run_tool
+from omegaconf import OmegaConf
 
 from sce_video import checkpoint
 from sce_video.config import PretrainConfig
@@ -211,6 +212,21 @@ def test_further_augmentations_train_and_repeat(videos: Path, tmp_path: Path) ->
     assert len(results[0]) == 3
 
 
+def test_a_run_from_before_an_option_is_continued_with_its_default(videos: Path, tmp_path: Path) -> None:
+    common = options(videos, str(tmp_path / "run"), "optim.epochs=1")
+    pretrain(compose_pretrain(*common))
+    path = tmp_path / "run/config.yaml"
+    values = OmegaConf.load(path)
+    del values.augment["local"]
+    OmegaConf.save(values, path)
+    pretrain(compose_pretrain(*common))
+    message = (
+        "holds a run of another recipe (augment.local.size: 96 there, 16 here; augment.local.views: 0 there, 2 here)"
+    )
+    with pytest.raises(InputError, match=re.escape(message)):
+        pretrain(compose_pretrain(*common, *MULTI_CROP))
+
+
 def first_views(overrides: list[str]) -> list[torch.Tensor]:
     """Train, and return what the method got in the first step."""
     seen: list[list[torch.Tensor]] = []
@@ -239,11 +255,13 @@ def test_local_views_come_after_global_ones_that_stay_as_they_were(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_compiled_augmentation_trains_as_the_plain_one(videos: Path, tmp_path: Path) -> None:
-    results = []
+    results, kernel = [], ["augment.view1.blur_kernel=5", "augment.view2.blur_kernel=5"]  # fewer passes to build
     for compiled in ("always", "never"):
         folder = tmp_path / compiled
-        pretrain(compose_pretrain(*options(videos, str(folder), "optim.epochs=1", f"system.compile={compiled}")))
+        more = [*kernel, "optim.epochs=1", f"system.compile={compiled}"]
+        pretrain(compose_pretrain(*options(videos, str(folder), *more)))
         results.append(losses(folder))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-4)
     assert results[0] == pytest.approx(results[1], rel=0.05)  # training makes much of rounding
