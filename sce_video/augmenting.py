@@ -15,6 +15,7 @@ from . import augment
 from .augment import compilation
 from .choices import Compile
 from .config import System
+from .data.synthetic import cache_folder
 from .log import warn
 
 
@@ -71,7 +72,9 @@ def build(
         pays = compilation.pays(device, len(same) * clips * num_frames * size**2)
         if not reason and (system.compile is Compile.always or (system.compile is Compile.auto and pays)):
             different = [view for number, view in enumerate(same) if view not in same[:number]]
-            reason = compilation.prepare(different, num_frames=num_frames, size=size, device=device, **how)
+            reason = compilation.prepare(
+                different, num_frames=num_frames, size=size, device=device, folder=cache_folder() / "passes", **how
+            )
             compiled.add(size)
     if reason:
         warn([f"the augmentation is not compiled, so it is slower; its results are the same ({reason})"])

@@ -169,9 +169,9 @@ def test_augment_compares_results_and_says_what_is_not_there(tmp_path: Path) -> 
     result = run_tool("benchmark", "augment", *sizes, "--repeats", "1", "--threads", "1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert re.search(r"^rivals: torchvision \S+, kornia .+, torchaug not there$", result.stdout, re.M)
-    assert "2 clips of 2 x 40 x 50 -> 32, 1 rounds of 1 calls" in result.stdout
+    assert "2 clips of 2 x 40 x 50 -> 32, medians of 1 calls: 1 rounds of 1" in result.stdout
     for view in ("view1", "view2"):
-        rows = result.stdout.split(f"{view}, 1 thread\n")[1].split("building the passes")[0]
+        rows = result.stdout.split(f"{view}, 1 thread\n")[1].split("making the passes ready")[0]
         for name in ("ours, compiled", "ours, eager", "torchvision"):
             (row,) = re.findall(rf"^{name} .*$", rows, re.M)
             assert float(row.split()[-1]) < 2, "in 255ths"
