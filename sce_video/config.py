@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from .augment.view import View
+from .augment.view import Local, View
 from .choices import Compile, Decoder, Device, Exchange, Labels, LoopFilter, Optimizer, Precision, ResizeOn, Transport
 from .errors import InputError
 
@@ -62,7 +62,7 @@ class Data(Timing):
 
 @dataclass
 class Augment:
-    """What happens to the clips; see augment.view.View for one view's options."""
+    """What happens to the clips; see augment.view.View for one view's options, Local for multi-crop's."""
 
     size: int = MISSING  # pixels, square
     area_min: float = MISSING  # random resized crop: share of the frame
@@ -75,6 +75,17 @@ class Augment:
     std: float = 0.225
     view1: View = field(default_factory=View)
     view2: View = field(default_factory=View)
+    local: Local = field(default_factory=Local)
+
+    @property
+    def views(self) -> list[View]:
+        """How each view of a video is augmented: the two global ones, then the local ones."""
+        return [self.view1, self.view2, *[self.local.view] * self.local.views]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The pixels of each of these views."""
+        return [self.size, self.size, *[self.local.size] * self.local.views]
 
     def __post_init__(self) -> None:
         require(self.size, "augment.size", lambda value: value >= 16, "at least 16 pixels")
@@ -87,6 +98,11 @@ class Augment:
         for number, view in ((1, self.view1), (2, self.view2)):
             if isinstance(view, View) and given(self.size):
                 view.check_size(self.size, f"augment.view{number}")
+        if isinstance(self.local, Local) and self.local.views and given(self.size) and self.local.size > self.size:
+            raise InputError(
+                f"augment.local.size ({self.local.size}) must be at most augment.size ({self.size}): local views are the "
+                "small ones"
+            )
 
 
 @dataclass

@@ -137,9 +137,8 @@ def forward_backward(run: FinetuneRun, network: nn.Module, batch: Batch) -> tupl
     """Augment a micro-batch on the device, add its gradients, and return its loss and which rows were right (bool)."""
     cfg = run.cfg
     keys = list(zip(batch.epochs, batch.rows, strict=True))
-    view = cfg.augment.view
     generators = [generator(cfg.seed, "augment", *key) for key in keys]
-    clips = run.augment(view, batch.views[0].to(run.device).unpack(), generators)
+    clips = run.augment(batch.views[0].to(run.device).unpack(), generators)
     ids = run.lists.ids["train"]
     # A replaced video brings its own label.
     labels = torch.tensor([ids[source] for source in batch.sources], device=run.device)

@@ -151,15 +151,15 @@ def build_augmenter(
     """Return what augments this run's clips, of all processes together."""
     return augmenting.build(
         [cfg.augment.view],
+        [int(clip["size"])],
         cfg.system,
         num_frames=int(clip["num_frames"]),
-        size=int(clip["size"]),
         mean=encoder.mean,
         std=encoder.std,
         antialias=cfg.augment.antialias,
         device=device,
         clips=clips // distributed.world_size(),
-    )
+    )[0]
 
 
 def build_classifier(
@@ -216,17 +216,16 @@ def load_batches(run: FinetuneRun) -> Batches:
     cfg, train = run.cfg, run.lists.videos["train"]
     dataset = ClipDataset(
         train,
-        num_views=1,
         num_frames=int(run.clip["num_frames"]),
         clip_seconds=run.clip["clip_seconds"],
-        draw_box=boxes(cfg, int(run.clip["size"])),
+        draw_boxes=[boxes(cfg, int(run.clip["size"]))],
         speed=(cfg.data.speed_min, cfg.data.speed_max),
         frame_jitter=cfg.data.frame_jitter,
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
         loop_filter=cfg.data.loop_filter.value,
         planes=as_planes(cfg.data.transport, run.device),
-        resize_to=int(run.clip["size"]) if cfg.data.resize_on is ResizeOn.worker else None,
+        resize_to=[int(run.clip["size"])] if cfg.data.resize_on is ResizeOn.worker else None,
         antialias=cfg.augment.antialias,
     )
     sampler = loader.steps(len(train), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, run.step, run.total_steps)

@@ -101,7 +101,7 @@ class RunLog:
     Args:
         folder: the run folder; None logs nothing (ranks other than 0).
         start_step, total_steps, steps_per_epoch: where the run stands.
-        clips_per_step: of all ranks, for the rate.
+        clips_per_step: of all ranks and views, small ones too, for the rate.
         every: steps between two records.
         processes: for the rate per process.
     """

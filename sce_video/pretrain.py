@@ -85,7 +85,7 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] 
             start_step=run.step,
             total_steps=run.total_steps,
             steps_per_epoch=run.steps_per_epoch,
-            clips_per_step=2 * cfg.optim.batch,
+            clips_per_step=len(cfg.augment.views) * cfg.optim.batch,
             every=cfg.system.log_every,
             processes=distributed.world_size(),
         )
@@ -148,11 +148,11 @@ def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -
     """Augment a micro-batch on the device, compute its loss and add its gradients."""
     cfg = run.cfg
     views = []
-    for number, (view, packed) in enumerate(zip((cfg.augment.view1, cfg.augment.view2), batch.views, strict=True)):
+    for number, (augment, packed) in enumerate(zip(run.augment, batch.views, strict=True)):
         keys = zip(batch.epochs, batch.rows, strict=True)
         generators = [generator(cfg.seed, "augment", epoch, row, number) for epoch, row in keys]
         clips = packed.to(run.device).unpack()
-        views.append(run.augment(view, clips, generators, batch.differences[number]))
+        views.append(augment(clips, generators, batch.differences[number]))
     dtype = AUTOCAST.get(cfg.optim.precision)
     views = faults.poisoned(views, run.step)
     with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
@@ -191,10 +191,11 @@ def evaluate_and_save(run: Run, saver: Saver, log: RunLog, stopping: bool) -> No
 
 def describe(run: Run) -> str:
     """Return one line on what this run does, with the derived numbers."""
-    cfg = run.cfg
+    cfg, local = run.cfg, run.cfg.augment.local
+    smaller = f" with {local.views} local view(s) of {local.size} px" if local.views else ""
     return (
         f"{cfg.name}: {len(run.videos)} videos, {cfg.model.backbone}, {cfg.optim.epochs} epochs x "
-        f"{run.steps_per_epoch} steps of {cfg.optim.batch}, lr {cfg.optim.lr:g}, {distributed.world_size()} "
+        f"{run.steps_per_epoch} steps of {cfg.optim.batch}{smaller}, lr {cfg.optim.lr:g}, {distributed.world_size()} "
         f"process(es) on {run.device.type}, from step {run.step} of {run.total_steps}, into {run.folder}"
     )
 

@@ -44,7 +44,7 @@ class Run:
     videos: list[Video]
     steps_per_epoch: int
     total_steps: int
-    augment: augmenting.Augmenter
+    augment: list[augmenting.Augmenter]  # one per view
     method: Any  # see methods: online, forward, after_step
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -106,7 +106,7 @@ def set_up(
         videos=videos,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps_per_epoch * cfg.optim.epochs,
-        augment=build_augmenter(cfg, device, 2 * steps_per_epoch * cfg.optim.epochs * cfg.optim.batch),
+        augment=build_augmenters(cfg, device, steps_per_epoch * cfg.optim.epochs * cfg.optim.batch),
         method=method,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
@@ -122,13 +122,13 @@ def set_up(
     return run
 
 
-def build_augmenter(cfg: PretrainConfig, device: torch.device, clips: int) -> augmenting.Augmenter:
-    """Return what augments this run's clips, of all processes together."""
+def build_augmenters(cfg: PretrainConfig, device: torch.device, clips: int) -> list[augmenting.Augmenter]:
+    """Return what augments each view, of which all processes together have so many clips."""
     return augmenting.build(
-        [cfg.augment.view1, cfg.augment.view2],
+        cfg.augment.views,
+        cfg.augment.sizes,
         cfg.system,
         num_frames=cfg.data.num_frames,
-        size=cfg.augment.size,
         mean=cfg.augment.mean,
         std=cfg.augment.std,
         antialias=cfg.augment.antialias,
@@ -211,14 +211,14 @@ def restore(
 def load_batches(run: Run) -> Batches:
     """Return the micro-batches that are left."""
     cfg = run.cfg
+    local, ratio = cfg.augment.local, (cfg.augment.ratio_min, cfg.augment.ratio_max)
+    box = RandomResized(area=(cfg.augment.area_min, cfg.augment.area_max), ratio=ratio)
+    local_box = RandomResized(area=(local.area_min, local.area_max), ratio=ratio)
     dataset = ClipDataset(
         run.videos,
-        num_views=2,
         num_frames=cfg.data.num_frames,
         clip_seconds=cfg.data.clip_seconds,
-        draw_box=RandomResized(
-            area=(cfg.augment.area_min, cfg.augment.area_max), ratio=(cfg.augment.ratio_min, cfg.augment.ratio_max)
-        ),
+        draw_boxes=[box, box, *[local_box] * local.views],
         difference_probability=cfg.augment.temporal_difference_probability,
         speed=(cfg.data.speed_min, cfg.data.speed_max),
         frame_jitter=cfg.data.frame_jitter,
@@ -226,7 +226,7 @@ def load_batches(run: Run) -> Batches:
         decoder=cfg.data.decoder.value,
         loop_filter=cfg.data.loop_filter.value,
         planes=as_planes(cfg.data.transport, run.device),
-        resize_to=cfg.augment.size if cfg.data.resize_on is ResizeOn.worker else None,
+        resize_to=cfg.augment.sizes if cfg.data.resize_on is ResizeOn.worker else None,
         antialias=cfg.augment.antialias,
     )
     return loader.build(

@@ -100,7 +100,9 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
     path = folder / "config.yaml"
     if not path.is_file():
         raise InputError(f"out={folder} is not empty and no run folder (no config.yaml in it): choose another out=")
-    old = _flat(OmegaConf.to_container(OmegaConf.load(path)))
+    # An option that did not exist yet had its default: that is what a default has to be.
+    old = _flat(OmegaConf.to_container(OmegaConf.structured(type(cfg)), enum_to_str=True))
+    old |= _flat(OmegaConf.to_container(OmegaConf.load(path)))
     new = _flat(OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
     differing = [
         f"{key}: {old.get(key)} there, {new.get(key)} here"

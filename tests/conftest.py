@@ -43,6 +43,8 @@ TINY_RECIPE = [
     "system.log_every=1",
 ]
 
+MULTI_CROP = ["augment.local.views=2", "augment.local.size=16"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:

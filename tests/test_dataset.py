@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sce_video.data import dataset as dataset_module
 from sce_video.data import loader, manifest
 from sce_video.data.dataset import (
     Batch,
@@ -19,15 +20,17 @@ from sce_video.data.dataset import (
 )
 from sce_video.data.decode import DecodeError, open_video
 from sce_video.data.manifest import Video
+from sce_video.data.reader import FrameReader
 from sce_video.errors import InputError
+
+BOX = RandomResized((0.3, 0.8), (0.75, 4 / 3))
 
 
 def dataset(videos: Path, **options: object) -> ClipDataset:
     settings: dict[str, object] = {
-        "num_views": 2,
         "num_frames": 4,
         "clip_seconds": 0.8,
-        "draw_box": RandomResized((0.3, 0.8), (0.75, 4 / 3)),
+        "draw_boxes": [BOX, BOX],
         "difference_probability": 0.3,
         "seed": 1,
     }
@@ -108,6 +111,34 @@ def test_clips_are_the_frames_and_boxes_that_were_drawn(videos: Path) -> None:
         )
 
 
+def test_local_views_leave_the_others_as_they_were(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two more views from small boxes: the clips of the first two are the same bytes, and a video is opened once."""
+    opened = []
+
+    def counted(path: str, *rest: str, **named: str) -> FrameReader:
+        opened.append(path)
+        return open_video(path, *rest, **named)
+
+    monkeypatch.setattr(dataset_module, "open_video", counted)
+    small = RandomResized((0.05, 0.1), (0.75, 4 / 3))
+    plain = dataset(videos)
+    more = dataset(videos, draw_boxes=[BOX, BOX, small, small])
+    scaled = dataset(videos, draw_boxes=[BOX, BOX, small, small], resize_to=[20, 20, 8, 8])
+    for row in range(8):
+        before, after, worker = plain[1, row], more[1, row], scaled[1, row]
+        assert len(after.clips) == 4
+        assert after.differences[:2] == before.differences
+        assert all(torch.equal(a, b) for a, b in zip(before.clips, after.clips[:2], strict=True))
+        areas = [clip.shape[1] * clip.shape[2] / (48 * 64) for clip in after.clips]
+        assert min(areas[:2]) > 0.25
+        assert max(areas[2:]) < 0.12
+        assert not torch.equal(after.clips[2].float().mean(dim=(1, 2, 3)), after.clips[3].float().mean(dim=(1, 2, 3)))
+        for native, clip, size in zip(after.clips, worker.clips, [20, 20, 8, 8], strict=True):
+            large = min(native.shape[1:3]) > size
+            assert clip.shape[1:3] == ((size, size) if large else native.shape[1:3])
+    assert len(opened) == 3 * 8
+
+
 def test_samples_differ_by_epoch_and_view_only(videos: Path) -> None:
     data = dataset(videos)
     again, next_epoch = data[(0, 3)], data[(1, 3)]
@@ -177,7 +208,7 @@ def test_a_replaced_video_says_whose_place_it_took(videos: Path, tmp_path: Path)
     """Training with labels needs the label of the video that was read, not of the row it stands for."""
     listed = manifest.read(videos / "train.csv")[:4]
     listed[2] = Video(str(tmp_path / "gone.mp4"), "9")
-    data = ClipDataset(listed, num_views=1, num_frames=4, clip_seconds=0.8, draw_box=RandomScaled(32, (37, 46)), seed=1)
+    data = ClipDataset(listed, num_frames=4, clip_seconds=0.8, draw_boxes=[RandomScaled(32, (37, 46))], seed=1)
     batch = collate([data[0, row] for row in range(4)])
     assert batch.rows == [0, 1, 2, 3]
     assert batch.sources[:2] + batch.sources[3:] == [0, 1, 3]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from sce_video import augment, augmenting
-from sce_video.augment import compilation, fused
+from sce_video.augment import built, compilation, fused, stages
 from sce_video.choices import Compile
 from sce_video.config import System
+from sce_video.data.synthetic import cache_folder
 from sce_video.randomness import generator
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch 2.11's own, of its compiler
@@ -115,25 +117,102 @@ def test_blurs_are_computed_with_few_radii_that_suffice() -> None:
 HOW = {"num_frames": 2, "size": SIZE, "mean": MEAN, "std": STD, "device": torch.device("cpu")}
 
 
-@pytest.mark.slow
-def test_compiled_passes_equal_the_operations_are_built_once_and_do_not_depend_on_the_batch() -> None:
-    import torch._dynamo.utils as dynamo
+def only_built(function: Any, together: bool) -> Any:
+    """The passes in machine code, and none other; but crops of 1 pixel have none."""
 
+    def run(*arguments: Any) -> None:
+        cropped = function in (stages.columns, stages.rows)
+        assert built.described(function, arguments) in built._loaded or (cropped and 1 in arguments[0].shape[1:3])
+        built.passes(function)(*arguments)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    """Of the passes that are built, kept from test to test."""
+    return cache_folder() / "passes"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiled_passes_equal_the_operations_are_built_ahead_and_do_not_depend_on_the_batch(folder: Path) -> None:
     view = replace(VIEW, blur_kernel=9)  # two radii instead of three
-    assert compilation.prepare([view], **HOW) == ""
-    built = dynamo.counters["stats"]["unique_graphs"]
+    assert compilation.prepare([view], **HOW, folder=folder) == ""
+    files = {path: path.stat().st_mtime_ns for path in folder.glob("*.pt2")}
+    assert len(files) == 11
+    assert compilation.prepare([view], **HOW, folder=folder) == ""
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.pt2")} == files, "built once"
     for kind in ("random", "saturated", "gray"):
         made, parameters = clips(kind, 2, 48), drawn(view, 48)
         result = defined(view, made, parameters, compiled=True)
         assert_equal(result, defined(view, made, parameters))
         part = defined(view, [made[b] for b in (31, 5)], parameters[[31, 5]], compiled=True)
         assert torch.equal(part, result[[31, 5]])
+        assert torch.equal(fused_result(view, made, parameters, only_built, False), result), "nothing was left to torch"
     sharp = replace(drawn(view, 8), blur=torch.zeros(8, dtype=torch.bool))
-    defined(view, clips("random", 2, 8), sharp, compiled=True)
+    fused_result(view, clips("random", 2, 8), sharp, only_built, False)
     tall = [torch.randint(256, (2, 3 + i, 200 - 3 * i, 3), dtype=torch.uint8) for i in range(60)]
-    defined(view, tall, drawn(view, 60), compiled=True)
-    # Crops of 1 pixel are a case of their own for torch.
-    assert dynamo.counters["stats"]["unique_graphs"] <= built + 2
+    fused_result(view, tall, drawn(view, 60), only_built, False)
+    strided = [clip.transpose(0, 1).contiguous().transpose(0, 1) for clip in clips("random", 2, 8)]
+    fused_result(view, strided, drawn(view, 8), only_built, False)
+
+
+WITHOUT_COMPILER = """
+import sys, torch
+from pathlib import Path
+from sce_video import augment
+from sce_video.augment import compilation
+view = augment.View(gray_probability=0.3, blur_probability=0.6, solarize_probability=0.4, blur_kernel=9)
+torch.set_num_threads(int(sys.argv[2]))
+how = {"size": 40, "mean": 0.45, "std": 0.225}
+assert compilation.prepare([view], num_frames=2, device=torch.device("cpu"), folder=Path(sys.argv[1]), **how) == ""
+clips = [torch.full((2, 50, 60 + i, 3), 10 * i, dtype=torch.uint8) for i in range(16)]
+drawn = augment.draw(view, [torch.Generator().manual_seed(i) for i in range(16)])
+one, other = (augment.apply(view, clips, drawn, compiled=how_, **how) for how_ in (True, False))
+assert not torch.equal(one, other), "rounding differs"
+assert (one - other).abs().max() < 1e-3
+print("torch._dynamo" in sys.modules, "torch._inductor" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_passes_that_were_built_need_no_compiler_nor_its_memory(folder: Path) -> None:
+    """With other processes for the building, this one never imports torch's compiler."""
+    assert compilation.prepare([replace(VIEW, blur_kernel=9)], **HOW, folder=folder) == ""
+    command = [sys.executable, "-c", WITHOUT_COMPILER, str(folder), str(torch.get_num_threads())]
+    environment = {**os.environ, "CXX": "/nowhere/g++", "PATH": "/nowhere"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "False False\n"
+    assert result.stderr == ""
+
+
+def test_a_damaged_file_is_named_and_nothing_is_loaded(tmp_path: Path) -> None:
+    view = augment.View(jitter_probability=0, blur_probability=0)
+    needs = compilation.Needs([view], 3, 17, MEAN, STD, False, "float32", False)
+    for call in needs.calls():
+        built.place(tmp_path, call, torch.get_num_threads()).write_bytes(b"no archive")
+    how = {**HOW, "num_frames": 3, "size": 17}
+    assert f"cannot load {tmp_path}" in compilation.prepare([view], **how, folder=tmp_path)
+    assert not any(call in built._loaded for call in needs.calls())
+
+
+def test_machine_code_is_of_its_call_torch_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list(compilation.Needs([VIEW], 3, 17, MEAN, STD, False, "float32", False).calls())
+    assert len({built.place(tmp_path, call, 1) for call in calls}) == len(calls) > 8
+    assert built.place(tmp_path, calls[0], 1) != built.place(tmp_path, calls[0], 2)
+    before = built.place(tmp_path, calls[0], 1)
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert built.place(tmp_path, calls[0], 1) != before
+
+
+def test_calls_that_nothing_was_built_for_are_computed_as_written() -> None:
+    made, parameters = clips("random", 5, 4), drawn(VIEW, 4)
+    assert not any("[5, " in call for call in built._loaded)
+    as_written = fused_result(VIEW, made, parameters, fused.eager, False)
+    assert torch.equal(fused_result(VIEW, made, parameters, fused.compiled, False), as_written)
 
 
 @pytest.mark.slow
@@ -151,8 +230,11 @@ def test_passes_all_together_as_on_a_gpu_are_traced_whole_for_any_number_of_clip
 
 
 @pytest.mark.slow
-def test_compiled_results_come_in_other_types_and_layouts() -> None:
-    view = replace(VIEW, blur_kernel=5)
+@pytest.mark.timeout(900)
+def test_compiled_results_come_in_other_types_and_layouts(folder: Path) -> None:
+    view = replace(VIEW, blur_kernel=9)
+    other = {"dtype": torch.bfloat16, "channels_last": True}
+    assert compilation.prepare([view], **HOW, **other, folder=folder) == ""
     made, parameters = clips("random", 2, 8), drawn(view, 8)
     result = defined(view, made, parameters, compiled=True, dtype=torch.bfloat16, channels_last=True)
     plain = defined(view, made, parameters)
@@ -183,9 +265,26 @@ def test_compiling_is_for_gpus_and_long_runs_unless_asked_for() -> None:
     assert compilation.pays(torch.device("cuda"), 1)
     assert not compilation.pays(cpu, 156 * 64 * 2 * 8 * 40 * 40)  # the demo
     assert compilation.pays(cpu, 200 * 240_000 * 2 * 8 * 224 * 224)
-    how = {**HOW, "antialias": False, "clips": 10**9}
-    assert not augmenting.build([VIEW], System(compile=Compile.never), **how).compiled
-    assert not augmenting.build([VIEW], System(), **{**how, "clips": 10}).compiled
+    how = {"num_frames": 2, "mean": MEAN, "std": STD, "device": cpu, "antialias": False}
+    never = augmenting.build([VIEW], [SIZE], System(compile=Compile.never), **how, clips=10**9)
+    short = augmenting.build([VIEW], [SIZE], System(), **how, clips=10)
+    assert [one.compiled for one in never + short] == [False, False]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_views_of_two_sizes_are_built_for_each() -> None:
+    view = augment.View(jitter_probability=0, blur_probability=0)
+    how = {"num_frames": 2, "mean": MEAN, "std": STD, "device": torch.device("cpu"), "antialias": False, "clips": 1}
+    made = clips("random", 2, 8)
+    for augmenter in augmenting.build([view, view, view], [SIZE, 24, 24], System(compile=Compile.always), **how):
+        assert augmenter.compiled
+        compiled, plain = (
+            replace(augmenter, compiled=how_)(made, [generator("sizes", i) for i in range(8)]) for how_ in (True, False)
+        )
+        assert torch.allclose(compiled, plain, atol=1e-4)
+        assert not torch.equal(compiled, plain), "rounding differs"
+        assert plain.shape[-1] == augmenter.size
 
 
 NO_COMPILER = """
@@ -193,22 +292,25 @@ import torch
 from sce_video import augment, augmenting
 from sce_video.choices import Compile
 from sce_video.config import System
-how = augmenting.build([augment.View()], System(compile=Compile.always), num_frames=2, size=32, mean=0.45, std=0.225,
-    antialias=False, device=torch.device("cpu"), clips=1)
+both = augmenting.build([augment.View()] * 2, [32, 24], System(compile=Compile.always), num_frames=2, mean=0.45,
+    std=0.225, antialias=False, device=torch.device("cpu"), clips=1)
 clip = torch.zeros(2, 40, 40, 3, dtype=torch.uint8)
-print(how.compiled, how(augment.View(), [clip], [torch.Generator().manual_seed(0)]).shape)
+for how in both:
+    print(how.compiled, how([clip], [torch.Generator().manual_seed(0)]).shape)
 """
 
 
 @pytest.mark.slow
 def test_without_a_compiler_one_note_says_so_and_the_operations_are_used(tmp_path: Any) -> None:
-    environment = {**os.environ, "CXX": "/nowhere/g++", "PATH": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    nowhere = {"CXX": "/nowhere/g++", "PATH": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torch")}
+    environment = {**os.environ, **nowhere, "SCE_VIDEO_CACHE": str(tmp_path)}
     result = subprocess.run(
         [sys.executable, "-c", NO_COMPILER], capture_output=True, text=True, env=environment, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "False torch.Size([1, 3, 2, 32, 32])\n"
+    assert result.stdout == "False torch.Size([1, 3, 2, 32, 32])\nFalse torch.Size([1, 3, 2, 24, 24])\n"
     notes = [
         line for line in result.stderr.splitlines() if line.startswith("warning: the augmentation is not compiled")
     ]
     assert len(notes) == 1
+    assert "compiler" in notes[0], "the reason is given"

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY_RECIPE, compose_pretrain, losses, records, run_tool
+from conftest import MULTI_CROP, ROOT, TINY_RECIPE, compose_pretrain, losses, records, run_tool
+from omegaconf import OmegaConf
 
 from sce_video import checkpoint
+from sce_video.config import PretrainConfig
 from sce_video.errors import InputError
-from sce_video.pretrain import pretrain
+from sce_video.methods.sce import SCE
+from sce_video.pretrain import build_sce, pretrain
 
 
 def options(videos: Path, out: str, *more: str) -> list[str]:
@@ -209,12 +212,56 @@ def test_further_augmentations_train_and_repeat(videos: Path, tmp_path: Path) ->
     assert len(results[0]) == 3
 
 
+def test_a_run_from_before_an_option_is_continued_with_its_default(videos: Path, tmp_path: Path) -> None:
+    common = options(videos, str(tmp_path / "run"), "optim.epochs=1")
+    pretrain(compose_pretrain(*common))
+    path = tmp_path / "run/config.yaml"
+    values = OmegaConf.load(path)
+    del values.augment["local"]
+    OmegaConf.save(values, path)
+    pretrain(compose_pretrain(*common))
+    message = (
+        "holds a run of another recipe (augment.local.size: 96 there, 16 here; augment.local.views: 0 there, 2 here)"
+    )
+    with pytest.raises(InputError, match=re.escape(message)):
+        pretrain(compose_pretrain(*common, *MULTI_CROP))
+
+
+def first_views(overrides: list[str]) -> list[torch.Tensor]:
+    """Train, and return what the method got in the first step."""
+    seen: list[list[torch.Tensor]] = []
+
+    def build(cfg: PretrainConfig) -> SCE:
+        method = build_sce(cfg)
+        method.register_forward_pre_hook(lambda _, given: seen.append([view.clone() for view in given[0]]))
+        return method
+
+    pretrain(compose_pretrain(*overrides), build)
+    return seen[0]
+
+
+@pytest.mark.parametrize("resize_on", ["device", "worker"])
+def test_local_views_come_after_global_ones_that_stay_as_they_were(
+    resize_on: str, videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    more = ["optim.epochs=1", "augment.temporal_difference_probability=0.3", f"data.resize_on={resize_on}"]
+    plain = first_views(options(videos, str(tmp_path / "plain"), *more))
+    assert "local view" not in capfd.readouterr().err
+    both = first_views(options(videos, str(tmp_path / "both"), *more, *MULTI_CROP))
+    assert "steps of 8 with 2 local view(s) of 16 px" in capfd.readouterr().err
+    assert all(torch.equal(a, b) for a, b in zip(plain, both[:2], strict=True))
+    assert [tuple(view.shape) for view in both] == [(8, 3, 4, 32, 32)] * 2 + [(8, 3, 4, 16, 16)] * 2
+    assert not torch.equal(both[2], both[3]), "each is drawn for itself"
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_compiled_augmentation_trains_as_the_plain_one(videos: Path, tmp_path: Path) -> None:
-    results = []
+    results, kernel = [], ["augment.view1.blur_kernel=5", "augment.view2.blur_kernel=5"]  # fewer passes to build
     for compiled in ("always", "never"):
         folder = tmp_path / compiled
-        pretrain(compose_pretrain(*options(videos, str(folder), "optim.epochs=1", f"system.compile={compiled}")))
+        more = [*kernel, "optim.epochs=1", f"system.compile={compiled}"]
+        pretrain(compose_pretrain(*options(videos, str(folder), *more)))
         results.append(losses(folder))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-4)
     assert results[0] == pytest.approx(results[1], rel=0.05)  # training makes much of rounding
@@ -225,6 +272,17 @@ REFUSED = [
         ["augment.view2.blur_kernel=65"],
         "augment.view2.blur_kernel (65) must be odd and under twice the clip's side (32)",
     ),
+    (["augment.local.views=-1"], "augment.local.views (-1) must be at least 0; 0 is no multi-crop"),
+    (["augment.local.views=2"], "augment.local.size (96) must be at most augment.size (32)"),
+    (["augment.local.size=15"], "augment.local.size (15) must be at least 16 pixels"),
+    (["augment.local.area_min=0.5"], "augment.local.area_min..area_max (0.5..0.328) must rise and be within (0, 1]"),
+    (["augment.local.area_max=1.5"], "augment.local.area_min..area_max (0.086..1.5) must rise and be within (0, 1]"),
+    (
+        ["augment.local.view.blur_kernel=35", *MULTI_CROP],
+        "augment.local.view.blur_kernel (35) must be odd and under twice the clip's side (16)",
+    ),
+    (["augment.local.view.hue=0.7"], "hue (0.7) must be in [0, 0.5]"),
+    (["sce.queue=15", *MULTI_CROP], "2 * optim.batch = 16"),
     (["data.speed_min=2"], "data.speed_min..speed_max (2.0..1.0) must be positive and rise"),
     (["data.frame_jitter=1.5"], "data.frame_jitter (1.5) must be in [0, 1]"),
     (["system.bf16_clips=true"], "system.bf16_clips needs optim.precision=bf16, not fp32"),
@@ -235,3 +293,8 @@ REFUSED = [
 def test_options_that_do_not_fit_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         compose_pretrain(*TINY_RECIPE, "data.train=x.csv", *overrides)
+
+
+def test_local_views_need_no_longer_queue() -> None:
+    """Only keys are kept, and local views are none: the rule counts global views."""
+    compose_pretrain(*TINY_RECIPE, "data.train=x.csv", "sce.queue=16", *MULTI_CROP)

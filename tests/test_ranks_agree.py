@@ -10,7 +10,7 @@ from typing import Any
 import gloo
 import pytest
 import torch
-from conftest import TINY_RECIPE, losses
+from conftest import MULTI_CROP, TINY_RECIPE, losses
 from test_distributed import GENTLE, ROUGH
 from torch import nn
 
@@ -52,6 +52,19 @@ def test_any_number_of_processes_is_one_training(
     for rank in ranks:
         assert distance(rank, alone[0]) < 1e-10
         assert all(torch.equal(value, ranks[0]["state"][name]) for name, value in rank["state"].items()), "to the bit"
+
+
+def test_local_views_are_one_training_too(videos: Path, tmp_path: Path) -> None:
+    results = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        few = [*options(videos, folder / "run"), *MULTI_CROP, "optim.epochs=2"]
+        results.append((gloo.run(world, folder, few, dtype="float64"), losses(folder / "run")))
+    (alone, curve), (ranks, shared) = results
+    assert len(curve) == 6
+    assert max(abs(a - b) for a, b in zip(curve, shared, strict=True)) < 1e-10
+    assert max(distance(rank, alone[0]) for rank in ranks) < 1e-10
+    assert torch.equal(ranks[0]["state"]["queue.keys"], ranks[1]["state"]["queue.keys"])
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_RECIPE, compose_pretrain, losses
+from conftest import MULTI_CROP, TINY_RECIPE, compose_pretrain, losses
 
 from sce_video import checkpoint
 from sce_video.errors import Preempted
@@ -25,17 +25,20 @@ def state_of(folder: Path) -> checkpoint.State:
     return checkpoint.load(checkpoint.find(folder))[0]
 
 
-@pytest.fixture(scope="module")
-def runs(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def straight_and_stopped(videos: Path, folder: Path, *more: str) -> tuple[Path, Path]:
     """A run of 21 steps, and one that was stopped after 11 of them."""
-    folder = tmp_path_factory.mktemp("runs")
-    pretrain(compose_pretrain(*options(videos, folder / "straight")))
+    pretrain(compose_pretrain(*options(videos, folder / "straight", *more)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")
         patch.setenv("SCE_VIDEO_FAULT", "term@step=10")
         with pytest.raises(Preempted):
-            pretrain(compose_pretrain(*options(videos, folder / "stopped")))
+            pretrain(compose_pretrain(*options(videos, folder / "stopped", *more)))
     return folder / "straight", folder / "stopped"
+
+
+@pytest.fixture(scope="module")
+def runs(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return straight_and_stopped(videos, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(3, marks=pytest.mark.slow)])
@@ -45,6 +48,16 @@ def test_resumed_run_is_the_straight_one(workers: int, runs: tuple[Path, Path], 
     pretrain(compose_pretrain(*options(videos, tmp_path / "run", f"system.workers={workers}")))
     assert losses(tmp_path / "run") == losses(straight)
     assert checkpoint.state_digest(state_of(tmp_path / "run")) == checkpoint.state_digest(state_of(straight))
+
+
+def test_resumed_run_with_local_views_is_the_straight_one(
+    runs: tuple[Path, Path], videos: Path, tmp_path: Path
+) -> None:
+    straight, stopped = straight_and_stopped(videos, tmp_path, *MULTI_CROP)
+    pretrain(compose_pretrain(*options(videos, stopped, *MULTI_CROP, "system.workers=2")))
+    assert losses(stopped) == losses(straight)
+    assert checkpoint.state_digest(state_of(stopped)) == checkpoint.state_digest(state_of(straight))
+    assert losses(straight) != losses(runs[0]), "local views take part"
 
 
 def fresh(cfg: Any, *parts: str) -> Callable[[checkpoint.State, dict[str, Any]], None]:

@@ -101,6 +101,44 @@ def test_local_views_are_queries_only(conformance: dict[str, Any]) -> None:
     assert len(step.keys) == 2
 
 
+def loss_in_loops(queries: list[Tensor], keys: list[Tensor], queue: Tensor, pairs: list[tuple[int, int]]) -> float:
+    """SCE with temperatures 0.1 and 0.05 and coeff 0.5, own key masked, over (query view, key view), number by number."""
+    losses = []
+    for j, i in pairs:
+        for query, key in zip(queries[j].tolist(), keys[i].tolist(), strict=True):
+            others = queue.tolist()
+            near = [math.exp(sum(a * b for a, b in zip(query, other, strict=True)) / 0.1) for other in [key, *others]]
+            alike = [math.exp(sum(a * b for a, b in zip(key, other, strict=True)) / 0.05) for other in others]
+            target = [0.5, *[0.5 * value / sum(alike) for value in alike]]
+            losses.append(-sum(w * math.log(value / sum(near)) for w, value in zip(target, near, strict=True)))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize(
+    ("symmetric", "count", "pairs"),
+    [
+        (True, 4, [(1, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]),
+        (False, 4, [(1, 0), (2, 0), (3, 0)]),
+        (True, 2, [(1, 0), (0, 1)]),
+    ],
+)
+def test_loss_over_pairs_of_views_equals_loops(
+    symmetric: bool, count: int, pairs: list[tuple[int, int]], conformance: dict[str, Any]
+) -> None:
+    """Two global views and the rest local: (V - 1) G pairs, of which none has a local key; V - 1 when asymmetric."""
+    model = method(conformance["one_training_step"], symmetric=symmetric, mask_positive=True)
+    x = views([0, 1, 5], count=count)
+    step = model(x, where=0.0)
+    with torch.no_grad():
+        queries, keys = [model.online(view) for view in x], [model.target(view) for view in x]
+    assert step.loss.item() == pytest.approx(loss_in_loops(queries, keys, model.queue.keys, pairs), abs=1e-12)
+    assert len(step.keys) == (2 if symmetric else 1)
+    before = model.queue.keys.clone()
+    model.after_step(step.keys, where=0.0)
+    changed = (model.queue.keys != before).any(dim=1).sum().item()
+    assert changed == 3 * len(step.keys), "only global views enter the queue"
+
+
 def test_loss_sees_the_queue_before_this_steps_keys(conformance: dict[str, Any]) -> None:
     model = method(conformance["one_training_step"])
     x = views([0, 1])

@@ -21,8 +21,8 @@ from sce_video.run import as_planes
 
 
 def dataset(videos: Path, **options: object) -> ClipDataset:
-    settings: dict[str, object] = {"num_views": 2, "num_frames": 4, "clip_seconds": 0.8, "seed": 1}
-    settings |= {"draw_box": RandomResized((0.3, 0.8), (0.75, 4 / 3)), "difference_probability": 0.3, **options}
+    settings: dict[str, object] = {"num_frames": 4, "clip_seconds": 0.8, "seed": 1, "difference_probability": 0.3}
+    settings |= {"draw_boxes": [RandomResized((0.3, 0.8), (0.75, 4 / 3))] * 2, **options}
     return ClipDataset(manifest.read(videos / "train.csv"), **settings)  # type: ignore[arg-type]
 
 
@@ -88,13 +88,13 @@ def test_conversion_is_the_standards_within_a_step() -> None:
 def test_large_boxes_may_be_scaled_in_the_worker(tmp_path: Path) -> None:
     path = encode(tmp_path / "large.mp4", frames=numbered_frames(30, 144, 192))
     (tmp_path / "list.csv").write_text(f"path\n{path}\n")
-    options = {"num_views": 1, "num_frames": 4, "clip_seconds": 0.8, "seed": 1}
+    options = {"num_frames": 4, "clip_seconds": 0.8, "seed": 1}
     box = RandomResized((0.9, 1.0), (0.9, 1.1))
     native, scaled, small = (
-        ClipDataset(manifest.read(tmp_path / "list.csv"), draw_box=box, resize_to=size, planes=way, **options)[
+        ClipDataset(manifest.read(tmp_path / "list.csv"), draw_boxes=[box], resize_to=size, planes=way, **options)[
             0, 0
         ].clips[0]
-        for size, way in ((None, False), (64, True), (500, False))
+        for size, way in ((None, False), ([64], True), ([500], False))
     )
     assert torch.equal(native, small)
     assert scaled.shape == (4, 64, 64, 3)

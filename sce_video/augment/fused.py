@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import geometry, rand_augment, slots, stages
+from . import built, geometry, rand_augment, slots, stages
 from .blur import gaussian_kernel, reach
 from .draws import Parameters
 from .view import View
@@ -33,15 +32,13 @@ def eager(function: Callable[..., None], together: bool) -> Callable[..., None]:
 
 
 @cache
-def _compile(function: Callable[..., None], dynamic: bool) -> Callable[..., None]:
-    # Multiply and add may become one instruction: up to a sixth faster on a CPU, and if anything more exact.
-    options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
-    return torch.compile(function, dynamic=dynamic, fullgraph=True, options=options)
+def _compile(function: Callable[..., None]) -> Callable[..., None]:
+    return torch.compile(function, dynamic=True, fullgraph=True)
 
 
 def compiled(function: Callable[..., None], together: bool) -> Callable[..., None]:
-    """The pass through torch.compile. What varies from call to call: the crops' sizes, and the number of clips together."""
-    return _compile(function, together or function in (stages.columns, stages.rows))
+    """The pass in machine code: on a CPU what `built` has loaded, else through torch.compile."""
+    return _compile(function) if together else built.passes(function)
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,10 @@ def apply(
 def apply_compiled(
     clips: Sequence[Tensor], drawn: Parameters, out: Tensor, differences: Sequence[bool], settings: Settings
 ) -> None:
-    """Run `apply` with room for all versions of a pass that two sizes of clips need; torch's default are 8."""
+    """Run `apply`; through torch.compile with room for all versions of a pass that two sizes need (torch's default: 8)."""
+    if not settings.together:
+        apply(clips, drawn, out, differences, settings)
+        return
     import torch._dynamo as dynamo  # takes a second
 
     with dynamo.config.patch(recompile_limit=64):
@@ -147,7 +147,7 @@ def _resample(
         (clip,) = clips
         frames, height, width, _ = clip.shape
         halfway = workspace.take("halfway", frames, height, 3, size)
-        settings.run(stages.columns)(clip, *geometry.neighbours(width, size, flip=flips[0]), halfway)
+        settings.run(stages.columns)(clip.contiguous(), *geometry.neighbours(width, size, flip=flips[0]), halfway)
         settings.run(stages.rows)(halfway, *geometry.neighbours(height, size), out)
 
 

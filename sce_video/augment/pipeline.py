@@ -49,7 +49,8 @@ def apply(
         differences: for each clip, whether it becomes a temporal difference; it then holds 2 T frames, the T frames
             followed by their T native successors.
         antialias: smooth before shrinking; the reference does not.
-        compiled: by the passes of `fused`, see `compilation`; equal to rounding.
+        compiled: by the passes of `fused`, equal to rounding; on a CPU those that `compilation.prepare` made ready are
+            machine code, others are computed as written.
         dtype, channels_last: of the result; it is computed in float32 and rounded once.
 
     Raises ValueError for clips that are not such, and for a blur larger than `size`.

@@ -1,8 +1,8 @@
-"""What may happen to one of the views: its options, and which values they may take."""
+"""What may happen to a view, and which further, smaller views of a video there are: options and their possible values."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import InputError
 
@@ -62,3 +62,31 @@ class View:
             raise InputError(
                 f"{name}.blur_kernel ({self.blur_kernel}) must be odd and under twice the clip's side ({size})"
             )
+
+
+@dataclass
+class Local:
+    """Multi-crop: further views of every video, smaller and of smaller parts of the frame; queries only, never keys.
+
+    They last as long and have as many frames as the global views, each from its own random start. Defaults, where the
+    crop is 224 pixels with an area of 0.2 to 0.766: both areas times 96 / 224, blur and solarising as in SCE's image recipe.
+    """
+
+    views: int = 0  # per video; 0: none
+    size: int = 96  # pixels, square
+    area_min: float = 0.086  # random resized crop: share of the frame; width / height as of the global views
+    area_max: float = 0.328
+    view: View = field(default_factory=lambda: View(blur_probability=0.5, solarize_probability=0.2))
+
+    def __post_init__(self) -> None:
+        if self.views < 0:
+            raise InputError(f"augment.local.views ({self.views}) must be at least 0; 0 is no multi-crop")
+        if self.size < 16:
+            raise InputError(f"augment.local.size ({self.size}) must be at least 16 pixels")
+        if not 0 < self.area_min <= self.area_max <= 1:
+            raise InputError(
+                f"augment.local.area_min..area_max ({self.area_min}..{self.area_max}) must rise and be within (0, 1]: "
+                "shares of the frame"
+            )
+        if self.views and isinstance(self.view, View):  # not while a schema is built
+            self.view.check_size(self.size, "augment.local.view")

@@ -97,18 +97,18 @@ class ClipDataset(Dataset[Sample]):
 
     Args:
         videos: the manifest.
-        num_views: clips per video, each at its own random time and place.
         num_frames: frames per clip, spread evenly over clip_seconds.
         clip_seconds: length of a clip; shorter videos give what they have.
-        draw_box: which part of the frame a clip shows, one box per clip; `RandomResized` or `RandomScaled`.
+        draw_boxes: for each view which part of the frame its clip shows; `RandomResized` or `RandomScaled`. There are as
+            many views, each with its own random start.
         difference_probability: per clip, to become a temporal difference.
         speed: range of the factor by which a clip's time is stretched, see `clips.playback_speed`.
         frame_jitter: how far each frame may move in time, see `clips.jittered_subsample`.
         seed: of the run.
         decoder, loop_filter: see `decode.open_video`.
         planes: clips travel as the file's planes where it has 4:2:0 ones; on x86 the RGB they become is the same to the bit.
-        resize_to: boxes larger than this in both directions leave the worker as squares of this size, bilinear and
-            rounded: fewer bytes from large frames, but clips are rounded twice. None: they leave it in their size.
+        resize_to: for each view the size; boxes larger than it in both directions leave the worker as squares of it, bilinear
+            and rounded: fewer bytes from large frames, but clips are rounded twice. None: they leave it in their size.
         antialias: whether they are smoothed before, as augment.antialias says of the device.
     """
 
@@ -116,10 +116,9 @@ class ClipDataset(Dataset[Sample]):
         self,
         videos: Sequence[Video],
         *,
-        num_views: int,
         num_frames: int,
         clip_seconds: float,
-        draw_box: DrawBox,
+        draw_boxes: Sequence[DrawBox],
         seed: int,
         difference_probability: float = 0.0,
         speed: tuple[float, float] = (1.0, 1.0),
@@ -127,16 +126,15 @@ class ClipDataset(Dataset[Sample]):
         decoder: str = "auto",
         loop_filter: str = "exact",
         planes: bool = False,
-        resize_to: int | None = None,
+        resize_to: Sequence[int] | None = None,
         antialias: bool = False,
     ) -> None:
         self.videos = videos
         self.speed = speed
         self.frame_jitter = frame_jitter
-        self.num_views = num_views
         self.num_frames = num_frames
         self.clip_seconds = clip_seconds
-        self.draw_box = draw_box
+        self.draw_boxes = draw_boxes
         self.difference_probability = difference_probability
         self.seed = seed
         self.decoder = decoder
@@ -171,16 +169,16 @@ class ClipDataset(Dataset[Sample]):
         raise DecodeError(f"row {row} and {ATTEMPTS - 1} substitutes could not be read:\n  {tried}")
 
     def _views(self, path: str, epoch: int, row: int) -> tuple[list[Clip], list[bool]]:
-        generators = [generator(self.seed, "clip", epoch, row, view) for view in range(self.num_views)]
         with open_video(path, self.decoder, loop_filter=self.loop_filter) as video:
             indices, differences, boxes = [], [], []
-            for view, draw in enumerate(generators):
+            for view, draw_box in enumerate(self.draw_boxes):
+                draw = generator(self.seed, "clip", epoch, row, view)
                 timing = generator(self.seed, "time", epoch, row, view)  # its own, so that the other draws stay
                 seconds = self.clip_seconds
                 if self.speed != (1.0, 1.0):
                     seconds *= clip_times.playback_speed(*self.speed, timing)
                 start, end = clip_times.random_clip(video.seconds, seconds, draw)
-                boxes.append(self.draw_box(video.height, video.width, draw))
+                boxes.append(draw_box(video.height, video.width, draw))
                 difference = torch.rand((), generator=draw).item() < self.difference_probability
                 first, last = clip_times.frame_window(video.fps, start, end, video.num_frames)
                 index = first + clip_times.uniform_subsample(last - first, self.num_frames)
@@ -197,7 +195,10 @@ class ClipDataset(Dataset[Sample]):
             planar = video.read_planes(indices, boxes) if self.planes else None
             clips: list[Clip] = [*planar] if planar is not None else [*video.read_clips(indices, boxes)]
         if self.resize_to is not None:
-            clips = [_scaled_down(clip, self.resize_to, antialias=self.antialias) for clip in clips]
+            clips = [
+                _scaled_down(clip, size, antialias=self.antialias)
+                for clip, size in zip(clips, self.resize_to, strict=True)
+            ]
         return clips, differences
 
 
