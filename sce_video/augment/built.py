@@ -68,9 +68,14 @@ def place(folder: Path, described_call: str, threads: int) -> Path:
 def load(described_call: str, path: Path) -> None:
     """Have calls that are `described` so computed by the machine code in `path`; RuntimeError if torch cannot load it."""
     if described_call not in _loaded:
-        # What torch._inductor.aoti_load_package does; that one imports the compiler first, which takes 165 MB.
-        package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
-        _loaded[described_call] = package.boxed_run
+        try:
+            # What torch._inductor.aoti_load_package does; that one imports the compiler first, which takes 165 MB.
+            _loaded[described_call] = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1).boxed_run
+        except (AttributeError, TypeError):  # another torch has it elsewhere
+            from torch._inductor import aoti_load_package
+
+            package = aoti_load_package(str(path))
+            _loaded[described_call] = lambda tensors: package(*tensors)
 
 
 def build(function: Callable[..., None], arguments: Sequence[Any], path: Path) -> None:

@@ -108,7 +108,7 @@ def _prepare_on_cpu(needs: Needs, folder: Path) -> str:
     for call, path in places.items():
         try:
             built.load(call, path)
-        except (RuntimeError, AttributeError, TypeError) as error:  # the last two: torch has moved its loader
+        except RuntimeError as error:
             return f"cannot load {path}: {str(error).strip().splitlines()[0]}"
     return ""
 
