@@ -168,6 +168,7 @@ def _one_loss_not_a_number(rank: int) -> None:
     sce.losses.sce = loss
 
 
+@pytest.mark.slow
 def test_loss_of_one_rank_that_is_not_a_number_is_skipped_by_all(videos: Path, tmp_path: Path) -> None:
     """Clips that are not numbers reach the other rank through batch norm; here its own loss is fine."""
     out = tmp_path / "run"
@@ -274,6 +275,7 @@ def test_number_of_steps_depends_on_the_list_alone() -> None:
             assert {len(list(sampler)) for sampler in samplers} == {steps}
 
 
+@pytest.mark.slow
 def test_videos_that_fill_no_batch_are_left_out_by_all(videos: Path, tmp_path: Path) -> None:
     """23 videos are two steps of 8: the seven that are left are one too few, and would be 4 and 3."""
     lines = (videos / "train.csv").read_text().splitlines()
@@ -285,6 +287,7 @@ def test_videos_that_fill_no_batch_are_left_out_by_all(videos: Path, tmp_path: P
     assert distance(ranks[0], ranks[1]) == 0
 
 
+@pytest.mark.slow
 def test_machine_that_does_not_see_the_checkpoints_is_named_at_the_start(videos: Path, tmp_path: Path) -> None:
     """`out` is not on a shared disk: rank 1 would begin anew, and the loss would hardly show it."""
     environment = {"SCE_VIDEO_ALLOW_FAULTS": "1", "SCE_VIDEO_FAULT": "term@step=4"}
