@@ -9,8 +9,10 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,22 @@ LOCK_FILE = ".lock"
 PATIENCE_SECONDS = 10.0  # for the end of a run that was just stopped
 STALE_SECONDS = 1800.0  # without flock: a lock this old belongs to nobody; longer than any evaluation between two steps
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def _is_old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > STALE_SECONDS
+
+
+def _remove_old(path: Path) -> None:
+    """Remove a lock that was found old. Another start may have found the same and have taken it over since: look again."""
+    away = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+    os.rename(path, away)  # only one of them gets this file
+    if _is_old(away):
+        print(f"warning: {path} is older than {STALE_SECONDS:.0f} s and is taken over", file=sys.stderr)
+    else:
+        with suppress(FileExistsError):
+            os.link(away, path)  # not rename: it would replace what a third one has made
+    away.unlink()
 
 
 class RunLock:
@@ -75,12 +93,9 @@ class RunLock:
 
     def _taken_without_flock(self) -> bool:
         path = self.path.with_name(f"{LOCK_FILE}.held")
-        try:
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                print(f"warning: {path} is older than {STALE_SECONDS:.0f} s and is taken over", file=sys.stderr)
-                path.unlink()
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError):
+            if _is_old(path):
+                _remove_old(path)
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:

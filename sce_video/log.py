@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from . import distributed, resources
 from .errors import Stopped
+from .lines import Lines
 
 T = TypeVar("T")
 
@@ -71,15 +73,23 @@ class SkippedVideos:
             self.reasons[path] = reason
             self.counts[path] += 1
         if failures and write:
-            with open(self.path, "w", newline="", errors="surrogateescape") as file:
-                rows = ((path, self.counts[path], reason) for path, reason in self.reasons.items())
-                csv.writer(file).writerows([("path", "count", "reason"), *rows])
+            self._write()
         if len(self.reasons) > self.max_fraction * self.num_videos:
             raise Stopped(
                 f"{len(self.reasons)} of {self.num_videos} videos could not be read, more than data.max_bad_fraction "
                 f"({self.max_fraction:g}) allows; they are listed in {self.path}, e.g. {next(iter(self.reasons.values()))}"
             )
         return new
+
+    def _write(self) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        try:
+            with open(temporary, "w", newline="", errors="surrogateescape") as file:
+                rows = ((path, self.counts[path], reason) for path, reason in self.reasons.items())
+                csv.writer(file).writerows([("path", "count", "reason"), *rows])
+            os.replace(temporary, self.path)
+        except OSError as error:  # a full disk; the next unreadable video writes all of them again
+            warn([f"{self.path} cannot be written: {error.strerror}"])
 
     def note(self, failures: Iterable[tuple[str, str]]) -> None:
         """Take note of this rank's unreadable videos until the next `report`."""
@@ -129,6 +139,7 @@ class RunLog:
         if folder is None:
             return
         self._drop_after(start_step)
+        self._messages, self._records = Lines(folder / "log.txt"), Lines(folder / "log.jsonl")
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -167,8 +178,7 @@ class RunLog:
         if self.folder is None:
             return
         tqdm.write(text, file=sys.stderr)
-        with open(self.folder / "log.txt", "a") as file:
-            file.write(text + "\n")
+        self._messages.add(text)
 
     def due(self, step: int) -> bool:
         """Whether `step` (counted from 1) is one to log; reading figures waits for the device, so do it only then."""
@@ -226,15 +236,20 @@ class RunLog:
     def _record(self, step: int, figures: dict[str, float], speed: dict[str, float]) -> None:
         assert self.folder is not None
         record = {"step": step, "epoch": (step - 1) // self.steps_per_epoch + 1 if step else 0}
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps({**record, **figures, **{k: round(v, 3) for k, v in speed.items()}}) + "\n")
-        if self._board is not None:
-            for name, value in {**figures, **speed}.items():
+        self._records.add(json.dumps({**record, **figures, **{k: round(v, 3) for k, v in speed.items()}}))
+        try:
+            for name, value in {**figures, **speed}.items() if self._board is not None else ():
                 self._board.add_scalar(name, value, step)
+        except OSError as error:  # what its own thread met, a full disk above all; the thread has ended
+            self._board = None
+            self.message(
+                f"warning: TensorBoard's file cannot be written: {error.strerror}; it goes on with the next start"
+            )
 
     def close(self) -> None:
         """Flush and end the bar."""
         if self._bar is not None:
             self._bar.close()
         if self._board is not None:
-            self._board.close()
+            with suppress(OSError):  # see _record
+                self._board.close()

@@ -20,7 +20,6 @@ from .stopping import STOP_FILE, StopRequest
 from .watch import StepWatch
 
 _CONFIG_WRITTEN = ".config.yaml"
-_OURS = {STOP_FILE, LOCK_FILE, _CONFIG_WRITTEN}  # what a start that did not get far may leave
 
 
 class RunFolder:
@@ -95,7 +94,7 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
 
     Raises InputError for a folder with a run of another recipe, or with other things.
     """
-    if not folder.exists() or (folder.is_dir() and {path.name for path in folder.iterdir()} <= _OURS):
+    if not folder.exists() or (folder.is_dir() and all(_is_left_over(path.name) for path in folder.iterdir())):
         return False
     path = folder / "config.yaml"
     if not path.is_file():
@@ -116,6 +115,11 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
             "give the same options to continue it"
         )
     return True
+
+
+def _is_left_over(name: str) -> bool:
+    """Whether a start that did not get far may leave such a file."""
+    return name in (STOP_FILE, _CONFIG_WRITTEN) or name.startswith(LOCK_FILE)  # .lock.held, too
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

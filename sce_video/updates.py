@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import distributed
 from .errors import Stopped
+from .lines import Lines
 
 IN_A_ROW = 5  # so many skipped steps stop the run,
 WINDOW, IN_WINDOW = 1000, 10  # and so does one more than 1 % of the last thousand
@@ -64,7 +65,7 @@ class Updates:
     """
 
     def __init__(self, folder: Path, module: nn.Module) -> None:
-        self.folder = folder
+        self.lines = Lines(folder / SKIPPED_STEPS)
         self.skipped = 0
         self.in_a_row = 0
         self.recent: list[int] = []  # the skipped ones of the last WINDOW steps
@@ -127,8 +128,7 @@ class Updates:
         files = [path for share in distributed.gather_objects(guilty) for path in share]
         if distributed.rank() == 0:
             figures = {"loss": str(shared.loss), "gradient_norm": str(shared.gradient_norm)}
-            with open(self.folder / SKIPPED_STEPS, "a") as file:
-                file.write(json.dumps({"step": step, "lr": lr, **figures, "files": files}) + "\n")
+            self.lines.add(json.dumps({"step": step, "lr": lr, **figures, "files": files}))
         text = f"loss {shared.loss} and gradient norm {shared.gradient_norm} at step {step} (lr {lr:.3g})"
         if self.in_a_row < IN_A_ROW and len(self.recent) <= IN_WINDOW:
             report(f"skipped: {text}, {self.skipped} so far; the batch's files are in {SKIPPED_STEPS}")

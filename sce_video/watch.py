@@ -17,6 +17,8 @@ from . import distributed
 from .errors import EXIT_UNEXPECTED
 from .status import Status
 
+GRACE_SECONDS = 20.0  # for saying where it stands: a disk that does not answer may be what the step waits for
+
 
 class StepWatch:
     """Ends the process when a step takes more than `seconds`; its stacks are in `debug/stack_rank<r>.txt` of the run folder."""
@@ -55,12 +57,19 @@ class StepWatch:
                 self._leave()
 
     def _leave(self) -> None:
+        last = threading.Timer(GRACE_SECONDS, os._exit, (EXIT_UNEXPECTED,))
+        last.daemon = True
+        last.start()
         rank = distributed.rank()
         path = self.folder / "debug" / f"stack_rank{rank}.txt"
-        path.parent.mkdir(exist_ok=True)  # the run folder is there since the run began
-        with open(path, "w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
         reason = f"step {self._step} has taken more than system.step_timeout ({self.seconds:g} s)"
-        print(f"error: rank {rank}: {reason}; what it was doing is in {path}", file=sys.stderr, flush=True)
+        print(f"error: rank {rank}: {reason}; what it is doing is in {path}", file=sys.stderr, flush=True)
+        try:
+            path.parent.mkdir(exist_ok=True)  # the run folder is there since the run began
+            with open(path, "w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as error:
+            print(f"{path} cannot be written ({error.strerror}):", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(all_threads=True)
         self.status.failed(reason)
         os._exit(EXIT_UNEXPECTED)

@@ -24,6 +24,8 @@ from sce_video.evaluation_config import FinetuneConfig
 S = TypeVar("S")
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+# For programs that import modules of the tests: the code beside them, whatever is installed.
+TESTS_TOO = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
 TINY_RECIPE = [
     "data.num_frames=4",
     "data.clip_seconds=0.8",

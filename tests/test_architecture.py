@@ -16,6 +16,7 @@ LAYERS = {
     0: [
         "errors",
         "transient",
+        "lines",
         "resources",
         "randomness",
         "losses",

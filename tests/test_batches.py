@@ -6,12 +6,15 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from test_dataset import dataset, flat, sampler
 
+from sce_video import resources
 from sce_video.data import batches as module
 from sce_video.data import loader, manifest
 from sce_video.data.batches import Quarantine
@@ -63,9 +66,10 @@ def test_crash_and_hang_are_survived_and_the_culprits_quarantined(
         paths[7]: f"{paths[7]}: in quarantine (timeout)",
     }
     assert not multiprocessing.active_children()
-    # A later start does not open them again: it would abort.
+    # A later start does not open them again: it would put them in quarantine a second time.
     again = loader.build(dataset(videos), sampler(total_steps=3), workers=1, pin_memory=False, quarantine=file)
     assert by_row(list(again)) == found
+    assert len(file.read_text().splitlines()) == 2
 
 
 @pytest.mark.slow
@@ -118,6 +122,33 @@ def test_slow_storage_is_not_a_fault(videos: Path, monkeypatch: pytest.MonkeyPat
         assert iterator.quarantine.reasons == {}
 
 
+def test_process_that_hangs_does_not_outlive_the_run(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may read for long yet, and hears no request to end."""
+    monkeypatch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")
+    rows = [row for _, row in list(sampler())[1]]
+    monkeypatch.setenv("SCE_VIDEO_FAULT", f"hang@row={rows[0]}")
+    with loader.build(dataset(videos), sampler(), workers=1, pin_memory=False, read_timeout=600) as iterator:
+        next(iterator)
+        time.sleep(1)  # it goes on reading ahead
+        (process,) = iterator._processes()
+        assert process.is_alive()
+    assert not process.is_alive()
+    assert not multiprocessing.active_children()
+
+
+def test_memory_and_open_files_are_those_of_the_whole_tree(tmp_path: Path) -> None:
+    before = resources.used()
+    opened = f"[open({str(tmp_path / 'file')!r}, 'w') for _ in range(40)]"
+    script = f"held, files = bytearray(50_000_000), {opened}; print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        during = resources.used()
+        child.communicate(b"\n")
+    assert during["rss_mb"] - before["rss_mb"] > 50
+    assert during["open_files"] - before["open_files"] >= 40
+
+
 def test_undecodable_data_is_still_an_error(tmp_path: Path) -> None:
     for name in "abcdefgh":
         (tmp_path / f"{name}.mp4").write_bytes(b"")
@@ -127,6 +158,14 @@ def test_undecodable_data_is_still_an_error(tmp_path: Path) -> None:
         pytest.raises(module.DecodeError, match="and 9 substitutes could not be read"),
     ):
         next(iterator)
+
+
+def test_line_that_a_kill_cut_off_does_not_stop_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    Quarantine(path).add("a.mp4", "timeout")
+    path.write_text(path.read_text() + '{"path": "b.m')
+    Quarantine(path).add("c.mp4", "signal 6")
+    assert Quarantine(path).reasons == {"a.mp4": "timeout", "c.mp4": "signal 6"}
 
 
 def test_quarantine_keeps_odd_names(tmp_path: Path) -> None:

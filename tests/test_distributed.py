@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import ROOT, TINY_RECIPE, losses
+from conftest import ROOT, TESTS_TOO, TINY_RECIPE, losses
 from torch import Tensor, nn
 
 from sce_video import distributed, run
@@ -22,7 +22,7 @@ from sce_video.errors import InputError
 def torchrun(processes: int, *arguments: str, cwd: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(ROOT / "tests/ranks.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS_TOO}
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
 

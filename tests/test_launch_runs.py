@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY_RECIPE, losses, run_tool
+from conftest import ROOT, TESTS_TOO, TINY_RECIPE, losses, run_tool
 from test_stopping import digest, steps_logged, wait_until
 
 from sce_video import checkpoint
@@ -257,7 +257,7 @@ def machines(videos: Path, tmp_path: Path) -> Iterator[Callable[..., list[subpro
                     subprocess.Popen(
                         command,
                         cwd=tmp_path,
-                        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
+                        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS_TOO},
                         stdout=output,
                         stderr=output,
                         text=True,
@@ -318,9 +318,7 @@ def test_four_machines_lose_one_and_go_on_to_the_same_end(
     """
     small = ["model.backbone=ranks:smooth", "sce.temp=0.2", "sce.temp_target=0.1", "optim.lr_per_256=0.005"]
     small += ["optim.epochs=4", "optim.momentum=0"]
-    whole = run_tool(
-        "pretrain", *recipe(videos, tmp_path / "whole", *small), cwd=tmp_path, PYTHONPATH=str(ROOT / "tests")
-    )
+    whole = run_tool("pretrain", *recipe(videos, tmp_path / "whole", *small), cwd=tmp_path, PYTHONPATH=TESTS_TOO)
     assert whole.returncode == 0, whole.stderr
     loops = machines(4, *small, "system.save_every=4")
     wait_until(lambda: steps_logged(tmp_path / "run") >= 5)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,12 +17,14 @@ import pytest
 import torch
 from conftest import MULTI_CROP, ROOT, TINY_RECIPE, compose_pretrain, losses, records, run_tool
 from omegaconf import OmegaConf
+from test_stopping import wait_until
 
 from sce_video import checkpoint
 from sce_video.config import PretrainConfig
-from sce_video.errors import InputError
+from sce_video.errors import InputError, Stopped
 from sce_video.methods.sce import SCE
 from sce_video.pretrain import build_sce, pretrain
+from sce_video.status import read_status
 
 
 def options(videos: Path, out: str, *more: str) -> list[str]:
@@ -180,6 +184,71 @@ def test_non_finite_loss_stops_before_the_update(videos: Path, tmp_path: Path) -
     assert "Traceback" not in result.stderr
     state, _ = checkpoint.load(checkpoint.find(tmp_path / "run"))
     assert all(torch.isfinite(value).all() for value in state["method"].values() if value.is_floating_point())
+
+
+@pytest.mark.slow
+def test_run_on_a_full_disk_goes_on_and_ends_as_if_there_had_been_room(videos: Path, tmp_path: Path) -> None:
+    """A disk of 8 MB, filled to the last byte for a while: no checkpoint, no line of the log, then all of them."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        common = ["optim.epochs=40", "system.save_every=30", "system.keep=1"]
+        said = tmp_path / "said"
+        command = [sys.executable, str(ROOT / "tools/pretrain.py"), *options(videos, str(disk / "run"), *common)]
+        with open(said, "w") as errors:
+            process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=errors)
+        log, filler = disk / "run/log.jsonl", disk / "filler"
+        wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3)
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        wait_until(lambda: "training goes on" in said.read_text() or process.poll() is not None)
+        filler.unlink()
+        assert process.wait(timeout=120) == 0, said.read_text()
+        pretrain(compose_pretrain(*options(videos, str(tmp_path / "roomy"), *common)))
+        assert losses(disk / "run") == losses(tmp_path / "roomy")
+        states = [checkpoint.load(checkpoint.find(folder))[0] for folder in (disk / "run", tmp_path / "roomy")]
+        assert checkpoint.state_digest(states[0]) == checkpoint.state_digest(states[1])
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_run_without_its_last_checkpoint_ends_with_70_and_so_do_three_in_a_row(videos: Path, tmp_path: Path) -> None:
+    """A file in the place of the folder of checkpoints."""
+    run = tmp_path / "run"
+    pretrain(compose_pretrain(*options(videos, str(run), "optim.epochs=2")))
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").touch()
+    with pytest.raises(Stopped, match="the last checkpoint could not be written to .*: make room"):
+        pretrain(compose_pretrain(*options(videos, str(run), "optim.epochs=2", "system.save_every=4")))
+    assert "warning: the checkpoint of step 4 could not be written: File exists" in (run / "log.txt").read_text()
+    assert len(losses(run)) == 6
+    assert (read_status(run)["status"], read_status(run)["exit_code"]) == ("failed", 70)
+    with pytest.raises(Stopped, match="could not be written: File exists .* that was number 3 in a row"):
+        pretrain(compose_pretrain(*options(videos, str(run), "optim.epochs=2", "system.save_every=1")))
+    assert len(losses(run)) < 6
+
+
+class Unsaveable(SCE):
+    """With a bug: its state cannot be written."""
+
+    def get_extra_state(self) -> object:
+        return threading.Lock()
+
+
+def test_bug_in_saving_ends_the_run_long_before_the_next_checkpoint(videos: Path, tmp_path: Path) -> None:
+    def build(cfg: PretrainConfig) -> SCE:
+        method = build_sce(cfg)
+        method.__class__ = Unsaveable
+        return method
+
+    run = tmp_path / "run"
+    with pytest.raises(TypeError, match="cannot pickle"):
+        pretrain(compose_pretrain(*options(videos, str(run), "optim.epochs=20", "system.save_every=20")), build)
+    assert 20 <= len(losses(run)) < 40
+    assert (read_status(run)["status"], read_status(run)["exit_code"]) == ("failed", 1)
 
 
 def test_help_shows_commands_first() -> None:

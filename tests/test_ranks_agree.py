@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +171,27 @@ def test_not_a_number_on_one_rank_is_skipped_by_all(videos: Path, tmp_path: Path
     assert len((tmp_path / "run/skipped_steps.jsonl").read_text().splitlines()) == 1
 
 
+def _one_loss_not_a_number(rank: int) -> None:
+    """The first of the two of step 6."""
+    right, calls = sce.losses.sce, itertools.count()
+
+    def loss(*arguments: Any, **named: Any) -> torch.Tensor:
+        return right(*arguments, **named) * (torch.nan if next(calls) == 12 and rank == 1 else 1)
+
+    sce.losses.sce = loss
+
+
+@pytest.mark.slow
+def test_loss_of_one_rank_that_is_not_a_number_is_skipped_by_all(videos: Path, tmp_path: Path) -> None:
+    """Clips that are not numbers reach the other rank through batch norm; here its own loss is fine."""
+    out = tmp_path / "run"
+    ranks = gloo.run(2, tmp_path, options(videos, out, "optim.epochs=3"), plant=_one_loss_not_a_number)
+    assert distance(ranks[0], ranks[1]) == 0
+    assert all(value.isfinite().all() for value in ranks[0]["state"].values())
+    (record,) = [json.loads(line) for line in (out / "skipped_steps.jsonl").read_text().splitlines()]
+    assert (record["step"], len(record["files"])) == (6, 4), "those of the guilty rank"
+
+
 @pytest.mark.slow
 def test_rank_that_drifts_is_named(videos: Path, tmp_path: Path) -> None:
     environment = {"SCE_VIDEO_ALLOW_FAULTS": "1", "SCE_VIDEO_FAULT": "drift@step=5,rank=1"}
@@ -263,6 +286,30 @@ def test_number_of_steps_depends_on_the_list_alone() -> None:
             ranks = [{"rank": rank, "world_size": world, "num_rows": videos} for rank in range(world)]
             samplers = [loader.StepSampler(**settings, **rank, total_steps=videos // 8) for rank in ranks]
             assert {len(list(sampler)) for sampler in samplers} == {steps}
+
+
+@pytest.mark.slow
+def test_videos_that_fill_no_batch_are_left_out_by_all(videos: Path, tmp_path: Path) -> None:
+    """23 videos are two steps of 8: the seven that are left are one too few, and would be 4 and 3."""
+    lines = (videos / "train.csv").read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join(lines[:-1]) + "\n")
+    more = [f"data.train={tmp_path / 'train.csv'}", f"data.root={videos}", "optim.epochs=2"]
+    ranks = gloo.run(2, tmp_path, options(videos, tmp_path / "run", *more))
+    assert [rank.get("error") for rank in ranks] == [None, None], ranks
+    assert len(losses(tmp_path / "run")) == 4
+    assert distance(ranks[0], ranks[1]) == 0
+
+
+@pytest.mark.slow
+def test_machine_that_does_not_see_the_checkpoints_is_named_at_the_start(videos: Path, tmp_path: Path) -> None:
+    """`out` is not on a shared disk: rank 1 would begin anew, and the loss would hardly show it."""
+    environment = {"SCE_VIDEO_ALLOW_FAULTS": "1", "SCE_VIDEO_FAULT": "term@step=4"}
+    gloo.run(1, tmp_path, options(videos, tmp_path / "run0"), environment=environment)
+    ranks = gloo.run(2, tmp_path, options(videos, tmp_path / "run<rank>"))
+    for number, rank in enumerate(ranks):
+        assert rank["error"] == "Stopped"
+        assert f"at step {(5, 0)[number]} online." in rank["message"]
+        assert "of rank 1 is not that of rank 0" in rank["message"]
 
 
 def test_sum_of_bits_changes_with_every_element() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
+import io
 import multiprocessing
 import os
 import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +69,53 @@ def test_kill_at_25_moments_of_saving_leaves_no_unreadable_checkpoint(tmp_path: 
         assert not [path for path in folder.iterdir() if path.name.startswith(".")], "leftovers are swept"
     assert swept > 5, "the kills hit saves"
     assert read >= 25
+
+
+def die_when_deleting(folder: Path) -> None:
+    remove = shutil.rmtree
+
+    def first_file_only(path: Path, **options: bool) -> None:
+        if path.exists():
+            (path / "state.pt").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        remove(path, **options)
+
+    shutil.rmtree = first_file_only
+    checkpoint.save(folder, 2, state(2), {}, keep=1)
+
+
+def test_kill_in_the_middle_of_deleting_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    """Too short a moment for the kills above to hit."""
+    checkpoint.save(tmp_path, 1, state(1), {}, keep=1)
+    process = multiprocessing.get_context("fork").Process(target=die_when_deleting, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (path,) = checkpoint.checkpoints(tmp_path)
+    assert checkpoint.load(path)[1]["step"] == 2
+    checkpoint.save(tmp_path, 3, state(3), {}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"], "the half one is swept"
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it can be seen without cutting the power: what is synced, and when."""
+    done: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def noted_sync(descriptor: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def noted_rename(self: Path, target: Path) -> Path:
+        done.append(f"{self.name} -> {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    folder = tmp_path / "checkpoints"
+    checkpoint.save(folder, 1, state(1), {}, keep=1)
+    work = f".writing_00000001_{os.getpid()}"
+    assert done == ["state.pt", "meta.json", work, f"{work} -> step_00000001", "checkpoints"]
 
 
 def test_old_checkpoints_go_but_every_nth_stays(tmp_path: Path) -> None:
@@ -143,6 +195,7 @@ with Saver(keep=1, keep_every=0, report=said.append) as saver:
     saver.save(folder, 2, {{"w": torch.zeros(1 << 20)}}, {{}})
     saver.wait()
     print(said[0])
+    print([path.name for path in folder.iterdir()])
     saver.save(folder, 3, {{"w": torch.ones(1)}}, {{}})
     saver.wait()
     for step in (4, 5, 6):
@@ -180,9 +233,10 @@ def test_full_disk_leaves_the_old_checkpoint_says_so_and_is_survived(kind: str, 
             "checkpoint before it is whole",
             lines[0],
         )
-        assert lines[1].startswith("stopped: the checkpoint of step 6")
-        assert lines[1].endswith("that was number 3 in a row")
-        assert lines[2] == "['step_00000003']", "the small one fitted"
+        assert lines[1] == "['step_00000001']", "nothing is deleted before there is a newer one"
+        assert lines[2].startswith("stopped: the checkpoint of step 6")
+        assert lines[2].endswith("that was number 3 in a row")
+        assert lines[3] == "['step_00000003']", "the small one fitted"
         assert checkpoint.load_newest(folder) is not None
     finally:
         if kind == "tmpfs":
@@ -239,19 +293,42 @@ def test_hiccups_are_waited_for_and_other_errors_are_not() -> None:
     assert len(calls) == 1
 
 
-def test_hiccup_of_a_save_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = []
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ECONNRESET"])
+def test_hiccups_of_a_save_are_waited_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
 
-    def stale(descriptor: int) -> None:
-        if not failed:
-            failed.append(descriptor)
-            raise OSError(errno.ESTALE, "Stale file handle")
+    def hiccup(descriptor: int) -> None:
+        if len(waited) < 2:
+            raise OSError(getattr(errno, name), name)
 
-    monkeypatch.setattr(os, "fsync", stale)
-    monkeypatch.setattr(transient.time, "sleep", lambda _: None)
+    monkeypatch.setattr(os, "fsync", hiccup)
+    monkeypatch.setattr(transient.time, "sleep", waited.append)
     checkpoint.save(tmp_path, 1, state(1), {}, keep=1)
-    assert failed
+    assert waited == [1, 10]
     assert checkpoint.load_newest(tmp_path) is not None
+
+
+def test_hiccups_of_reading_do_not_make_a_checkpoint_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be passed over, and steps lost. Every file fails to open at first."""
+    path = checkpoint.save(tmp_path, 1, state(1), {}, keep=1)
+    opened, waited = [], []
+
+    def hiccup(file: Any, *arguments: Any, **options: Any) -> Any:
+        if Path(file).parent == path:
+            opened.append(Path(file).name)
+            if len(opened) % 2:
+                raise OSError(errno.ESTALE, "Stale file handle")
+        return open_file(file, *arguments, **options)
+
+    open_file = open
+    monkeypatch.setattr(transient.time, "sleep", waited.append)
+    monkeypatch.setattr(io, "open", hiccup)
+    monkeypatch.setattr(builtins, "open", hiccup)
+    loaded, _ = checkpoint.load(path)
+    monkeypatch.undo()
+    assert torch.equal(loaded["method"]["w"], state(1)["method"]["w"])
+    assert opened == ["meta.json"] * 2 + ["state.pt"] * 4
+    assert waited == [1, 1, 1]
 
 
 def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from conftest import ROOT, TINY_RECIPE, compose_finetune, compose_pretrain, loss
 from test_finetune import TINY
 
 from sce_video import checkpoint
+from sce_video import status as status_file
 from sce_video.errors import InputError, Preempted
 from sce_video.finetune import finetune
 from sce_video.lock import RunLock
@@ -219,11 +220,13 @@ def test_decoding_processes_die_with_a_killed_run_and_the_folder_is_free(
     second = run_tool("pretrain", *options(videos, out, "optim.epochs=500"), cwd=tmp_path)
     assert second.returncode == 70
     assert f"another run is going on in {out} (host {os.uname().nodename}, pid {process.pid})" in second.stderr
+    assert process.stderr is not None
+    process.stderr.close()  # not communicate: it would wait for a process that lives on
     process.kill()
-    process.communicate()
+    process.wait()
     wait_until(lambda: not processes_in(out), 5)
     assert read_status(out)["status"] == "running", "nobody was left to say more"
-    RunLock(out, {}).take(patience=0)
+    RunLock(out, {}).take(patience=5)  # what ends gives its files back a moment after its name
 
 
 def test_lock_without_flock_is_a_file_kept_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +247,47 @@ def test_lock_without_flock_is_a_file_kept_young(tmp_path: Path, monkeypatch: py
     first.keep()
     with pytest.raises(InputError):
         second.take(patience=0)
+
+
+def test_of_two_starts_that_find_an_old_lock_one_takes_it_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    rename = os.rename
+    faster, slower = RunLock(tmp_path, {"host": "faster"}), RunLock(tmp_path, {"host": "slower"})
+
+    def too_late(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        faster.take(patience=0)
+        rename(source, target)
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    RunLock(tmp_path, {"host": "dead"}).take()
+    old = time.time() - 3600
+    os.utime(tmp_path / ".lock.held", (old, old))
+    monkeypatch.setattr(os, "rename", too_late)
+    with pytest.raises(InputError, match="host faster"):
+        slower.take(patience=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".lock.held"]
+
+
+def test_run_keeps_its_lock_young_where_there_is_no_flock(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setattr(status_file, "SECONDS", 0.05)
+    cfg = compose_pretrain(*options(videos, tmp_path / "run"))
+    with RunFolder(tmp_path / "run", cfg, StopRequest(tmp_path / "run")) as place:
+        place.begin(0, 30)
+        held, old = tmp_path / "run/.lock.held", time.time() - 3600
+        os.utime(held, (old, old))
+        time.sleep(0.1)
+        place.at(1)
+        assert time.time() - held.stat().st_mtime < 60
+    assert not held.exists()
 
 
 def test_two_starts_of_a_new_run_do_not_share_its_folder(videos: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sce_video.errors import InputError, Stopped
 from sce_video.methods.sce import SCE
 from sce_video.monitor import CollapseAlarm
 from sce_video.pretrain import build_sce, pretrain
+from sce_video.run import restore, training_state
 from sce_video.updates import IN_A_ROW, Shared, Updates, share
 
 
@@ -119,8 +120,8 @@ def test_overflow_under_a_scaler_lowers_its_scale_and_is_no_divergence(tmp_path:
         assert scaler.get_scale() == 2.0 ** (15 - step)
     assert updates.in_a_row == 0
     assert updates.skipped == 16
-    again = torch.amp.GradScaler("cpu")
-    again.load_state_dict(scaler.state_dict())
+    module, again = nn.Linear(1, 1), torch.amp.GradScaler("cpu")
+    restore(training_state(module, optimizer, scaler), module, optimizer, again)
     assert again.get_scale() == 1.0
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from .. import distributed, faults
 from ..errors import Stopped
+from ..lines import Lines
 from ..stopping import SIGNALS, die_with_parent
 from .dataset import Batch, ClipDataset, Sample, collate
 from .decode import DecodeError
@@ -55,21 +57,20 @@ class Quarantine:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
         self.reasons: dict[str, str] = {}
+        self._lines = None if path is None else Lines(path)
         if path is not None and path.is_file():
             for line in path.read_text().splitlines():
-                record = json.loads(line)
-                self.reasons[record["path"]] = record["reason"]
+                with suppress(json.JSONDecodeError):  # the line that a kill cut off
+                    record = json.loads(line)
+                    self.reasons[record["path"]] = record["reason"]
 
     def add(self, path: str, reason: str) -> None:
         """Take in a video."""
         self.reasons[path] = reason
-        if self.path is None:
-            return
-        record = {"path": path, "reason": reason, "rank": distributed.rank(), "host": socket.gethostname()}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        if self._lines is not None:
+            record = {"path": path, "reason": reason, "rank": distributed.rank(), "host": socket.gethostname()}
+            self._lines.add(json.dumps(record))
 
 
 class _Watched(Dataset[Sample]):
