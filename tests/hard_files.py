@@ -89,9 +89,9 @@ def _picture(content: bytes) -> bytes:
     return content[content.index(b"\0\0\1\xb6") :]
 
 
-def rotated(path: Path) -> Path:
+def turn(path: Path) -> Path:
     """A phone held upright: the track's matrix turns the picture by 90 degrees."""
-    content = bytearray(encode(path).read_bytes())
+    content = bytearray(path.read_bytes())
     at = content.index(b"tkhd") + 44
     content[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
@@ -147,6 +147,10 @@ def full_range(stream: Any) -> None:
     stream.codec_context.color_range = 2
 
 
+def pixels_of_16_to_11(stream: Any) -> None:
+    stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
+
+
 def bt709(stream: Any) -> None:
     stream.codec_context.colorspace = 1
 
@@ -187,7 +191,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "h264.avi": lambda path: encode(path, g="15", bf="0"),
     "transport.ts": lambda path: encode(path, g="15", bf="2"),
     "mpeg2.mpg": lambda path: encode(path, "mpeg2video", g="12", bf="2"),
-    "rotated.mp4": rotated,
+    "rotated.mp4": lambda path: turn(encode(path)),
     "odd_size.avi": lambda path: encode(path, "mpeg4", frames=numbered_frames(30, 47, 65)),
     "one_frame.mp4": lambda path: encode(path, frames=numbered_frames(1)),
     "two_frames.mp4": lambda path: encode(path, frames=numbered_frames(2), bf="2"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
-from hard_files import BUILDERS, build, encode, numbered_frames
+from hard_files import BUILDERS, build, encode, numbered_frames, pixels_of_16_to_11, turn
 from test_decode import forward_decode
 
 from sce_video.data import h264
@@ -101,7 +102,7 @@ def test_a_header_tells_what_ffmpeg_finds_out_by_decoding(name: str, folder: Pat
         assert isinstance(video, PyAVReader)
         assert video.header_only == (name not in NOT_BY_HEADER)
         assert not in_full.header_only
-        for fact in ("num_frames", "height", "width", "fps", "stream_index", "found_by", "plain_mp4"):
+        for fact in ("num_frames", "height", "width", "fps", "stream_index", "found_by", "plain_mp4", "pixel_aspect"):
             assert getattr(video, fact) == getattr(in_full, fact), fact
 
 
@@ -111,15 +112,34 @@ def test_size_of_plain_h264_is_the_one_that_ffmpeg_decodes(height: int, width: i
     with av.open(str(path)) as container:
         header = container.streams.video[0].codec_context.extradata
     assert header is not None
-    assert h264.plain_size(header) == (height, width) == forward_decode(path).shape[1:3]
+    assert h264.plain_picture(header) == (height, width, True)
+    assert forward_decode(path).shape[1:3] == (height, width)
     units = 9 + int.from_bytes(header[6:8], "big")  # where its first parameter set ends
     for end in range(units - 8):  # what comes last is not asked for
-        assert h264.plain_size(header[:end]) is None
+        assert h264.plain_picture(header[:end]) is None
     draw = random.Random(height)
     for _ in range(2000):  # whatever is in it, an answer
         changed = bytearray(header)
         changed[draw.randrange(len(header))] = draw.randrange(256)
-        h264.plain_size(bytes(changed))
+        h264.plain_picture(bytes(changed))
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"), [("nowhere", 1), ("in the stream", "16/11"), ("twice", "16/11"), ("turned", "11/16")]
+)
+@pytest.mark.parametrize("decoder", ["auto", "decord"])
+@pytest.mark.filterwarnings("ignore:.*decord")
+def test_the_shape_of_pixels_is_told(told: str, expected: str, decoder: str, tmp_path: Path) -> None:
+    """x264 writes it into the stream, the muxer into the header of the track as well, in a box named pasp."""
+    path = encode(tmp_path / "wide.mp4", prepare=None if told == "nowhere" else pixels_of_16_to_11)
+    content = path.read_bytes()
+    assert (b"pasp" in content) == (told != "nowhere")
+    if told == "in the stream":
+        path.write_bytes(content.replace(b"pasp", b"free"))
+    if told == "turned":
+        turn(path)
+    with open_video(str(path), decoder) as video:
+        assert video.pixel_aspect == Fraction(expected)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

@@ -47,8 +47,12 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
     if decoder in ("auto", "pyav"):
         return reader
     with reader:
-        if decoder == "torchcodec":
-            return TorchcodecReader(absolute, container=container, stream=reader.stream_index, fps=reader.fps)
-        if not reader.plain_mp4:
+        if decoder == "decord" and not reader.plain_mp4:
             warn_inexact("decord", absolute)
-        return DecordReader(absolute)
+        named: FrameReader = (
+            DecordReader(absolute)
+            if decoder == "decord"
+            else TorchcodecReader(absolute, container=container, stream=reader.stream_index, fps=reader.fps)
+        )
+        named.pixel_aspect = reader.pixel_aspect
+        return named

@@ -7,6 +7,7 @@ by ITU-T H.264: nal_unit (7.3.1), sequence parameter set (7.3.2.1.1, E.1.1), SEI
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ SLICES = range(1, 6)  # nal_unit_type of coded slices; 5 is an instantaneous dec
 IDR = 5
 SEI, SEQUENCE_PARAMETERS = 6, 7
 WITH_CHROMA_FORMAT = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # values of profile_idc
-OWN_ASPECT_RATIO = 255  # value of aspect_ratio_idc: two 16-bit numbers follow
+SQUARE, OWN_ASPECT_RATIO = 1, 255  # values of aspect_ratio_idc: 1:1, and two 16-bit numbers follow; 0 is not told
 RECOVERY_POINT, DISPLAY_ORIENTATION = 6, 47  # SEI payload types
 
 
@@ -39,8 +40,16 @@ def length_size(extradata: bytes | None) -> int | None:
     return (extradata[4] & 3) + 1
 
 
-def plain_size(extradata: bytes | None) -> tuple[int, int] | None:
-    """Return (height, width) of a stream's pictures, from its avcC record, if they are of the kind that nearly all are.
+class Picture(NamedTuple):
+    """The pictures of a stream. square: no other shape of their pixels is told."""
+
+    height: int
+    width: int
+    square: bool
+
+
+def plain_picture(extradata: bytes | None) -> Picture | None:
+    """Return what a stream's avcC record tells of its pictures, if they are of the kind that nearly all are.
 
     That is: one sequence parameter set, progressive frames of 8 bits and 4:2:0, no scaling lists, and it is told how many
     pictures are held back. None for others, and for what cannot be understood.
@@ -49,12 +58,12 @@ def plain_size(extradata: bytes | None) -> tuple[int, int] | None:
         return None
     length = int.from_bytes(extradata[6:8], "big")
     try:
-        return _plain_size(_Bits(_without_emulation(extradata[9 : 8 + length])))
+        return _plain_picture(_Bits(_without_emulation(extradata[9 : 8 + length])))
     except IndexError:  # it ends too early
         return None
 
 
-def _plain_size(bits: _Bits) -> tuple[int, int] | None:
+def _plain_picture(bits: _Bits) -> Picture | None:
     profile, _, _ = bits.take(8), bits.take(16), bits.golomb()
     if profile in WITH_CHROMA_FORMAT:
         chroma_format, luma_depth, chroma_depth = bits.golomb(), bits.golomb(), bits.golomb()
@@ -73,15 +82,22 @@ def _plain_size(bits: _Bits) -> tuple[int, int] | None:
     progressive = bits.take(1)
     bits.take(1)
     left, right, top, bottom = [bits.golomb() for _ in range(4)] if bits.take(1) else [0, 0, 0, 0]
-    if not (progressive and bits.take(1) and _tells_reordering(bits)):
+    if not (progressive and bits.take(1)):
         return None
-    return height - 2 * (top + bottom), width - 2 * (left + right)  # in steps of chroma samples
+    aspect = bits.take(8) if bits.take(1) else SQUARE
+    if aspect == OWN_ASPECT_RATIO:
+        bits.take(32)
+    if not _tells_reordering(bits):
+        return None
+    return Picture(
+        height - 2 * (top + bottom), width - 2 * (left + right), aspect <= SQUARE
+    )  # in steps of chroma samples
 
 
 def _tells_reordering(bits: _Bits) -> bool:
-    """Whether the VUI parameters have bitstream_restriction_flag set; no too if they describe a rate control."""
-    if bits.take(1) and bits.take(8) == OWN_ASPECT_RATIO:
-        bits.take(32)
+    """Whether the VUI parameters, from overscan on, have bitstream_restriction_flag set; no too if they describe a rate
+    control.
+    """
     if bits.take(1):  # overscan
         bits.take(1)
     if bits.take(1):  # video signal
@@ -153,6 +169,15 @@ def is_reference(packet: bytes | memoryview, size_bytes: int) -> bool:
             break
         position = start + length
     return not slices
+
+
+def is_of_old_x264(first_packet: bytes | memoryview) -> bool:
+    """Whether a stream must be decoded from its start, because its first packet tells that x264 before build 34 wrote it.
+
+    FFmpeg decodes what those wrote by the build number, which no other packet has (and 4:4:4 by builds before 151).
+    """
+    build = re.search(rb"x264 - core (\d+)", bytes(first_packet))
+    return build is not None and int(build[1]) <= 33
 
 
 def _units(packet: bytes | memoryview, size_bytes: int) -> Iterator[memoryview]:

@@ -13,7 +13,6 @@ on one step down: container index, packets, forward decode. The last one is righ
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -73,6 +72,8 @@ class PyAVReader(FrameReader):
         self._index = self._index or self._packet_index()
         size = (self._codec.height, self._codec.width)
         self.height, self.width = size[:: -1 if self._rotation % 2 else 1]
+        aspect = self._stream.sample_aspect_ratio or Fraction(1)
+        self.pixel_aspect = 1 / aspect if self._rotation % 2 else aspect
         self.num_frames = self._index.num_frames if self._index else self._count()
         self._limits.check_count(self.path, self.num_frames)
         self.fps = self._rate()
@@ -94,18 +95,20 @@ class PyAVReader(FrameReader):
         }
         self._size_bytes = h264.length_size(self._codec.extradata) if self._codec.name == "h264" else None
         self._index = self._container_index()
-        if header_only:
-            for stream in self._container.streams:
-                if stream is not self._stream:
-                    stream.discard = av.stream.Discard.all
+        for stream in self._container.streams if header_only else ():
+            if stream is not self._stream:
+                stream.discard = av.stream.Discard.all
 
     def _header_tells(self) -> bool:
         """Whether the header says all that FFmpeg would find out by decoding: of plain H.264, which nearly all files hold."""
+        picture = h264.plain_picture(self._codec.extradata)
         return (
             self._index is not None
             and self._index.gap is not None
             and not self._index.discards
-            and h264.plain_size(self._codec.extradata) == (self._codec.height, self._codec.width)
+            and picture is not None
+            and (picture.height, picture.width) == (self._codec.height, self._codec.width)
+            and (picture.square or self._stream.sample_aspect_ratio is not None)  # the container's goes first
             and self._is_upright()
         )
 
@@ -246,10 +249,7 @@ class PyAVReader(FrameReader):
         about = h264.inspect(first, self._size_bytes)
         if about.oriented or about.parameters:
             return False
-        # FFmpeg decodes what old x264 wrote by the encoder's build number, which only the first packet tells it: those
-        # before 151 in 4:4:4, those before 34 in general.
-        build = re.search(rb"x264 - core (\d+)", bytes(first))
-        return self._is_planar and not (build and int(build[1]) <= 33)
+        return self._is_planar and not h264.is_of_old_x264(first)
 
     def _first_rotation(self) -> int:
         """Decode the first frame and return its rotation in quarter turns."""

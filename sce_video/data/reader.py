@@ -24,13 +24,18 @@ from .planes import PlanarClip
 
 
 class FrameReader:
-    """A video opened for reading: `num_frames`, `fps` (Fraction), `height`, `width` (as shown), `seconds`."""
+    """A video opened for reading: `num_frames`, `fps` (Fraction), `height`, `width` (as shown), `seconds`.
+
+    pixel_aspect: width of a shown pixel over its height, 1 for square ones. Frames are returned in pixels as stored, so a
+    video of 720 x 576 whose pixel_aspect is 16/11 is meant to be seen 1047 wide; data_prep/shrink.py makes them square.
+    """
 
     decoder: str
     num_frames: int
     fps: Fraction
     height: int
     width: int
+    pixel_aspect: Fraction = Fraction(1)
 
     def __init__(self, path: str) -> None:
         self.path = path
