@@ -238,6 +238,7 @@ class PretrainConfig:
 
     name: str = MISSING  # of the recipe
     out: str = ""  # run folder; empty: runs/<name>. The same folder again: continue
+    preview: str = ""  # a picture to write (.png) of the first views, cut and augmented; then nothing is trained
     seed: int = 0
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)

@@ -33,6 +33,7 @@ from .methods import Step
 from .methods.sce import SCE
 from .models import backbones
 from .models.encoder import MLP, Encoder
+from .preview import preview
 from .randomness import generator
 from .run import AUTOCAST, Run, load_batches, save, set_up, settle
 from .run_folder import RunFolder
@@ -70,8 +71,12 @@ def build_sce(cfg: PretrainConfig) -> SCE:
 def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any] = build_sce) -> Path:
     """Train as cfg says, or continue, and return the run folder.
 
+    With cfg.preview only that picture is written, and its path returned.
+
     Raises InputError before anything is written, Stopped when training cannot go on, Preempted when it was asked to stop.
     """
+    if cfg.preview:
+        return preview(cfg)
     folder = cfg.run_folder
     with (
         distributed.session(cfg.system.device.value) as device,

@@ -208,14 +208,13 @@ def restore(
     scaler.load_state_dict(state["scaler"])
 
 
-def load_batches(run: Run) -> Batches:
-    """Return the micro-batches that are left."""
-    cfg = run.cfg
+def build_dataset(cfg: PretrainConfig, videos: list[Video], device: torch.device) -> ClipDataset:
+    """Return the views of the videos, as they reach the device."""
     local, ratio = cfg.augment.local, (cfg.augment.ratio_min, cfg.augment.ratio_max)
     box = RandomResized(area=(cfg.augment.area_min, cfg.augment.area_max), ratio=ratio)
     local_box = RandomResized(area=(local.area_min, local.area_max), ratio=ratio)
-    dataset = ClipDataset(
-        run.videos,
+    return ClipDataset(
+        videos,
         num_frames=cfg.data.num_frames,
         clip_seconds=cfg.data.clip_seconds,
         draw_boxes=[box, box, *[local_box] * local.views],
@@ -225,12 +224,17 @@ def load_batches(run: Run) -> Batches:
         seed=cfg.seed,
         decoder=cfg.data.decoder.value,
         loop_filter=cfg.data.loop_filter.value,
-        planes=as_planes(cfg.data.transport, run.device),
+        planes=as_planes(cfg.data.transport, device),
         resize_to=cfg.augment.sizes if cfg.data.resize_on is ResizeOn.worker else None,
         antialias=cfg.augment.antialias,
     )
+
+
+def load_batches(run: Run) -> Batches:
+    """Return the micro-batches that are left."""
+    cfg = run.cfg
     return loader.build(
-        dataset,
+        build_dataset(cfg, run.videos, run.device),
         loader.steps(len(run.videos), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, run.step, run.total_steps),
         workers=run.workers,
         pin_memory=run.device.type == "cuda",

@@ -72,6 +72,7 @@ LAYERS = {
         "benchmark.kinetics_like",
         "launch.command",
         "launch.check",
+        "preview",
     ],
     5.4: ["launch.options"],
     5.5: ["launch.render"],
@@ -91,7 +92,7 @@ LAYERS = {
 ONLY_IN = {
     "decord": ["data.decord_reader", "benchmark.decode"],
     "torchcodec": ["data.torchcodec_reader", "benchmark.decode"],
-    "PIL": ["data.frame_folder"],
+    "PIL": ["data.frame_folder", "preview"],
     "av": [
         "data.media",
         "data.pyav_reader",
