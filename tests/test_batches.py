@@ -122,6 +122,7 @@ def test_slow_storage_is_not_a_fault(videos: Path, monkeypatch: pytest.MonkeyPat
         assert iterator.quarantine.reasons == {}
 
 
+@pytest.mark.slow
 def test_process_that_hangs_does_not_outlive_the_run(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may read for long yet, and hears no request to end."""
     monkeypatch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")

@@ -75,6 +75,7 @@ def test_real_hmdb51_lists_have_the_published_counts() -> None:
     assert len(stems) == len(names), "file names alone tell the videos apart, as flat folders need"
 
 
+@pytest.mark.slow
 @real
 def test_ucf101_program_on_the_shared_subset(tmp_path: Path) -> None:
     command = ("ucf101", "--lists", UCF, "--videos", SHARED / "clips/ucf101", "--out", tmp_path / "out")

@@ -134,6 +134,7 @@ def _exchange_rank(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_gradients_sent_as_bfloat16_are_close_and_equal_on_all_ranks(tmp_path: Path) -> None:
     """Within bfloat16's 8 bits of what float32 gives, not the same as it; what cannot be summed is refused in words."""
     with socket.socket() as free:

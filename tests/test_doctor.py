@@ -207,6 +207,7 @@ def test_faults_are_not_injected_unless_allowed(planted: Path, tmp_path: Path) -
     assert result.stdout.startswith("2 files: 2 ok"), result.stderr
 
 
+@pytest.mark.slow
 def test_quick_finds_what_packets_and_samples_show(planted: Path, tmp_path: Path) -> None:
     result = doctor(planted, "--out", tmp_path / "out", "--quick", "--hang-seconds", "3", **FAULTS)
     assert result.returncode == 0, result.stderr
@@ -215,6 +216,7 @@ def test_quick_finds_what_packets_and_samples_show(planted: Path, tmp_path: Path
     assert differing <= {"damaged.mp4"}
 
 
+@pytest.mark.slow
 def test_killed_half_way_it_ends_with_the_same_table(planted: Path, examined: Path, tmp_path: Path) -> None:
     """kill -9 of the program three times; its workers die with it, what was done is not done again."""
     arguments = [str(planted), "--out", str(tmp_path / "out"), "--jobs", "1", "--hang-seconds", "3"]
@@ -267,6 +269,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_two_shards_join_to_the_same_table(planted: Path, examined: Path, tmp_path: Path) -> None:
     common = [planted, "--out", tmp_path / "out", "--hang-seconds", "3", "--jobs", "1"]
     first = doctor(*common, "--num-shards", "2", "--shard-index", "1", **FAULTS)
@@ -328,6 +331,7 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", str(tmp_path / "disk")], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_and_a_read_only_one_is_told(planted: Path, small_disk: Path) -> None:
     names = [planted / "good.mp4", planted / "zero.mp4", planted / "cut.mkv"]
     (small_disk / "list.txt").write_text("".join(f"{name}\n" for name in names))

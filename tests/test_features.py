@@ -218,6 +218,7 @@ def test_tool_writes_features_that_others_can_read(videos: Path, tmp_path: Path)
     assert "out=f.npz exists" in again.stderr
 
 
+@pytest.mark.slow
 def test_three_processes_find_what_one_finds(videos: Path, tmp_path: Path) -> None:
     torch.save(tiny().backbone.state_dict(), tmp_path / "tiny.pt")
     arguments = [f"checkpoint={tmp_path / 'tiny.pt'}", "backbone=tiny3d", "num_frames=4", "clip_seconds=0.8", "size=37"]

@@ -58,6 +58,7 @@ def test_killed_run_continues_exactly(videos: Path, tmp_path: Path) -> None:
     assert checkpoint.state_digest(states[0]) == checkpoint.state_digest(states[1])
 
 
+@pytest.mark.slow
 def test_finished_run_is_not_trained_again(videos: Path, tmp_path: Path) -> None:
     first = run_tool("pretrain", *options(videos, "run", "optim.epochs=1"), cwd=tmp_path)
     assert first.returncode == 0, first.stderr

@@ -56,6 +56,7 @@ def test_any_number_of_processes_is_one_training(
         assert all(torch.equal(value, ranks[0]["state"][name]) for name, value in rank["state"].items()), "to the bit"
 
 
+@pytest.mark.slow
 def test_local_views_are_one_training_too(videos: Path, tmp_path: Path) -> None:
     results = []
     for world in (1, 2):

@@ -47,6 +47,7 @@ def test_tool_prints_writes_and_never_overwrites(videos: Path, run: Path, tmp_pa
     assert first.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_processes_score_the_same(videos: Path, run: Path, tmp_path: Path) -> None:
     arguments = [f"checkpoint={run}", f"train={videos / 'train.csv'}", f"test={videos / 'val.csv'}"]
     arguments += ["clips_per_video=1", "workers=0", "cache=false"]

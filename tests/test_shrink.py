@@ -252,6 +252,7 @@ def test_two_shards_join_to_the_same_lists(sources: Path, small: Path, tmp_path:
     assert "1 copies are no longer in" in result.stderr
 
 
+@pytest.mark.slow
 def test_estimate_writes_nothing(sources: Path, tmp_path: Path) -> None:
     result = shrink(sources / "list.csv", "--out", tmp_path / "out", "--estimate", "--jobs", "2")
     assert result.returncode == 0, result.stderr
@@ -287,6 +288,7 @@ def test_the_sources_folder_is_not_written_to(sources: Path) -> None:
     assert "give a new or empty folder" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_it_and_it_goes_on_afterwards(sources: Path, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(tmp_path / "disk")]
