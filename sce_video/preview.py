@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -55,6 +56,8 @@ def preview(cfg: PretrainConfig) -> Path:
     try:
         picture.save(path)
     except OSError as error:
+        with suppress(OSError):
+            path.unlink()  # half of it, on a full disk
         raise InputError(f"preview={path} cannot be written: {error.strerror or error}") from error
     print(f"the first views of {cfg.name}, seed {cfg.seed}, are in {path}")
     return path

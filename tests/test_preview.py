@@ -74,6 +74,7 @@ def test_words_name_what_was_drawn_in_its_order() -> None:
         (["preview=views.gif"], "must end in one of .png"),
         (["preview=there.png"], "there already"),
         (["preview=no/folder/views.png"], "cannot be written: No such file"),
+        (["preview=there.png/views.png"], "cannot be written: Not a directory"),
         (["preview=views.png", "optim.batch=32", "sce.queue=64"], "larger than the data"),
     ],
 )
