@@ -67,9 +67,8 @@ def _rows(cfg: PretrainConfig) -> Iterator[Row]:
     videos = loader.read_videos(
         cfg.data.train, split="train", root=cfg.data.root, known_health=cfg.data.health, training=True
     )
-    loader.steps(
-        len(videos), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, 0, 1
-    )  # refuses a batch that does not fit
+    # Refuses a batch that does not fit, as the run would.
+    loader.steps(len(videos), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, 0, 1)
     dataset = build_dataset(cfg, videos, torch.device("cpu"))
     epoch, rows = loader.step_rows(cfg.seed, 0, num_rows=len(videos), batch=cfg.optim.batch)
     for row in rows[:VIDEOS]:

@@ -51,10 +51,9 @@ def render(number: int, num_frames: int) -> np.ndarray:
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, HEIGHT), torch.linspace(-1, 1, WIDTH), indexing="ij")
     frames = np.empty((num_frames, HEIGHT, WIDTH, 3), dtype=np.uint8)
     for t in range(num_frames):
-        turn, zoom, left, top = 0.05, 0.1, 0.45, 0.45
         swing = np.sin(speed * t * np.array([0.7, 0.5, 0.6, 1.0]) + phases[0])
-        scale = 0.45 * (1 + zoom * swing[1])
-        frame = _seen(plane, scale * columns, scale * rows, turn * swing[0], left * swing[2], top * swing[3])
+        scale = 0.45 * (1 + 0.1 * swing[1])
+        frame = _seen(plane, scale * columns, scale * rows, 0.05 * swing[0], 0.45 * swing[2], 0.45 * swing[3])
         for disc, phase, pace in zip(discs, phases[1:], (0.8, 1.1, 1.4), strict=True):
             swing = np.sin(speed * t * np.array([pace, 1.9 - pace, 1.0]) + phase[:3])
             radius = 0.3 + 0.1 * swing[2]

@@ -89,9 +89,8 @@ def _plain_picture(bits: _Bits) -> Picture | None:
         bits.take(32)
     if not _tells_reordering(bits):
         return None
-    return Picture(
-        height - 2 * (top + bottom), width - 2 * (left + right), aspect <= SQUARE
-    )  # in steps of chroma samples
+    # What is cut off is told in chroma samples.
+    return Picture(height - 2 * (top + bottom), width - 2 * (left + right), aspect <= SQUARE)
 
 
 def _tells_reordering(bits: _Bits) -> bool:
