@@ -26,7 +26,7 @@ setup(
     ],
     # The recipes lie at the top of the repository and are installed inside the package.
     package_dir={"sce_video.configs": "configs"},
-    package_data={"": ["*.yaml"], "sce_video": ["py.typed"], "sce_video.launch": ["*.sh"]},
+    package_data={"": ["*.yaml"], "sce_video": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

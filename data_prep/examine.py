@@ -32,7 +32,7 @@ from probe import NoVideo, opened, rotation_of, seconds_of
 from workers import Alive
 
 from sce_video.data.health import stamp
-from sce_video.data.media import DecodeError, TooLarge, check_media, is_frames, reason_of
+from sce_video.data.readers.media import DecodeError, TooLarge, check_media, is_frames, reason_of
 
 STATUSES = ("ok", "short", "truncated", "no video stream", "unreadable", "not a video", "hang", "refused")
 # Files that name other files: HLS, ffconcat, DASH, SDP, PLS, ASX, SMIL.

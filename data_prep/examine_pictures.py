@@ -10,8 +10,8 @@ from endings import printable
 from workers import Alive
 
 from sce_video.data.decode import FrameReader
-from sce_video.data.frame_folder import FrameFolder
-from sce_video.data.media import DecodeError, TooLarge
+from sce_video.data.readers.frame_folder import FrameFolder
+from sce_video.data.readers.media import DecodeError, TooLarge
 
 SAMPLE_FRAMES = 8  # decoded at each of three places by a quick look
 

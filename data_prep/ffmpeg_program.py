@@ -24,7 +24,7 @@ from probe import rotation_of
 from training_form import Form, Shown, Timing, frames_of, scale_values, shown, size_in
 from workers import Alive, die_with
 
-from sce_video.data.media import FORMATS, LIMITS, DecodeError
+from sce_video.data.readers.media import FORMATS, LIMITS, DecodeError
 from sce_video.errors import InputError
 
 GOP = 32

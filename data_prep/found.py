@@ -16,7 +16,7 @@ from entries import Entry
 
 from sce_video.data import manifest
 from sce_video.data.manifest import Video
-from sce_video.data.media import FRAMES_FOLDER, FRAMES_ZIP
+from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP
 from sce_video.errors import InputError
 
 

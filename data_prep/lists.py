@@ -31,9 +31,9 @@ from program import add_videos_and_out, parser, run
 from report import Report
 
 from sce_video.data import manifest
-from sce_video.data.frame_folder import DESCRIPTION
 from sce_video.data.manifest import VIDEO_SUFFIXES, Video
-from sce_video.data.media import FRAMES_FOLDER, FRAMES_ZIP
+from sce_video.data.readers.frame_folder import DESCRIPTION
+from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP
 from sce_video.errors import InputError
 
 SUFFIXES = sorted([*VIDEO_SUFFIXES, FRAMES_FOLDER, FRAMES_ZIP], key=len, reverse=True)

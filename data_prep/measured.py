@@ -14,7 +14,7 @@ from typing import Any
 from probe import Probe, probe
 
 from sce_video.data.manifest import Video
-from sce_video.data.media import DecodeError
+from sce_video.data.readers.media import DecodeError
 
 SHOWN_KINDS = 4
 SHOWN_UNREADABLE = 20

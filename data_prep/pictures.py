@@ -1,4 +1,4 @@
-"""A video as JPEG pictures, in a folder or a zip file, as `sce_video.data.frame_folder` reads them.
+"""A video as JPEG pictures, in a folder or a zip file, as `sce_video.data.readers.frame_folder` reads them.
 
 Two to three times the bytes of H.264 and more, read without seeking and without decoding what is not wanted. The rate is
 the one that `open_video` gives for the source, and frame i is the source's frame i; times of their own, at variable rates,
@@ -20,8 +20,8 @@ from PIL import Image
 from training_form import Form, Shown, Timing, frames_of, scaling_for, shown
 from workers import Alive
 
-from sce_video.data.frame_folder import DESCRIPTION, MAX_ZIP_ENTRIES, FrameFolder
-from sce_video.data.media import DecodeError
+from sce_video.data.readers.frame_folder import DESCRIPTION, MAX_ZIP_ENTRIES, FrameFolder
+from sce_video.data.readers.media import DecodeError
 
 
 class _Target:

@@ -1,6 +1,6 @@
 """What a video file says about itself, read in some milliseconds: its packets are counted, only one frame is decoded.
 
-The gate of `sce_video.data.media` stands before the decoder: playlists and other files that name files never reach it.
+The gate of `sce_video.data.readers.media` stands before the decoder: playlists and other files that name files never reach it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import av
 
-from sce_video.data.frame_folder import FrameFolder
 from sce_video.data.health import stamp
-from sce_video.data.media import LIMITS, DecodeError, Limits, check_media, is_frames, open_container, reason_of
+from sce_video.data.readers.frame_folder import FrameFolder
+from sce_video.data.readers.media import LIMITS, DecodeError, Limits, check_media, is_frames, open_container, reason_of
 
 
 class NoVideo(DecodeError):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from probe import opened, rotation_of
 from workers import Alive
 
-from sce_video.data.media import FRAMES_FOLDER, FRAMES_ZIP, DecodeError
+from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP, DecodeError
 
 THUMBNAIL = 16  # pixels, both sides
 EVERY = 8  # frames from one compared picture to the next

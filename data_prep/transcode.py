@@ -30,7 +30,7 @@ from probe import opened
 from training_form import MATRICES, Form, Shown, Timing, compared, frames_of, scaling_for, shown, timing_of
 from workers import Alive
 
-from sce_video.data.media import DecodeError
+from sce_video.data.readers.media import DecodeError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 

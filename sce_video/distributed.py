@@ -11,7 +11,8 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -67,6 +68,12 @@ def barrier() -> None:
     """Wait until all ranks are here."""
     if active():
         dist.barrier()
+
+
+def warn(doubts: Sequence[str]) -> None:
+    """Print sentences on stderr, once for all ranks."""
+    for doubt in doubts if rank() == 0 else ():
+        print(f"warning: {doubt}", file=sys.stderr)
 
 
 def gather(tensor: Tensor) -> Tensor:

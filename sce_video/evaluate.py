@@ -9,10 +9,23 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from . import distributed, evaluation, low_shot, metrics
+from . import distributed
+from .config.evaluate import EvaluateConfig
 from .errors import InputError
-from .evaluation_config import EvaluateConfig
-from .features import Features
+from .evaluation import low_shot, metrics
+from .evaluation.extract import Features
+from .evaluation.task import (
+    Task,
+    counted,
+    describe,
+    extract,
+    headline,
+    output_file,
+    prepare,
+    print_unreadable,
+    scored,
+    write_json,
+)
 
 
 def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
@@ -23,22 +36,22 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
             "shots=[] linear=false"
         )
     with distributed.session(cfg.device.value) as device:
-        task = evaluation.prepare(cfg, cfg.train, cfg.test)
-        out = evaluation.output_file(cfg.out, cfg.checkpoint, f"evaluate_{task.test_name}")
-        result: dict[str, Any] = evaluation.describe(task) | {
+        task = prepare(cfg, cfg.train, cfg.test)
+        out = output_file(cfg.out, cfg.checkpoint, f"evaluate_{task.test_name}")
+        result: dict[str, Any] = describe(task) | {
             "knn": {"k": cfg.k, "temp": cfg.temp},
             "repeats": cfg.repeats,
             "rows": {},
         }
-        for name, (train, test) in evaluation.extract(task, cfg, device, kinds=("backbone",)).items():
+        for name, (train, test) in extract(task, cfg, device, kinds=("backbone",)).items():
             result["rows"][name] = score(train, test, task, cfg)
         if distributed.rank() == 0:
             print_table(result, cfg)
-            evaluation.write_json(out, result)
+            write_json(out, result)
         return result
 
 
-def score(train: Features, test: Features, task: evaluation.Task, cfg: EvaluateConfig) -> dict[str, Any]:
+def score(train: Features, test: Features, task: Task, cfg: EvaluateConfig) -> dict[str, Any]:
     """Return one encoder's figures, in 0..1."""
     bank, bank_labels = train.features["backbone"], task.labels(train, "train")
     query, query_labels = test.features["backbone"], task.labels(test, "test")
@@ -51,7 +64,7 @@ def score(train: Features, test: Features, task: evaluation.Task, cfg: EvaluateC
         for shots in cfg.shots
     }
     linear = low_shot.linear_on_features(bank, bank_labels, query, query_labels, seed=cfg.seed) if cfg.linear else None
-    return evaluation.counted(train, test) | {
+    return counted(train, test) | {
         "knn_top1": knn.accuracy,
         "recall_at_k": {str(k): value for k, value in found.recall.items()},
         "mean_average_precision": found.mean_average_precision,
@@ -63,7 +76,7 @@ def score(train: Features, test: Features, task: evaluation.Task, cfg: EvaluateC
 
 def print_table(result: dict[str, Any], cfg: EvaluateConfig) -> None:
     """Print the rows in percent, and every video that is missing from them."""
-    print(evaluation.headline(result))
+    print(headline(result))
     shots = [f"{count}-shot" for count in cfg.shots]
     print(
         f"{'':<16}{'kNN':>7}{'R@1':>7}{'R@5':>7}{'mAP':>7}"
@@ -79,10 +92,10 @@ def print_table(result: dict[str, Any], cfg: EvaluateConfig) -> None:
             + "".join(f"{100 * value:7.1f}" for value in values)
             + "".join(f"{text:>14}" for text in few)
             + (f"{100 * row['linear']['accuracy']:9.1f}" if cfg.linear else "")
-            + f"   {evaluation.scored(result, row)}"
+            + f"   {scored(result, row)}"
         )
     print(
         f"kNN: {cfg.k} neighbours, temperature {cfg.temp:g}"
         + (f"; n-shot: mean and deviation of {cfg.repeats} draws" if cfg.shots else "")
     )
-    evaluation.print_unreadable(result)
+    print_unreadable(result)

@@ -25,11 +25,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, encoders, layouts
+from .config.evaluate import ExportConfig
 from .errors import InputError
-from .evaluation_config import ExportConfig
 from .models import backbones
 from .models.encoder import FrozenEncoder
+from .weights import layouts, load, read
 
 FITS = {
     "pytorchvideo": ["r3d50"],
@@ -50,7 +50,7 @@ def export(cfg: ExportConfig) -> float | None:
     to, out = cfg.to.value, Path(cfg.out)
     refuse_existing(out)
     require_packages(to)
-    encoder = encoders.load_encoder(cfg.checkpoint, cfg.backbone or None)
+    encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None)
     print(encoder.report)
     require_fit(to, encoder.name)
     frames, size = cfg.num_frames or int(encoder.clip["num_frames"]), cfg.size or int(encoder.clip["size"])
@@ -121,7 +121,7 @@ def write_safetensors(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None
     projector = {} if encoder.projector is None else encoder.projector.state_dict()
     tensors = {**backbone, **{f"projector.{key}": value for key, value in projector.items()}}
     about = {"backbone": encoder.name, "mean": encoder.mean, "std": encoder.std, **encoder.clip}
-    metadata = {"format": "pt", checkpoint.DESCRIPTION: json.dumps(about)}
+    metadata = {"format": "pt", read.DESCRIPTION: json.dumps(about)}
     save_file({key: value.clone().contiguous() for key, value in tensors.items()}, path, metadata=metadata)
 
 
@@ -163,9 +163,9 @@ def prove(encoder: FrozenEncoder, to: str, path: Path, clips: Tensor) -> float |
     expected = encoder(clips)
     if to == "safetensors":
         ours = encoder.name not in backbones.BACKBONES
-        found = encoders.load_encoder(path, encoder.name if ours else None)(clips)
+        found = load.load_encoder(path, encoder.name if ours else None)(clips)
     elif to == "slowfast":
-        found = encoders.load_encoder(path, encoder.name).backbone((clips - encoder.mean) / encoder.std)
+        found = load.load_encoder(path, encoder.name).backbone((clips - encoder.mean) / encoder.std)
     else:
         found = _published(encoder.name, path)((clips - encoder.mean) / encoder.std)
     return _largest(found, expected)

@@ -22,23 +22,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import classification, distributed, faults, schedules
-from .agreement import check_ranks_are_equal
+from . import distributed, schedules
 from .augment import mixing
+from .config.finetune import FinetuneConfig, Select
 from .data.dataset import Batch
 from .data.decode import DecodeError
 from .errors import Stopped
-from .evaluation_config import FinetuneConfig, Select
-from .finetune_run import FinetuneRun, load_batches, load_best, save, set_up
-from .log import RunLog
+from .evaluation import classify
 from .randomness import generator
-from .run import AUTOCAST, settle
-from .run_folder import RunFolder
-from .saving import Saver
-from .splits import print_splits, split_configs
-from .status import Status
-from .stopping import StopRequest
-from .updates import share
+from .runs import fault_injection
+from .runs.background_save import Saver
+from .runs.folder import RunFolder
+from .runs.rank_check import check_ranks_are_equal
+from .runs.status import Status
+from .runs.stop import StopRequest
+from .training.finetune_setup import FinetuneRun, load_batches, load_best, save, set_up
+from .training.log import RunLog
+from .training.setup import AUTOCAST, settle
+from .training.splits import print_splits, split_configs
+from .training.update import share
 
 SELECTED = {
     Select.last: "the last weights",
@@ -100,7 +102,7 @@ def train(run: FinetuneRun, batches: Iterator[Batch], saver: Saver, log: RunLog,
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     run.place.at(run.step)
     while run.step < run.total_steps:
-        faults.at_step(run.step, run.classifier)
+        fault_injection.at_step(run.step, run.classifier)
         lr = schedules.warmup_cosine(
             run.taken, base=cfg.optim.lr, warmup_steps=warmup_steps, total_steps=run.total_steps
         )
@@ -178,10 +180,10 @@ def look_and_save(run: FinetuneRun, saver: Saver, log: RunLog, stopping: bool) -
         save(run, saver)
 
 
-def look(run: FinetuneRun, split: str, *, quick: bool) -> tuple[dict[str, float], classification.Predictions]:
+def look(run: FinetuneRun, split: str, *, quick: bool) -> tuple[dict[str, float], classify.Predictions]:
     """Return the scores on a list and the predictions; the classifier goes on training as before."""
     run.classifier.eval()
-    predictions = classification.predict(
+    predictions = classify.predict(
         lambda clips: run.classifier((clips - run.encoder.mean) / run.encoder.std),
         run.lists.videos[split],
         run.views(quick=quick),
@@ -191,7 +193,7 @@ def look(run: FinetuneRun, split: str, *, quick: bool) -> tuple[dict[str, float]
         title=f"{split} list",
     )
     run.classifier.train()
-    return classification.scores(predictions, run.lists.ids[split], len(run.lists.videos[split])), predictions
+    return classify.scores(predictions, run.lists.ids[split], len(run.lists.videos[split])), predictions
 
 
 def test(run: FinetuneRun, log: RunLog) -> dict[str, Any]:
@@ -214,7 +216,7 @@ def test(run: FinetuneRun, log: RunLog) -> dict[str, Any]:
         "unreadable": [failure.path for failure in predictions.failures],
     }
     if distributed.rank() == 0:
-        result["per_class"] = classification.write_report(
+        result["per_class"] = classify.write_report(
             run.folder, predictions, run.lists.videos["test"], run.lists.ids["test"], run.lists.classes
         )
         (run.folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")

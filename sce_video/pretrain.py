@@ -22,24 +22,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import distributed, faults, schedules
-from .agreement import check_ranks_are_equal
-from .config import PretrainConfig
+from . import distributed, schedules
+from .config.pretrain import PretrainConfig
 from .data.dataset import Batch
 from .data.decode import DecodeError
 from .errors import Stopped
-from .log import RunLog
 from .methods import Step
 from .methods.sce import SCE
 from .models import backbones
 from .models.encoder import MLP, Encoder
-from .preview import preview
 from .randomness import generator
-from .run import AUTOCAST, Run, load_batches, save, set_up, settle
-from .run_folder import RunFolder
-from .saving import Saver
-from .stopping import StopRequest
-from .updates import Shared, share
+from .runs import fault_injection
+from .runs.background_save import Saver
+from .runs.folder import RunFolder
+from .runs.rank_check import check_ranks_are_equal
+from .runs.stop import StopRequest
+from .training.log import RunLog
+from .training.preview import preview
+from .training.setup import AUTOCAST, Run, load_batches, save, set_up, settle
+from .training.update import Shared, share
 
 
 def build_sce(cfg: PretrainConfig) -> SCE:
@@ -117,7 +118,7 @@ def train(run: Run, batches: Iterator[Batch], saver: Saver, log: RunLog, stop: S
     warmup_steps = round(cfg.optim.warmup_epochs * run.steps_per_epoch)
     run.place.at(run.step)
     while run.step < run.total_steps:
-        faults.at_step(run.step, run.method)
+        fault_injection.at_step(run.step, run.method)
         where = run.taken / run.total_steps
         lr = schedules.warmup_cosine(
             run.taken, base=cfg.optim.lr, warmup_steps=warmup_steps, total_steps=run.total_steps
@@ -159,7 +160,7 @@ def forward_backward(run: Run, network: nn.Module, batch: Batch, where: float) -
         clips = packed.to(run.device).unpack()
         views.append(augment(clips, generators, batch.differences[number]))
     dtype = AUTOCAST.get(cfg.optim.precision)
-    views = faults.poisoned(views, run.step)
+    views = fault_injection.poisoned(views, run.step)
     with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
         step: Step = network(views, where)
     run.scaler.scale(step.loss / cfg.optim.accumulate).backward()  # type: ignore[no-untyped-call]

@@ -9,9 +9,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import distributed, evaluation, metrics
-from .evaluation_config import RetrievalConfig
-from .features import Features
+from . import distributed
+from .config.evaluate import RetrievalConfig
+from .evaluation import metrics
+from .evaluation.extract import Features
+from .evaluation.task import (
+    Task,
+    counted,
+    describe,
+    extract,
+    headline,
+    output_file,
+    prepare,
+    print_unreadable,
+    scored,
+    write_json,
+)
 
 KS = (1, 5, 10, 20, 25, 50)
 PROTOCOL = "backbone, all views, centred"
@@ -28,16 +41,16 @@ VARIANTS = {
 def retrieve(cfg: RetrievalConfig) -> dict[str, Any]:
     """Run the protocol, print the table, write the JSON file and return what it holds (on every rank)."""
     with distributed.session(cfg.device.value) as device:
-        task = evaluation.prepare(cfg, cfg.train, cfg.test)
-        out = evaluation.output_file(cfg.out, cfg.checkpoint, f"retrieval_{task.test_name}")
-        result: dict[str, Any] = evaluation.describe(task) | {"rows": {}}
+        task = prepare(cfg, cfg.train, cfg.test)
+        out = output_file(cfg.out, cfg.checkpoint, f"retrieval_{task.test_name}")
+        result: dict[str, Any] = describe(task) | {"rows": {}}
         variants = choose(cfg, with_projector=task.encoders["checkpoint"].projector is not None)
-        found = evaluation.extract(task, cfg, device, kinds=sorted({kind for kind, _ in variants.values()}))
+        found = extract(task, cfg, device, kinds=sorted({kind for kind, _ in variants.values()}))
         for name, (bank, query) in found.items():
             result["rows"][name] = score(bank, query, task, variants)
         if distributed.rank() == 0:
             print_table(result)
-            evaluation.write_json(out, result)
+            write_json(out, result)
         return result
 
 
@@ -48,11 +61,9 @@ def choose(cfg: RetrievalConfig, *, with_projector: bool) -> dict[str, tuple[str
     return {label: kind for label, kind in VARIANTS.items() if with_projector or kind[0].startswith("backbone")}
 
 
-def score(
-    bank: Features, query: Features, task: evaluation.Task, variants: dict[str, tuple[str, bool]]
-) -> dict[str, Any]:
+def score(bank: Features, query: Features, task: Task, variants: dict[str, tuple[str, bool]]) -> dict[str, Any]:
     """Return one encoder's scores by variant, and how many of the listed videos were scored."""
-    row: dict[str, Any] = evaluation.counted(bank, query)
+    row: dict[str, Any] = counted(bank, query)
     for label, (kind, center) in variants.items():
         found = metrics.retrieval_scores(
             query.features[kind],
@@ -80,12 +91,12 @@ def score(
 
 def print_table(result: dict[str, Any]) -> None:
     """Print the rows in percent, and every video that is missing from them."""
-    print(evaluation.headline(result))
+    print(headline(result))
     print(f"{'':<32}" + "".join(f"{f'R@{k}':>7}" for k in KS) + f"{'mAP':>7}   scored (test, train)")
     for name, row in result["rows"].items():
         print(f"{name}:")
         for label in (label for label in VARIANTS if label in row):
             values = [row[label]["recall_at_k"][str(k)] for k in KS] + [row[label]["mean_average_precision"]]
-            scored = f"   {evaluation.scored(result, row)}" if label == PROTOCOL else ""
-            print(f"  {label:<30}" + "".join(f"{100 * value:7.1f}" for value in values) + scored)
-    evaluation.print_unreadable(result)
+            counts = f"   {scored(result, row)}" if label == PROTOCOL else ""
+            print(f"  {label:<30}" + "".join(f"{100 * value:7.1f}" for value in values) + counts)
+    print_unreadable(result)

@@ -17,15 +17,15 @@ from hydra.core.config_store import ConfigStore
 from torch import nn
 
 from sce_video.command_line import typed
-from sce_video.config import PretrainConfig
+from sce_video.config.finetune import FinetuneConfig
+from sce_video.config.pretrain import PretrainConfig
 from sce_video.data import synthetic
-from sce_video.evaluation_config import FinetuneConfig
 
 S = TypeVar("S")
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 # For programs that import modules of the tests: the code beside them, whatever is installed.
-TESTS_TOO = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+TESTS_TOO = os.pathsep.join([str(ROOT / "tests"), str(ROOT), str(ROOT / "tools")])
 TINY_RECIPE = [
     "data.num_frames=4",
     "data.clip_seconds=0.8",

@@ -21,7 +21,7 @@ from conftest import compose_pretrain
 from torch import nn
 
 from sce_video import distributed
-from sce_video.config import PretrainConfig
+from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError, Preempted, Stopped
 from sce_video.pretrain import build_sce, pretrain
 

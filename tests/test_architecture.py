@@ -1,4 +1,15 @@
-"""The house rules: imports point down, files and functions stay small, heavy libraries stay where they belong."""
+"""The house rules: imports point down, files and functions stay small, the whole keeps its budget.
+
+The layers, from the bottom. A module imports only from layers below its own, or from its own folder:
+0  errors, randomness, distributed, and the paper's formulas: losses, schedules
+1  models, augment, runs (what keeps a run alive)
+2  data, weights, methods (a method owns its options)
+3  config (every option of every program)
+4  evaluation
+5  training (the loop and what every method shares)
+6  the programs: pretrain, finetune, evaluate, retrieval, embed, export; they never import each other
+`command_line` turns a command into options and errors into exit codes; it stands beside the programs' options, in layer 3.
+"""
 
 from __future__ import annotations
 
@@ -6,155 +17,107 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "sce_video"
-LAYERS = {
-    0: [
-        "errors",
-        "transient",
-        "lines",
-        "resources",
-        "randomness",
-        "losses",
-        "schedules",
-        "search",
-        "data.clips",
-        "data.crops",
-        "data.media",
-        "data.mp4",
-        "data.h264",
-        "data.frame_index",
-        "distributed",
-        "layouts",
-    ],
-    0.1: ["metrics", "low_shot", "data.planes", "data.indexed_decode", "data.exactness"],
-    0.2: ["data.reader"],
-    0.5: [
-        "weight_files",
-        "data.pyav_reader",
-        "data.decord_reader",
-        "data.torchcodec_reader",
-        "data.frame_folder",
-    ],
-    0.6: ["status", "stopping", "lock", "agreement", "faults", "updates"],
-    0.7: ["watch"],
-    1: [
-        "models.backbones",
-        "data.decode",
-        "data.health",
-        "data.manifest",
-        "data.synthetic",
-        "augment",
-        "optim",
-        "checkpoint",
-        "log",
-    ],
-    1.5: ["saving"],
-    2: ["models.encoder", "data.packed"],
-    3: ["models.momentum", "data.dataset", "encoders", "feature_cache"],
-    3.5: ["data.batches"],
-    4: ["methods", "data.loader"],
-    4.1: ["multi_view"],
-    4.2: ["features", "classification"],
-    4.3: ["monitor"],
-    4.9: ["choices"],
-    5: ["config"],
-    5.1: ["command_line", "evaluation_config", "run_folder", "augmenting"],
-    5.2: ["run", "evaluation", "labelled_lists"],
-    5.25: ["finetune_run", "splits"],
-    5.3: [
-        "benchmark.measure",
-        "benchmark.forms",
-        "benchmark.kinetics_like",
-        "launch.command",
-        "launch.check",
-        "preview",
-    ],
-    5.4: ["launch.options"],
-    5.5: ["launch.render"],
-    6.1: ["benchmark.comm"],  # takes a step as pretraining does
-    6: [
-        "launch",
-        "pretrain",
-        "finetune",
-        "retrieval",
-        "evaluate",
-        "feature_files",
-        "export",
-        "inspection",
-        "benchmark",
-    ],
-}
+LAYERS = [
+    ["errors", "randomness", "distributed", "losses", "schedules"],
+    ["models", "augment", "runs"],
+    ["data", "weights", "methods"],
+    ["config", "command_line"],
+    ["evaluation"],
+    ["training"],
+    ["pretrain", "finetune", "evaluate", "retrieval", "embed", "export"],
+]
+LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+# Every heavy library is imported in one place (av also where the built-in videos are encoded).
 ONLY_IN = {
-    "decord": ["data.decord_reader", "benchmark.decode"],
-    "torchcodec": ["data.torchcodec_reader", "benchmark.decode"],
-    "PIL": ["data.frame_folder", "preview"],
-    "av": [
-        "data.media",
-        "data.pyav_reader",
-        "data.synthetic",
-        "benchmark.decode",
-        "benchmark.forms",
-        "benchmark.kinetics_like",
-    ],
-    "pytorchvideo": ["models.backbones", "benchmark.decode"],
+    "decord": ["data.readers.decord"],
+    "torchcodec": ["data.readers.torchcodec"],
+    "PIL": ["data.readers.frame_folder", "training.preview"],
+    "av": ["data.readers.media", "data.readers.pyav", "data.synthetic"],
+    "pytorchvideo": ["models.backbones"],
     "torchvision": ["models.backbones"],
     "hydra": ["command_line"],
-    "yaml": ["launch.render"],
-    "omegaconf": ["config", "evaluation_config", "command_line", "run_folder"],
-    "pickle": ["weight_files"],
-    "safetensors": ["weight_files", "export", "feature_files"],
+    "yaml": [],
+    "omegaconf": [
+        "config.pretrain",
+        "config.finetune",
+        "config.evaluate",
+        "config.shared",
+        "methods.sce",
+        "command_line",
+        "runs.folder",
+    ],
+    "pickle": ["weights.files"],
+    "safetensors": ["weights.files", "export", "embed"],
     "onnx": [],
     "onnxruntime": ["export"],
-    "faiss": ["search", "benchmark.retrieval"],
-    "sklearn": ["low_shot", "benchmark.retrieval"],
+    "faiss": ["evaluation.search"],
+    "sklearn": ["evaluation.low_shot"],
 }
-MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def layer_of(name: str) -> float | None:
-    for layer, names in LAYERS.items():
-        if any(name == known or name.startswith(f"{known}.") for known in names):
-            return layer
-    return None
+def room_of(name: str) -> str:
+    return name.split(".")[0]
 
 
 def imports_of(path: Path) -> set[str]:
     """Absolute names of everything a file imports; our own modules without the package's name, with a leading dot."""
-    package = ["sce_video", *path.relative_to(PACKAGE).parts[:-1]]
+    package = ["sce_video", *path.relative_to(PACKAGE).parts[:-1]] if path.is_relative_to(PACKAGE) else []
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
             if node.level:
-                base = ".".join(package[: len(package) - node.level + 1] + ([node.module] if node.module else []))
-                found |= {f"{base}.{alias.name}" for alias in node.names}
-            elif node.module:
-                found.add(node.module)
-    return {name.replace("sce_video", "", 1) if name.startswith("sce_video") else name for name in found}
+                base = ".".join(package[: len(package) - node.level + 1] + ([base] if base else []))
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return {name.replace("sce_video", "", 1) if name.split(".")[0] == "sce_video" else name for name in found}
+
+
+BY_NAME = {name_of(path): path for path in MODULES}
+
+
+def modules_in(imported: str) -> str | None:
+    """The module of ours that an imported name is, or is in."""
+    parts = imported.removeprefix(".").split(".")
+    while parts and ".".join(parts) not in BY_NAME:
+        parts.pop()
+    return ".".join(parts) or None
+
+
+def own_imports(path: Path) -> set[str]:
+    return {module for name in imports_of(path) if name.startswith(".") and (module := modules_in(name))}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_down(path: Path) -> None:
-    own = layer_of(name_of(path))
-    if own is None:
-        assert path.name == "__init__.py", f"{name_of(path)} belongs to no layer"
+    own = room_of(name_of(path))
+    if path == PACKAGE / "__init__.py":
         return
-    for imported in imports_of(path):
-        if not imported.startswith("."):
-            continue
-        other = layer_of(imported.lstrip("."))
-        same_package = imported.lstrip(".").split(".")[0] == name_of(path).split(".")[0] and own in (1, 4)
-        assert other is None or other < own or same_package, f"{name_of(path)} imports {imported}"
+    for imported in own_imports(path):
+        other = room_of(imported)
+        assert other == own or LAYER[other] < LAYER[own], f"{name_of(path)} imports {imported}"
+
+
+def test_no_circles_inside_a_folder() -> None:
+    for folder in {path.parent for path in MODULES}:
+        inside = {name_of(path): own_imports(path) for path in folder.glob("*.py") if path.name != "__init__.py"}
+        graph = {name: {other for other in imports if other in inside} for name, imports in inside.items()}
+        while ready := [name for name, imports in graph.items() if not imports]:
+            graph = {name: imports - set(ready) for name, imports in graph.items() if name not in ready}
+        assert not graph, f"these import each other in {folder.name}: {graph}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -165,17 +128,72 @@ def test_heavy_libraries_stay_where_they_belong(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_files_functions_and_classes_stay_small(path: Path) -> None:
+def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 70, f"{node.name} is longer than 60 lines and its docstring"
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is longer than 60 lines"
         if isinstance(node, ast.ExceptHandler):
             broad = node.type is None or (
                 isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
             )
             assert not broad, f"line {node.lineno}: name what you expect"
+
+
+def lines_of(paths: Iterator[Path] | list[Path] | set[Path]) -> int:
+    return sum(len(path.read_text().splitlines()) for path in paths)
+
+
+def closure(path: Path) -> set[Path]:
+    """Our modules that a file imports, directly or not; a package's `__init__` comes with what is in it."""
+    seen: set[Path] = set()
+    todo = [path]
+    while todo:
+        for module in own_imports(todo.pop()):
+            for name in (".".join(module.split(".")[: count + 1]) for count in range(module.count(".") + 1)):
+                if BY_NAME[name] not in seen:
+                    seen.add(BY_NAME[name])
+                    todo.append(BY_NAME[name])
+    return seen
+
+
+def test_the_whole_keeps_its_budget() -> None:
+    """Raised only by a commit that says why."""
+    top = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))]
+    assert len(top) <= 22
+    for folder in {path.parent for path in MODULES}:
+        assert len(list(folder.glob("*.py"))) <= 14, folder
+    assert lines_of(MODULES) <= 11_000
+    assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 9_000
+    for method in (PACKAGE / "methods").glob("*.py"):
+        assert lines_of(closure(method)) <= 1_800, method
+    main_path = ["pretrain", "training/loop", "methods/sce", "losses", "data/dataset", "augment/pipeline"]
+    recipe = ROOT / "configs/pretrain/recipe/sce_r3d18_k400.yaml"
+    assert lines_of([recipe, *(PACKAGE / f"{name}.py" for name in main_path)]) <= 1_000
+
+
+def test_there_is_one_loop() -> None:
+    assert [name_of(path) for path in MODULES if ".backward(" in path.read_text()] == ["training.loop"]
+
+
+def test_every_folder_says_what_it_is_for() -> None:
+    for folder in sorted({path.parent for path in MODULES} - {PACKAGE}):
+        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert docstring, folder
+        assert docstring.splitlines()[0].endswith("."), folder
+
+
+PRIVATE_PHRASES = [
+    r"[Ss]ay so\b",
+    r"\bwhole or not there\b",
+    r"\bof these\b",
+    r"\bsuch that\b",
+    r"\bis told\b",
+    r"\bare told\b",
+    r"\bReturn what\b",
+    r"\bWhat tells\b",
+]
 
 
 def test_no_requirement_holds_torch_back() -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from test_dataset import dataset, flat, sampler
 
-from sce_video import resources
-from sce_video.data import batches as module
 from sce_video.data import loader, manifest
-from sce_video.data.batches import Quarantine
+from sce_video.data import workers as module
 from sce_video.data.dataset import Batch
+from sce_video.data.workers import Quarantine
 from sce_video.errors import Stopped
+from sce_video.runs import resources
 
 
 @pytest.fixture(autouse=True)

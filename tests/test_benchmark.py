@@ -8,10 +8,9 @@ from pathlib import Path
 
 import av
 import pytest
+from benchmarks import forms, kinetics_like
+from benchmarks.measure import Measurement, Request, measure, measure_in_rounds, table
 from conftest import run_tool
-
-from sce_video.benchmark import forms, kinetics_like
-from sce_video.benchmark.measure import Measurement, Request, measure, measure_in_rounds, table
 
 SIZES = ["--queries", "40", "--bank", "90", "--width", "16", "--rounds", "1"]
 CASES = [

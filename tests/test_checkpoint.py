@@ -11,9 +11,10 @@ import torch
 from omegaconf import OmegaConf
 
 import sce_video
-from sce_video import checkpoint
 from sce_video.errors import InputError
 from sce_video.models import backbones
+from sce_video.runs import checkpoint
+from sce_video.weights import read as read_weights
 
 
 def state(value: float) -> checkpoint.State:
@@ -77,7 +78,7 @@ def test_backbones_are_read_from_known_layouts(prefix: str, wrapper: str | None,
     weights["momentum_trunk.model.blocks.1.0.weight"] = torch.zeros(1)
     weights["projector.layers.0.weight"] = torch.zeros(1)
     torch.save({wrapper: weights} if wrapper else weights, tmp_path / "w.pt")
-    backbone = checkpoint.read_backbone(tmp_path / "w.pt")
+    backbone = read_weights.read_backbone(tmp_path / "w.pt")
     for key, value in network.state_dict().items():
         assert torch.equal(backbone[key], value)
     encoder = sce_video.load_encoder(tmp_path / "w.pt", backbone="tiny3d")
@@ -97,7 +98,7 @@ def test_every_file_format_gives_the_same_backbone(suffix: str, tmp_path: Path) 
         save_file(state, path)
     else:
         torch.save({"model_state": state}, path, _use_new_zipfile_serialization=suffix == "pt")
-    read = checkpoint.read_backbone(path)
+    read = read_weights.read_backbone(path)
     assert read.keys() == state.keys()
     assert all(torch.equal(read[key], state[key]) for key in state)
 
@@ -106,37 +107,37 @@ def test_backbone_and_projector_of_a_run_and_of_the_reference(tmp_path: Path) ->
     online = {"online.backbone.blocks.0.weight": torch.ones(2), "online.projector.layers.0.weight": torch.zeros(2)}
     target = {"target.projector.layers.0.weight": torch.ones(3), "queue.keys": torch.ones(2)}
     checkpoint.save(tmp_path / "run/checkpoints", 1, {"method": {**target, **online}, "step": 1}, {}, keep=1)
-    assert list(checkpoint.read_backbone(tmp_path / "run")) == ["blocks.0.weight"]
-    projector = checkpoint.read_projector(tmp_path / "run")
+    assert list(read_weights.read_backbone(tmp_path / "run")) == ["blocks.0.weight"]
+    projector = read_weights.read_projector(tmp_path / "run")
     assert projector is not None
     assert torch.equal(projector["layers.0.weight"], torch.zeros(2))
     # Lightning's file with options of OmegaConf, as the reference writes it.
     state = {"momentum_projector.layers.0.weight": torch.ones(2), "projector.layers.0.weight": torch.zeros(2)}
     state["trunk.model.blocks.0.weight"] = torch.ones(1)
     torch.save({"state_dict": state, "hyper_parameters": OmegaConf.create({"a": [1]})}, tmp_path / "last.ckpt")
-    assert list(checkpoint.read_backbone(tmp_path / "last.ckpt")) == ["blocks.0.weight"]
-    projector = checkpoint.read_projector(tmp_path / "last.ckpt")
+    assert list(read_weights.read_backbone(tmp_path / "last.ckpt")) == ["blocks.0.weight"]
+    projector = read_weights.read_projector(tmp_path / "last.ckpt")
     assert projector is not None
     assert torch.equal(projector["layers.0.weight"], torch.zeros(2))
     torch.save({"blocks.0.weight": torch.ones(1)}, tmp_path / "alone.pt")
-    assert checkpoint.read_projector(tmp_path / "alone.pt") is None
+    assert read_weights.read_projector(tmp_path / "alone.pt") is None
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(InputError, match="not a weight file"):
-        checkpoint.read_backbone(tmp_path / "text.pt")
+        read_weights.read_backbone(tmp_path / "text.pt")
 
     torch.save({"w": Evil(tmp_path / "marker")}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match="not a weight file that can be read safely"):
-        checkpoint.read_backbone(tmp_path / "evil.pt")
+        read_weights.read_backbone(tmp_path / "evil.pt")
     assert not (tmp_path / "marker").exists()
 
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match="no backbone in .*its keys begin with \\['fc'\\]"):
-        checkpoint.read_backbone(tmp_path / "other.pt")
+        read_weights.read_backbone(tmp_path / "other.pt")
     with pytest.raises(InputError, match="no checkpoint in"):
-        checkpoint.read_backbone(tmp_path / "nothing")
+        read_weights.read_backbone(tmp_path / "nothing")
 
 
 class Evil:

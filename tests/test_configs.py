@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, compose_finetune, compose_pretrain, losses, run_tool
 
-from sce_video import evaluation_config
 from sce_video.command_line import option_names
-from sce_video.config import PretrainConfig
+from sce_video.config import evaluate
+from sce_video.config.finetune import FinetuneConfig
+from sce_video.config.pretrain import PretrainConfig
 from sce_video.finetune import finetune
 from sce_video.models import backbones
 from sce_video.pretrain import build_sce
@@ -74,11 +75,11 @@ def test_learnable_parameters_are_the_references() -> None:
 
 PROGRAMS = {
     "pretrain": PretrainConfig,
-    "finetune": evaluation_config.FinetuneConfig,
-    "features": evaluation_config.FeaturesConfig,
-    "retrieval": evaluation_config.RetrievalConfig,
-    "evaluate": evaluation_config.EvaluateConfig,
-    "export": evaluation_config.ExportConfig,
+    "finetune": FinetuneConfig,
+    "features": evaluate.FeaturesConfig,
+    "retrieval": evaluate.RetrievalConfig,
+    "evaluate": evaluate.EvaluateConfig,
+    "export": evaluate.ExportConfig,
 }
 
 

@@ -9,18 +9,10 @@ import torch
 
 from sce_video.data import dataset as dataset_module
 from sce_video.data import loader, manifest
-from sce_video.data.dataset import (
-    Batch,
-    ClipDataset,
-    EvaluationDataset,
-    Packed,
-    RandomResized,
-    RandomScaled,
-    collate,
-)
+from sce_video.data.dataset import Batch, ClipDataset, EvaluationDataset, Packed, RandomResized, RandomScaled, collate
 from sce_video.data.decode import DecodeError, open_video
 from sce_video.data.manifest import Video
-from sce_video.data.reader import FrameReader
+from sce_video.data.readers.reader import FrameReader
 from sce_video.errors import InputError
 
 BOX = RandomResized((0.3, 0.8), (0.75, 4 / 3))

@@ -15,8 +15,9 @@ import torch.multiprocessing as mp
 from conftest import ROOT, TESTS_TOO, TINY_RECIPE, losses
 from torch import Tensor, nn
 
-from sce_video import distributed, run
+from sce_video import distributed
 from sce_video.errors import InputError
+from sce_video.training import setup
 
 
 def torchrun(processes: int, *arguments: str, cwd: Path) -> None:
@@ -114,9 +115,9 @@ def test_batch_norm_over_ranks_is_batch_norm_over_the_batch(tmp_path: Path) -> N
 def _exchange_rank(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
     device = torch.device("cpu")
-    run.check_summable(torch.bfloat16, device)
+    setup.check_summable(torch.bfloat16, device)
     try:
-        run.check_summable(torch.float8_e4m3fn, device)
+        setup.check_summable(torch.float8_e4m3fn, device)
         refused = ""
     except InputError as error:
         refused = str(error)

@@ -13,10 +13,11 @@ from conftest import randomise
 from torch import nn
 
 import sce_video
-from sce_video import checkpoint, encoders
 from sce_video.errors import InputError
 from sce_video.models import backbones
 from sce_video.models.encoder import MLP
+from sce_video.runs import checkpoint
+from sce_video.weights import load, read
 
 CLIPS = torch.rand(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
 ABOUT = {"backbone": "tiny3d", "mean": 0.4, "std": 0.3, "num_frames": 6, "clip_seconds": 1.5, "size": 40}
@@ -141,7 +142,7 @@ def test_a_file_does_not_choose_what_is_imported(
 
     (tmp_path / "trap_module.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    metadata = {checkpoint.DESCRIPTION: described if described == "text" else json.dumps(described)}
+    metadata = {read.DESCRIPTION: described if described == "text" else json.dumps(described)}
     save_file(backbones.build("tiny3d")[0].state_dict(), tmp_path / "w.safetensors", metadata=metadata)
     with pytest.raises(InputError, match=re.escape(message)):
         sce_video.load_encoder(tmp_path / "w.safetensors")
@@ -150,7 +151,7 @@ def test_a_file_does_not_choose_what_is_imported(
 def test_untrained_encoder_is_the_seeds_and_leaves_the_generator_alone() -> None:
     before = torch.get_rng_state()
     settings: dict[str, Any] = {"mean": 0.45, "std": 0.225, "clip": {}}
-    one, same, other = (encoders.untrained_encoder("tiny3d", seed=seed, **settings) for seed in (0, 0, 1))
+    one, same, other = (load.untrained_encoder("tiny3d", seed=seed, **settings) for seed in (0, 0, 1))
     assert torch.equal(one(CLIPS), same(CLIPS))
     assert not torch.equal(one(CLIPS), other(CLIPS))
     assert torch.equal(torch.get_rng_state(), before)

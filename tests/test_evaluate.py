@@ -11,13 +11,14 @@ import torch
 from conftest import SHARED, compose_program, run_tool
 from sklearn.linear_model import LogisticRegression
 
-from sce_video import encoders, features
+from sce_video.config.evaluate import EvaluateConfig, RetrievalConfig
 from sce_video.data import manifest
 from sce_video.errors import InputError
 from sce_video.evaluate import evaluate
-from sce_video.evaluation_config import EvaluateConfig, RetrievalConfig
-from sce_video.multi_view import Views
+from sce_video.evaluation import extract
+from sce_video.evaluation.views import Views
 from sce_video.retrieval import retrieve
+from sce_video.weights import load
 
 CLIP = ["num_frames=4", "clip_seconds=0.8", "size=37", "clips_per_video=2", "num_crops=3", "workers=0"]
 VIEWS = Views(clips_per_video=2, num_crops=3, num_frames=4, clip_seconds=0.8, size=37)
@@ -25,7 +26,7 @@ VIEWS = Views(clips_per_video=2, num_crops=3, num_frames=4, clip_seconds=0.8, si
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    encoder = encoders.untrained_encoder("tiny3d", seed=4, mean=0.45, std=0.225, clip={})
+    encoder = load.untrained_encoder("tiny3d", seed=4, mean=0.45, std=0.225, clip={})
     path = tmp_path_factory.mktemp("weights") / "tiny.pt"
     torch.save(encoder.backbone.state_dict(), path)
     return path
@@ -38,11 +39,11 @@ def arguments(weights: Path, videos: Path) -> list[str]:
 
 def apart(weights: Path, videos: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Features and labels of both lists as arrays."""
-    encoder = encoders.load_encoder(weights, "tiny3d")
+    encoder = load.load_encoder(weights, "tiny3d")
     parts = []
     for split in ("train", "val"):
         listed = manifest.read(videos / f"{split}.csv")
-        found = features.extract(encoder, listed, VIEWS, device=torch.device("cpu"))
+        found = extract.extract(encoder, listed, VIEWS, device=torch.device("cpu"))
         parts += [found.features["backbone"].numpy(), np.array([int(video.label or -1) for video in listed])]
     return parts[0], parts[1], parts[2], parts[3]
 
@@ -96,7 +97,7 @@ def test_programs_share_one_decode(
 
 def test_variants_of_retrieval_side_by_side(videos: Path, tmp_path: Path) -> None:
     """A checkpoint in the reference's layout, with a projector: six ways to score it, one decode."""
-    encoder = encoders.untrained_encoder("tiny3d", seed=4, mean=0.45, std=0.225, clip={})
+    encoder = load.untrained_encoder("tiny3d", seed=4, mean=0.45, std=0.225, clip={})
     from sce_video.models.encoder import MLP
 
     projector = MLP([128, 32, 16], last_norm=True).eval()
@@ -113,7 +114,7 @@ def test_variants_of_retrieval_side_by_side(videos: Path, tmp_path: Path) -> Non
     found = rows["checkpoint"]["backbone, all views"]["recall_at_k"]["1"]
     assert found == (bank_labels[nearest] == query_labels).mean()
     with torch.no_grad():  # averaging and a projector of linear layers and ReLU do not commute: compare one view
-        loaded = encoders.load_encoder(tmp_path / "x.ckpt", "tiny3d")
+        loaded = load.load_encoder(tmp_path / "x.ckpt", "tiny3d")
         clip = torch.rand(2, 3, 4, 37, 37)
         assert torch.allclose(loaded.project(loaded(clip)), projector(encoder(clip)), atol=1e-6)
 

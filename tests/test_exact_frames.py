@@ -17,10 +17,10 @@ from conftest import SHARED
 from hard_files import BUILDERS, build, encode, numbered_frames, pixels_of_16_to_11, turn
 from test_decode import forward_decode
 
-from sce_video.data import h264
 from sce_video.data.crops import Box
 from sce_video.data.decode import DecodeError, open_video
-from sce_video.data.pyav_reader import PyAVReader
+from sce_video.data.readers import h264
+from sce_video.data.readers.pyav import PyAVReader
 
 # How frames are found where it is not in the index that the file holds.
 PACKETS = {"open_gop.mkv", "b_pyramid_strict.mkv", "variable_rate.mkv", "vp9.webm", "vp9_odd_size.webm", "av1.mkv"}

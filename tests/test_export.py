@@ -15,11 +15,13 @@ from test_layouts import SlowOnly
 from torch import nn
 
 import sce_video
-from sce_video import checkpoint, export, weight_files
+from sce_video import export
+from sce_video.config.evaluate import ExportConfig, Format
 from sce_video.errors import InputError
-from sce_video.evaluation_config import ExportConfig, Format
 from sce_video.models import backbones
 from sce_video.models.encoder import MLP
+from sce_video.runs import checkpoint
+from sce_video.weights import files
 
 ABOUT = {"mean": 0.4, "std": 0.3, "num_frames": 4, "clip_seconds": 1.5, "size": 32}
 CLIPS = torch.rand(3, 3, 4, 32, 32, generator=torch.Generator().manual_seed(7))
@@ -130,7 +132,7 @@ def test_a_safetensors_file_is_a_whole_encoder(run: Path, tmp_path: Path) -> Non
     assert torch.equal(other.project(features), one.project(features))
     again = tmp_path / "again.safetensors"
     export.export(ExportConfig(checkpoint=str(out), to=Format.safetensors, out=str(again)))
-    first, second = weight_files.read(out), weight_files.read(again)
+    first, second = files.read(out), files.read(again)
     assert second.metadata == first.metadata
     assert checkpoint.state_digest(second.content) == checkpoint.state_digest(first.content)
 

@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from conftest import numbered_frames, run_tool
 
-from sce_video import feature_cache, features
 from sce_video.data import manifest, synthetic
 from sce_video.data.decode import open_video
 from sce_video.data.manifest import Video
-from sce_video.encoders import untrained_encoder
 from sce_video.errors import InputError
+from sce_video.evaluation import extract
+from sce_video.evaluation.cache import identity
+from sce_video.evaluation.views import Views
 from sce_video.models.encoder import FrozenEncoder
-from sce_video.multi_view import Views
+from sce_video.weights.load import untrained_encoder
 
 CPU = torch.device("cpu")
 CLIP = {"num_frames": 4, "clip_seconds": 0.8, "size": 32}
@@ -68,7 +69,7 @@ def test_ten_clips_of_three_crops_equal_thirty_decodes(videos: Path, tmp_path: P
     frames, _ = synthetic.render("train", 3)
     synthetic.encode(tmp_path / "portrait.mp4", frames[:50, :64, :48].transpose(0, 2, 1, 3)[:, :, :36], gop=12)
     listed = [*manifest.read(videos / "val.csv")[:2], Video(str(tmp_path / "portrait.mp4"), None)]
-    found = features.extract(encoder, listed, VIEWS, device=CPU, decoder="pyav", kinds=("backbone", "backbone_1_view"))
+    found = extract.extract(encoder, listed, VIEWS, device=CPU, decoder="pyav", kinds=("backbone", "backbone_1_view"))
     for row, video in enumerate(listed):
         expected = thirty_views(encoder, video.path)
         assert torch.allclose(found.features["backbone"][row], expected.mean(0), atol=1e-6)
@@ -82,7 +83,7 @@ def test_a_video_is_opened_and_decoded_once(videos: Path, monkeypatch: pytest.Mo
     opened, real = [], av.open
     monkeypatch.setattr(av, "open", lambda path, *a, **k: opened.append(path) or real(path, *a, **k))
     listed = manifest.read(videos / "val.csv")[:3]
-    features.extract_all([tiny(0), tiny(1)], listed, VIEWS, device=CPU, decoder="pyav")
+    extract.extract_all([tiny(0), tiny(1)], listed, VIEWS, device=CPU, decoder="pyav")
     assert opened == [os.path.realpath(video.path) for video in listed]
 
 
@@ -101,14 +102,14 @@ def test_the_cache_answers_for_any_list_of_the_same_files(
     videos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, listed = tiny(), manifest.read(videos / "val.csv")
-    first = features.extract(encoder, listed[:6], SMALL, device=CPU, cached=True)
+    first = extract.extract(encoder, listed[:6], SMALL, device=CPU, cached=True)
     assert first.decoded == 6
     monkeypatch.chdir(videos)  # the same files by another name, in another order, and two new ones
     other = [Video(os.path.relpath(video.path), "x") for video in reversed(listed)]
-    second = features.extract(encoder, other, SMALL, device=CPU, cached=True)
+    second = extract.extract(encoder, other, SMALL, device=CPU, cached=True)
     assert (second.decoded, second.rows) == (2, list(range(8)))
     assert torch.equal(second.features["backbone"].flip(0)[:6], first.features["backbone"])
-    fresh = features.extract(encoder, listed, SMALL, device=CPU)
+    fresh = extract.extract(encoder, listed, SMALL, device=CPU)
     assert torch.allclose(second.features["backbone"].flip(0), fresh.features["backbone"], atol=1e-6)
     assert len(list((cache / "features").iterdir())) == 1
 
@@ -118,7 +119,7 @@ def test_other_weights_views_or_files_are_not_taken_from_the_cache(videos: Path,
     listed = [Video(str(tmp_path / "a.mp4"), None)]
 
     def decoded(encoder: FrozenEncoder, views: Views = SMALL) -> int:
-        return features.extract(encoder, listed, views, device=CPU, cached=True).decoded
+        return extract.extract(encoder, listed, views, device=CPU, cached=True).decoded
 
     assert decoded(tiny()) == 1
     assert decoded(tiny()) == 0
@@ -132,12 +133,12 @@ def test_other_weights_views_or_files_are_not_taken_from_the_cache(videos: Path,
 
 def test_a_damaged_part_is_named_and_made_again(videos: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listed = manifest.read(videos / "val.csv")[:2]
-    before = features.extract(tiny(), listed, SMALL, device=CPU, cached=True)
+    before = extract.extract(tiny(), listed, SMALL, device=CPU, cached=True)
     (part,) = cache.rglob("*.npz")
     content = bytearray(part.read_bytes())
     content[content.index(before.features["backbone"][1].numpy().tobytes()) + 40] ^= 1
     part.write_bytes(bytes(content))
-    again = features.extract(tiny(), listed, SMALL, device=CPU, cached=True)
+    again = extract.extract(tiny(), listed, SMALL, device=CPU, cached=True)
     assert again.decoded == 2
     assert torch.equal(again.features["backbone"], before.features["backbone"])
     assert f"cached features {part} are damaged" in capsys.readouterr().err
@@ -164,10 +165,10 @@ def test_an_interrupted_extraction_goes_on(videos: Path, cache: Path) -> None:
     encoder = tiny()
     broken = FrozenEncoder(Interrupted(encoder.backbone.blocks), "tiny3d", mean=0.45, std=0.225, clip=CLIP)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
-        features.extract(broken, listed, eight, device=CPU, cached=True)
-    result = features.extract(encoder, listed, eight, device=CPU, cached=True)
+        extract.extract(broken, listed, eight, device=CPU, cached=True)
+    result = extract.extract(encoder, listed, eight, device=CPU, cached=True)
     assert (result.decoded, len(result.rows)) == (5, 8)
-    fresh = features.extract(encoder, listed, eight, device=CPU)
+    fresh = extract.extract(encoder, listed, eight, device=CPU)
     assert torch.equal(result.features["backbone"], fresh.features["backbone"])
 
 
@@ -176,17 +177,17 @@ def test_unreadable_videos_are_listed_never_replaced_never_cached(videos: Path, 
     (tmp_path / "cut.mp4").write_bytes(Path(listed[0].path).read_bytes()[:900])
     listed = [Video(str(tmp_path / "gone.mp4"), "0"), listed[0], Video(str(tmp_path / "cut.mp4"), "0"), listed[2]]
     for decoded in (2, 0):
-        result = features.extract(tiny(), listed, SMALL, device=CPU, cached=True)
+        result = extract.extract(tiny(), listed, SMALL, device=CPU, cached=True)
         assert (result.rows, result.decoded) == ([1, 3], decoded)
         assert [failure.path for failure in result.failures] == [listed[0].path, listed[2].path]
     with pytest.raises(InputError, match="none of the videos could be read, e.g. .*gone.mp4"):
-        features.extract(tiny(), listed[:1], SMALL, device=CPU)
+        extract.extract(tiny(), listed[:1], SMALL, device=CPU)
 
 
 def test_identity_is_the_files_not_the_lists(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"1234")
     (tmp_path / "b.mp4").symlink_to("a.mp4")
-    names = [feature_cache.identity(Video(str(tmp_path / name), None)) for name in ("a.mp4", "b.mp4", "c.mp4")]
+    names = [identity(Video(str(tmp_path / name), None)) for name in ("a.mp4", "b.mp4", "c.mp4")]
     assert names[0] == names[1] != names[2]
     assert names[2] is None
 
@@ -206,7 +207,7 @@ def test_tool_writes_features_that_others_can_read(videos: Path, tmp_path: Path)
         assert "3/3 videos, 128 features each" in result.stdout
     assert "(0 decoded now)" in result.stdout, "the second one decodes nothing"
     listed = manifest.read(tmp_path / "list.csv")
-    expected = features.extract(tiny(), listed, SMALL, device=CPU).features["backbone"].numpy()
+    expected = extract.extract(tiny(), listed, SMALL, device=CPU).features["backbone"].numpy()
     arrays = np.load(tmp_path / "f.npz")
     assert np.allclose(arrays["features"], expected, atol=1e-6)
     assert arrays["paths"].tolist() == [video.path for video in listed]

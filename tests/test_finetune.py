@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from conftest import ROOT, compose_finetune, losses, records, run_tool
 
 import sce_video
-from sce_video import checkpoint, encoders
 from sce_video.errors import InputError
 from sce_video.finetune import finetune
 from sce_video.models import backbones
 from sce_video.models.encoder import Classifier
-from sce_video.optim import by_depth
+from sce_video.runs import checkpoint
+from sce_video.training.optim import by_depth
+from sce_video.weights import load
 
 TINY = [
     "data.num_frames=4",
@@ -165,7 +166,7 @@ def test_a_finished_run_is_not_run_again_and_is_an_encoder(finished: Path, video
     assert again.returncode == 0, again.stderr
     assert "is done: top-1" in again.stdout
     assert digest(finished) == before
-    encoder = encoders.load_encoder(finished)
+    encoder = load.load_encoder(finished)
     assert torch.equal(
         encoder.backbone.state_dict()["blocks.1.0.weight"], state_of(finished)["backbone.blocks.1.0.weight"]
     )

@@ -24,7 +24,7 @@ from test_shrink import shrink
 
 from sce_video.data import manifest
 from sce_video.data.decode import DecodeError, open_video
-from sce_video.data.media import Limits
+from sce_video.data.readers.media import Limits
 
 
 def picture(frame: np.ndarray, **options: object) -> bytes:

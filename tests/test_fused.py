@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sce_video import augment, augmenting
+from sce_video import augment
 from sce_video.augment import built, compilation, fused, stages
-from sce_video.choices import Compile
-from sce_video.config import System
+from sce_video.config.shared import Compile, System
 from sce_video.data.synthetic import cache_folder
 from sce_video.randomness import generator
+from sce_video.training.augmenter import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch 2.11's own, of its compiler
 
@@ -266,8 +266,8 @@ def test_compiling_is_for_gpus_and_long_runs_unless_asked_for() -> None:
     assert not compilation.pays(cpu, 156 * 64 * 2 * 8 * 40 * 40)  # the demo
     assert compilation.pays(cpu, 200 * 240_000 * 2 * 8 * 224 * 224)
     how = {"num_frames": 2, "mean": MEAN, "std": STD, "device": cpu, "antialias": False}
-    never = augmenting.build([VIEW], [SIZE], System(compile=Compile.never), **how, clips=10**9)
-    short = augmenting.build([VIEW], [SIZE], System(), **how, clips=10)
+    never = build([VIEW], [SIZE], System(compile=Compile.never), **how, clips=10**9)
+    short = build([VIEW], [SIZE], System(), **how, clips=10)
     assert [one.compiled for one in never + short] == [False, False]
 
 
@@ -277,7 +277,7 @@ def test_views_of_two_sizes_are_built_for_each() -> None:
     view = augment.View(jitter_probability=0, blur_probability=0)
     how = {"num_frames": 2, "mean": MEAN, "std": STD, "device": torch.device("cpu"), "antialias": False, "clips": 1}
     made = clips("random", 2, 8)
-    for augmenter in augmenting.build([view, view, view], [SIZE, 24, 24], System(compile=Compile.always), **how):
+    for augmenter in build([view, view, view], [SIZE, 24, 24], System(compile=Compile.always), **how):
         assert augmenter.compiled
         compiled, plain = (
             replace(augmenter, compiled=how_)(made, [generator("sizes", i) for i in range(8)]) for how_ in (True, False)
@@ -290,9 +290,9 @@ def test_views_of_two_sizes_are_built_for_each() -> None:
 NO_COMPILER = """
 import torch
 from sce_video import augment, augmenting
-from sce_video.choices import Compile
-from sce_video.config import System
-both = augmenting.build([augment.View()] * 2, [32, 24], System(compile=Compile.always), num_frames=2, mean=0.45,
+from sce_video.config.shared import Compile
+from sce_video.config.shared import System
+both = build([augment.View()] * 2, [32, 24], System(compile=Compile.always), num_frames=2, mean=0.45,
     std=0.225, antialias=False, device=torch.device("cpu"), clips=1)
 clip = torch.zeros(2, 40, 40, 3, dtype=torch.uint8)
 for how in both:

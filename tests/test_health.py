@@ -22,7 +22,7 @@ from sce_video.data import health, loader, manifest
 from sce_video.data.dataset import EvaluationDataset
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError
-from sce_video.feature_cache import identity
+from sce_video.evaluation.cache import identity
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from training_form import Form
 
 from sce_video.data import manifest
 from sce_video.data.decode import DECODERS, DecodeError, open_video
-from sce_video.data.media import Limits, TooLarge, check_media
+from sce_video.data.readers.media import Limits, TooLarge, check_media
 from sce_video.errors import InputError
 
 HERE = {"torchcodec": importlib.util.find_spec("torchcodec") is not None}

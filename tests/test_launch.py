@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, run_tool
+from launch import check, program, render
+from launch.command import read_command, split
+from launch.options import PLACES, Kubernetes, Local, Skypilot, Slurm, read_options
 
 from sce_video.errors import InputError
-from sce_video.launch import check, program, render
-from sce_video.launch.command import read_command, split
-from sce_video.launch.options import PLACES, Kubernetes, Local, Skypilot, Slurm, read_options
 
 GOLDEN = ROOT / "tests/data/launch"
 PRETRAIN = str(ROOT / "tools/pretrain.py")

@@ -23,8 +23,8 @@ import torch
 from conftest import ROOT, TESTS_TOO, TINY_RECIPE, losses, run_tool
 from test_stopping import digest, steps_logged, wait_until
 
-from sce_video import checkpoint
-from sce_video.status import read_status
+from sce_video.runs import checkpoint
+from sce_video.runs.status import read_status
 
 SHIMS = {
     "sbatch": 'cp "${@: -1}" "$FAKE/script"; echo 77',

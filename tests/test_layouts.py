@@ -7,8 +7,8 @@ import torch
 from conftest import randomise
 from torch import Tensor, nn
 
-from sce_video import layouts
 from sce_video.models import backbones
+from sce_video.weights import layouts
 
 CLIPS = torch.rand(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1)) - 0.5
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

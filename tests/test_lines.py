@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sce_video.lines import Lines
+from sce_video.runs.files import Lines
 
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from sce_video.lines import Lines
+from sce_video.runs.files import Lines
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 path = Path(sys.argv[1])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from sce_video.low_shot import linear_on_features, low_shot
+from sce_video.evaluation.low_shot import linear_on_features, low_shot
 from sce_video.randomness import generator
 
 Data = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -12,8 +12,8 @@ from sklearn.metrics import average_precision_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from torch import Tensor
 
-from sce_video import metrics, search
-from sce_video.metrics import (
+from sce_video.evaluation import metrics, search
+from sce_video.evaluation.metrics import (
     average_views,
     confusion_matrix,
     knn_accuracy,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sce_video import optim
+from sce_video.training import optim
 
 
 def test_lars_takes_the_references_steps(conformance: dict[str, Any]) -> None:

@@ -19,12 +19,12 @@ from conftest import MULTI_CROP, ROOT, TINY_RECIPE, compose_pretrain, losses, re
 from omegaconf import OmegaConf
 from test_stopping import wait_until
 
-from sce_video import checkpoint
-from sce_video.config import PretrainConfig
+from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError, Stopped
 from sce_video.methods.sce import SCE
 from sce_video.pretrain import build_sce, pretrain
-from sce_video.status import read_status
+from sce_video.runs import checkpoint
+from sce_video.runs.status import read_status
 
 
 def options(videos: Path, out: str, *more: str) -> list[str]:

@@ -12,9 +12,9 @@ from PIL import Image
 
 from sce_video import augment
 from sce_video.data import loader, manifest
-from sce_video.preview import LINE, words
 from sce_video.randomness import generator
-from sce_video.run import build_dataset
+from sce_video.training.preview import LINE, words
+from sce_video.training.setup import build_dataset
 
 COLOURFUL = ["augment.temporal_difference_probability=0.5", "augment.view1.rand_augment_operations=1", "seed=3"]
 

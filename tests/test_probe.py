@@ -11,7 +11,7 @@ from probe import opened, probe
 from test_decode import FILES, encode
 
 from sce_video.data.decode import open_video
-from sce_video.data.media import DecodeError, Limits, TooLarge
+from sce_video.data.readers.media import DecodeError, Limits, TooLarge
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -16,10 +16,12 @@ from conftest import MULTI_CROP, TINY_RECIPE, losses
 from test_distributed import GENTLE, ROUGH
 from torch import nn
 
-from sce_video import agreement, checkpoint, distributed, pretrain, run
+from sce_video import distributed, pretrain
 from sce_video.data import loader
 from sce_video.methods import sce
-from sce_video.status import read_status
+from sce_video.runs import checkpoint, rank_check
+from sce_video.runs.status import read_status
+from sce_video.training import setup
 
 STEPS = 21
 
@@ -83,7 +85,7 @@ def test_float32_agrees_too(videos: Path, tmp_path: Path) -> None:
 
 
 def _norms_alone(_: int) -> None:
-    run.distributed.synchronise_batch_norm = lambda module, device: module
+    setup.distributed.synchronise_batch_norm = lambda module, device: module
 
 
 def _own_keys(_: int) -> None:
@@ -318,5 +320,5 @@ def test_sum_of_bits_changes_with_every_element() -> None:
         tensor = torch.ones(3, 2).to(dtype)
         other = tensor.clone()
         other[1, 1] = 0
-        assert agreement._sum_of_bits(tensor) != agreement._sum_of_bits(other)
-        assert agreement._sum_of_bits(tensor) == agreement._sum_of_bits(tensor.clone())
+        assert rank_check._sum_of_bits(tensor) != rank_check._sum_of_bits(other)
+        assert rank_check._sum_of_bits(tensor) == rank_check._sum_of_bits(tensor.clone())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 
+from benchmarks import augment, comm, decode, evaluate, retrieval
 from conftest import ROOT, compose_program
+from launch.check import Check
+from launch.options import PLACES, read_options
 from test_configs import PROGRAMS as SCHEMAS
-
-from sce_video.benchmark import augment, comm, decode, evaluate, retrieval
-from sce_video.launch.check import Check
-from sce_video.launch.options import PLACES, read_options
 
 PARTS = {"augment": augment, "comm": comm, "decode": decode, "evaluate": evaluate, "retrieval": retrieval}
 README = (ROOT / "README.md").read_text()

@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import MULTI_CROP, TINY_RECIPE, compose_pretrain, losses
 
-from sce_video import checkpoint
 from sce_video.errors import Preempted
 from sce_video.pretrain import build_sce, pretrain
+from sce_video.runs import checkpoint
 
 
 def options(videos: Path, out: Path, *more: str) -> list[str]:

@@ -22,10 +22,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from sce_video import checkpoint, transient
 from sce_video.errors import InputError, Stopped
-from sce_video.saving import Saver, snapshot
-from sce_video.transient import retried
+from sce_video.runs import checkpoint, files
+from sce_video.runs.background_save import Saver, snapshot
+from sce_video.runs.files import retried
 
 
 def state(value: float, size: int = 64) -> checkpoint.State:
@@ -188,7 +188,7 @@ import sys, torch; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from sce_video import checkpoint
 from sce_video.errors import Stopped
-from sce_video.saving import Saver
+from sce_video.runs.background_save import Saver
 {limit}
 folder, said = Path(sys.argv[1]), []
 with Saver(keep=1, keep_every=0, report=said.append) as saver:
@@ -302,7 +302,7 @@ def test_hiccups_of_a_save_are_waited_for(name: str, tmp_path: Path, monkeypatch
             raise OSError(getattr(errno, name), name)
 
     monkeypatch.setattr(os, "fsync", hiccup)
-    monkeypatch.setattr(transient.time, "sleep", waited.append)
+    monkeypatch.setattr(files.time, "sleep", waited.append)
     checkpoint.save(tmp_path, 1, state(1), {}, keep=1)
     assert waited == [1, 10]
     assert checkpoint.load_newest(tmp_path) is not None
@@ -321,7 +321,7 @@ def test_hiccups_of_reading_do_not_make_a_checkpoint_damaged(tmp_path: Path, mon
         return open_file(file, *arguments, **options)
 
     open_file = open
-    monkeypatch.setattr(transient.time, "sleep", waited.append)
+    monkeypatch.setattr(files.time, "sleep", waited.append)
     monkeypatch.setattr(io, "open", hiccup)
     monkeypatch.setattr(builtins, "open", hiccup)
     loaded, _ = checkpoint.load(path)

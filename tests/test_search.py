@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sce_video import search
-from sce_video.search import nearest, similarity_rows
+from sce_video.evaluation import search
+from sce_video.evaluation.search import nearest, similarity_rows
 
 ENGINES = ("torch", "faiss")
 
@@ -194,8 +194,8 @@ def test_without_faiss_torch_searches_and_asking_for_faiss_says_what_to_install(
 
 
 def test_importing_does_not_load_faiss_or_scikit_learn() -> None:
-    script = (
-        "import sys, sce_video.metrics, sce_video.low_shot; sys.exit(bool({'faiss', 'sklearn'} & set(sys.modules)))"
+    script = "import sys; from sce_video.evaluation import low_shot, metrics; " + (
+        "sys.exit(bool({'faiss', 'sklearn'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
@@ -247,7 +247,7 @@ def test_a_gpu_finds_the_same() -> None:
 MEMORY = """
 import sys, torch
 from pathlib import Path
-from sce_video.search import nearest
+from sce_video.evaluation.search import nearest
 def peak():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

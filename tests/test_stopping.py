@@ -19,15 +19,15 @@ import pytest
 from conftest import ROOT, TINY_RECIPE, compose_finetune, compose_pretrain, losses, run_tool
 from test_finetune import TINY
 
-from sce_video import checkpoint
-from sce_video import status as status_file
 from sce_video.errors import InputError, Preempted
 from sce_video.finetune import finetune
-from sce_video.lock import RunLock
 from sce_video.pretrain import pretrain
-from sce_video.run_folder import RunFolder
-from sce_video.status import read_status
-from sce_video.stopping import StopRequest
+from sce_video.runs import checkpoint
+from sce_video.runs import status as status_file
+from sce_video.runs.folder import RunFolder
+from sce_video.runs.lock import RunLock
+from sce_video.runs.status import read_status
+from sce_video.runs.stop import StopRequest
 
 ALWAYS = ["optim.epochs=14", "system.save_every=1000"]
 
@@ -110,7 +110,7 @@ def test_request_while_nothing_can_be_lost_stops_at_once(videos: Path, tmp_path:
     """Without a step to end: a signal during set-up leaves no folder behind."""
     script = (
         "import os, signal, sys; sys.path.insert(0, 'tests')\n"
-        "from sce_video import pretrain as program; from sce_video.config import PretrainConfig\n"
+        "from sce_video import pretrain as program; from sce_video.config.pretrain import PretrainConfig\n"
         "from sce_video.command_line import run_program\n"
         "def build(cfg): os.kill(os.getpid(), signal.SIGTERM); raise AssertionError('still here')\n"
         "run_program('pretrain', PretrainConfig, lambda cfg: program.pretrain(cfg, build))\n"

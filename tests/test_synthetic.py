@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sce_video import metrics
 from sce_video.data import manifest, synthetic
+from sce_video.evaluation import metrics
 
 
 @pytest.fixture(scope="module")

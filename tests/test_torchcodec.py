@@ -17,8 +17,8 @@ from test_decode import FILES, Frames, encode, forward_decode
 from test_shrink import varying
 from torch.utils.data import DataLoader
 
-from sce_video.data import exactness
 from sce_video.data.decode import DecodeError, FrameReader, open_video
+from sce_video.data.readers import exactness
 from sce_video.errors import InputError
 
 

@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks import kinetics_like
 from conftest import TINY_RECIPE, compose_pretrain, numbered_frames, records, run_tool
 from hard_files import bt709, encode, full_range
 
-from sce_video.benchmark import kinetics_like
-from sce_video.choices import Transport
-from sce_video.data import manifest, planes
+from sce_video.config.shared import Transport
+from sce_video.data import manifest
 from sce_video.data.crops import Box
 from sce_video.data.dataset import ClipDataset, RandomResized, collate
 from sce_video.data.decode import open_video
 from sce_video.data.packed import Packed
-from sce_video.run import as_planes
+from sce_video.data.readers import planes
+from sce_video.training.setup import as_planes
 
 
 def dataset(videos: Path, **options: object) -> ClipDataset:

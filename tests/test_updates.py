@@ -11,14 +11,15 @@ import torch
 from conftest import TINY_RECIPE, compose_pretrain, records
 from torch import nn
 
-from sce_video import checkpoint, schedules
-from sce_video.config import PretrainConfig
+from sce_video import schedules
+from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError, Stopped
 from sce_video.methods.sce import SCE
-from sce_video.monitor import CollapseAlarm
 from sce_video.pretrain import build_sce, pretrain
-from sce_video.run import restore, training_state
-from sce_video.updates import IN_A_ROW, Shared, Updates, share
+from sce_video.runs import checkpoint
+from sce_video.training.monitor import CollapseAlarm
+from sce_video.training.setup import restore, training_state
+from sce_video.training.update import IN_A_ROW, Shared, Updates, share
 
 
 def options(videos: Path, out: Path, *more: str) -> list[str]:

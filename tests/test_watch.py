@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sce_video.status import read_status
+from sce_video.runs.status import read_status
 
 STUCK = """
 import sys, time
 from pathlib import Path
 from sce_video import watch
-from sce_video.status import Status
+from sce_video.runs.status import Status
 folder = Path(sys.argv[1])
 status = Status(folder)
 status.begin(0, 9)

@@ -24,8 +24,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from sce_video import layouts, weight_files
 from sce_video.errors import InputError
+from sce_video.weights import files, layouts
 
 KEY = "trunk.model.blocks.0.conv.weight"
 WEIGHTS = {KEY: torch.arange(6.0).view(2, 3)}
@@ -80,7 +80,7 @@ def test_tensors_beside_foreign_objects_are_read(what: str, tmp_path: Path) -> N
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
     before = set(torch.serialization.get_safe_globals())
-    content = weight_files.read(path).content
+    content = files.read(path).content
     assert content["epoch"] == 3
     assert torch.equal(content["state_dict"][KEY], WEIGHTS[KEY])
     assert set(torch.serialization.get_safe_globals()) == before, "nothing is allowed for good"
@@ -88,7 +88,7 @@ def test_tensors_beside_foreign_objects_are_read(what: str, tmp_path: Path) -> N
 
 def content_or_refusal(path: Path) -> tuple[Any, str]:
     try:
-        return weight_files.read(path).content, ""
+        return files.read(path).content, ""
     except InputError as error:
         return None, str(error)
 
@@ -195,36 +195,36 @@ def test_no_module_named_in_a_file_is_imported(tmp_path: Path, monkeypatch: pyte
         for name in old.namelist():
             data = old.read(name)
             new.writestr(name, data.replace(Options.__module__.encode() + b"\nOptions", b"trap_module\nOptions"))
-    assert weight_files.read(tmp_path / "b.pt").content["state_dict"].keys() == WEIGHTS.keys()
+    assert files.read(tmp_path / "b.pt").content["state_dict"].keys() == WEIGHTS.keys()
 
 
 def test_the_older_format_is_read(tmp_path: Path) -> None:
     torch.save({"w": torch.arange(3.0)}, tmp_path / "a.pyth", _use_new_zipfile_serialization=False)
     assert not zipfile.is_zipfile(tmp_path / "a.pyth")
-    assert torch.equal(weight_files.read(tmp_path / "a.pyth").content["w"], torch.arange(3.0))
+    assert torch.equal(files.read(tmp_path / "a.pyth").content["w"], torch.arange(3.0))
     torch.save({"w": torch.ones(1), "o": Options()}, tmp_path / "b.pyth", _use_new_zipfile_serialization=False)
     with pytest.raises(InputError, match="not a weight file that can be read safely"):
-        weight_files.read(tmp_path / "b.pyth")
+        files.read(tmp_path / "b.pyth")
 
 
 def test_safetensors_are_read_with_their_metadata(tmp_path: Path) -> None:
     save_file = pytest.importorskip("safetensors.torch").save_file
 
     save_file({"w": torch.arange(3.0)}, tmp_path / "a.safetensors", metadata={"about": "x"})
-    file = weight_files.read(tmp_path / "a.safetensors")
+    file = files.read(tmp_path / "a.safetensors")
     assert torch.equal(file.content["w"], torch.arange(3.0))
     assert file.metadata == {"about": "x"}
     damaged = (tmp_path / "a.safetensors").read_bytes()[:-4]
     (tmp_path / "a.safetensors").write_bytes(damaged)
     with pytest.raises(InputError, match="not a weight file that can be read safely"):
-        weight_files.read(tmp_path / "a.safetensors")
+        files.read(tmp_path / "a.safetensors")
 
 
 def test_missing_safetensors_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(InputError, match="pip install safetensors"):
-        weight_files.read(tmp_path / "a.safetensors")
+        files.read(tmp_path / "a.safetensors")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -237,9 +237,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("c.pkl", "convert them with SlowFast"),
     ):
         with pytest.raises(InputError, match=message):
-            weight_files.read(tmp_path / name)
+            files.read(tmp_path / name)
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
-        weight_files.read(tmp_path)
+        files.read(tmp_path)
 
 
 def test_torchscript_is_code_and_refused(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_torchscript_is_code_and_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.pt", "a") as file:
         file.writestr("a/constants.pkl", b"\x80\x02).")
     with pytest.raises(InputError, match="read safely: .*TorchScript"):
-        weight_files.read(tmp_path / "a.pt")
+        files.read(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("old_format", [False, True])
@@ -258,11 +258,11 @@ def test_damaged_files_are_refused_and_never_crash(old_format: bool, tmp_path: P
     for length in range(0, len(whole), max(1, len(whole) // 40)):
         (tmp_path / "b.pt").write_bytes(whole[:length])
         with pytest.raises(InputError):
-            weight_files.read(tmp_path / "b.pt")
+            files.read(tmp_path / "b.pt")
     rng = np.random.default_rng(0)
     for _ in range(150):
         damaged = bytearray(whole)
         damaged[rng.integers(20, len(whole))] ^= 1 << rng.integers(8)
         (tmp_path / "b.pt").write_bytes(damaged)
         with contextlib.suppress(InputError):
-            weight_files.read(tmp_path / "b.pt")
+            files.read(tmp_path / "b.pt")

@@ -13,7 +13,8 @@ python tools/benchmark.py augment --threads 1 --kornia kornia/bin/python --torch
 
 import argparse
 
-from sce_video.benchmark import augment, comm, decode, evaluate, retrieval
+from benchmarks import augment, comm, decode, evaluate, retrieval
+
 from sce_video.data.decode import DecodeError
 from sce_video.errors import InputError
 

@@ -10,10 +10,10 @@ inspect names every checkpoint of a run, checks it against its own digest, and l
 
 import argparse
 
-from sce_video import inspection
 from sce_video.command_line import errors_as_exit_codes
-from sce_video.evaluation_config import ExportConfig, Format
+from sce_video.config.evaluate import ExportConfig, Format
 from sce_video.export import export
+from sce_video.weights import inspect
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,6 +32,6 @@ if __name__ == "__main__":
         if options.command == "export":
             export(ExportConfig(checkpoint=options.checkpoint, to=options.to, out=options.out))
         for path in options.paths if options.command == "digest" else ():
-            print(f"{inspection.digest(path)}  {path}")
+            print(f"{inspect.digest(path)}  {path}")
         for path in options.paths if options.command == "inspect" else ():
-            print(inspection.describe(path))
+            print(inspect.describe(path))

@@ -6,7 +6,7 @@ torchrun --nproc-per-node 8 tools/finetune.py recipe=linear_k400 checkpoint=runs
 """
 
 from sce_video.command_line import run_program
-from sce_video.evaluation_config import FinetuneConfig
+from sce_video.config.finetune import FinetuneConfig
 from sce_video.finetune import finetune
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ torchrun --nproc-per-node 8 tools/launch.py check
 
 import sys
 
-from sce_video.launch.program import main
+from launch.program import main
 
 if __name__ == "__main__":
     main(sys.argv[1:], __doc__)

@@ -6,7 +6,7 @@ torchrun --nproc-per-node 8 tools/pretrain.py recipe=sce_r3d50_k400_16f data.tra
 """
 
 from sce_video.command_line import run_program
-from sce_video.config import PretrainConfig
+from sce_video.config.pretrain import PretrainConfig
 from sce_video.pretrain import pretrain
 
 if __name__ == "__main__":

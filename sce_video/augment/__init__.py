@@ -5,14 +5,7 @@ equals torchvision's functional one applied frame by frame with the same paramet
 """
 
 from .blur import gaussian_blur
-from .color import (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_hue,
-    adjust_saturation,
-    grayscale,
-    solarize,
-)
+from .color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, grayscale, solarize
 from .draws import Parameters, draw
 from .geometry import resize, temporal_difference
 from .pipeline import apply, erase

@@ -25,7 +25,7 @@ from . import crops, health
 from .decode import DecodeError, open_video
 from .manifest import Video
 from .packed import Clip, Packed
-from .planes import PlanarClip
+from .readers.planes import PlanarClip
 
 DrawBox = Callable[[int, int, torch.Generator], crops.Box]  # (height, width, generator) -> the part of the frame
 

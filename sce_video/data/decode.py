@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import os
 
-from .decord_reader import DecordReader
-from .exactness import warn_inexact
-from .frame_folder import FrameFolder
-from .media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames
-from .pyav_reader import LOOP_FILTERS, PyAVReader
-from .reader import FrameReader
-from .torchcodec_reader import TorchcodecReader
+from .readers.decord import DecordReader
+from .readers.exactness import warn_inexact
+from .readers.frame_folder import FrameFolder
+from .readers.media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames
+from .readers.pyav import LOOP_FILTERS, PyAVReader
+from .readers.reader import FrameReader
+from .readers.torchcodec import TorchcodecReader
 
 __all__ = ["DECODERS", "FORMATS", "LOOP_FILTERS", "DecodeError", "FrameReader", "Limits", "check_media", "open_video"]
 

@@ -21,10 +21,10 @@ from .. import distributed
 from ..errors import InputError
 from ..randomness import generator
 from . import health, manifest, synthetic
-from .batches import Batches, Quarantine
 from .dataset import ClipDataset
 from .decode import DecodeError, open_video
 from .manifest import Video
+from .workers import Batches, Quarantine
 
 READABLE_TRIES = 32
 

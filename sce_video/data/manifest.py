@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
-from .media import FRAMES_FOLDER, FRAMES_ZIP
+from .readers.media import FRAMES_FOLDER, FRAMES_ZIP
 
 VIDEO_SUFFIXES = frozenset(
     [

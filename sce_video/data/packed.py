@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .planes import Coding, PlanarClip
+from .readers.planes import Coding, PlanarClip
 
 Clip = Tensor | PlanarClip  # RGB uint8 [T, h, w, 3], or planes that become it
 

@@ -1,0 +1,172 @@
+"""Every option of finetuning and the linear probe, typed and explained.
+
+An option of 0 or an empty one "as in pretraining" is taken from the checkpoint. Rules stand in `__post_init__`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from ..augment.view import View
+from ..errors import InputError
+from .shared import (
+    Decoder,
+    Labels,
+    LoopFilter,
+    Optim,
+    ResizeOn,
+    System,
+    Timing,
+    Transport,
+    check_clip_precision,
+    given,
+    require,
+)
+
+
+class Select(Enum):
+    last = "last"
+    val = "val"
+    test = "test"
+
+
+@dataclass
+class FinetuneData(Timing):
+    """The clips that are trained on."""
+
+    num_frames: int = 0  # 0: as in pretraining
+    clip_seconds: float = 0.0  # 0: as in pretraining
+    decoder: Decoder = Decoder.auto
+    loop_filter: LoopFilter = LoopFilter.exact  # see pretraining's options
+    transport: Transport = Transport.auto
+    resize_on: ResizeOn = ResizeOn.device
+    max_bad_fraction: float = 0.01  # of the training videos; more unreadable ones stop the run
+    health: str = "auto"  # what the doctor found, see config.Data
+
+
+@dataclass
+class FinetuneAugment:
+    """A random square of the frame at a random scale, then colours and a flip (SCE, section 4)."""
+
+    size: int = 0  # pixels; 0: as in pretraining
+    short_side_min: int = 0  # the frame's short side is scaled to a random length from here; 0: 8/7 of size
+    short_side_max: int = 0  # to here; 0: 10/7 of size
+    view: View = field(
+        default_factory=lambda: View(
+            brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_probability=0.0, solarize_probability=0.0
+        )
+    )
+    antialias: bool = False  # smooth before shrinking; the reference does not
+    mixup_alpha: float = 0.0  # neighbours in the batch are mixed, share from Beta(alpha, alpha); 0: off
+    cutmix_alpha: float = (
+        0.0  # neighbours exchange a box, its share from Beta(alpha, alpha); with both, half of the pairs each
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            require(getattr(self, name), f"augment.{name}", lambda value: value >= 0, "at least 0")
+        if self.short_side_min > self.short_side_max > 0:
+            raise InputError(
+                f"augment.short_side_min ({self.short_side_min}) is above short_side_max ({self.short_side_max})"
+            )
+
+
+@dataclass
+class FinetuneModel:
+    """What of the network is trained."""
+
+    random_weights: bool = False  # the checkpoint's network, but not its weights: the floor
+    frozen: bool = False  # linear probe: only the last layer is trained
+    freeze_norm: bool = False  # batch norms keep their statistics and weights
+    dropout: float = MISSING  # before the last layer
+
+    def __post_init__(self) -> None:
+        require(self.dropout, "model.dropout", lambda value: 0 <= value < 1, "in [0, 1)")
+
+
+@dataclass
+class FinetuneOptim(Optim):
+    """As in pretraining, and for labels."""
+
+    layer_decay: float = 1.0  # learning rate of each stage as a share of the next one's; 1: the same everywhere
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.layer_decay, "optim.layer_decay", lambda value: 0 < value <= 1, "in (0, 1]")
+        require(self.label_smoothing, "optim.label_smoothing", lambda value: 0 <= value < 1, "in [0, 1)")
+
+
+@dataclass
+class Testing:
+    """The full protocol at the end, a quick look (1 clip, centre crop) in between."""
+
+    clips_per_video: int = 10
+    num_crops: int = 3
+    size: int = 0  # crop, pixels; 0: 8/7 of augment.size
+    # Which weights are tested: the last; those best on the val list; or those best on the test list itself, which is
+    # the usual practice, flatters, and is said in the report.
+    select: Select = Select.last
+    every_epochs: int = 5  # between two quick looks at the list that selects (or at `val`, if given)
+
+    def __post_init__(self) -> None:
+        require(self.num_crops, "testing.num_crops", lambda value: value in (1, 3), "1 or 3")
+        require(self.clips_per_video, "testing.clips_per_video", lambda value: value >= 1, "at least 1")
+        require(self.every_epochs, "testing.every_epochs", lambda value: value >= 1, "at least 1")
+
+
+@dataclass
+class FinetuneConfig:
+    """tools/finetune.py"""
+
+    name: str = MISSING  # of the recipe
+    checkpoint: str = ""  # run folder, checkpoint folder or weight file; empty: from scratch
+    backbone: str = ""  # from scratch, or of a weight file that does not say
+    train: str = MISSING  # as in pretraining, with labels; % stands for the number of a split
+    test: str = MISSING
+    val: str = ""  # for testing.select=val
+    splits: list[int] = field(default_factory=list)  # e.g. [1,2,3]: one run for each, and their mean
+    root: str = ""
+    labels: Labels = Labels.file  # folder: a video's class is the name of its folder
+    out: str = ""  # run folder; empty: runs/finetune_<name>. The same folder again: continue
+    seed: int = 0
+    data: FinetuneData = field(default_factory=FinetuneData)
+    augment: FinetuneAugment = field(default_factory=FinetuneAugment)
+    model: FinetuneModel = field(default_factory=FinetuneModel)
+    optim: FinetuneOptim = field(default_factory=FinetuneOptim)
+    testing: Testing = field(default_factory=Testing)
+    system: System = field(default_factory=System)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run is kept, or the runs of all splits: `out`, or runs/finetune_<name>."""
+        return Path(self.out or f"runs/finetune_{self.name}")
+
+    def __post_init__(self) -> None:
+        check_clip_precision(self.system, self.optim)
+        if given(self.train, self.test) and bool(self.splits) != any("%" in part for part in (self.train, self.test)):
+            raise InputError(
+                "splits=[1,2,3] and the sign % in train= and test=, which stands for the split's number, go together, "
+                f"e.g. train=trainlist0%.txt; got splits={self.splits} train={self.train} test={self.test}"
+            )
+        if isinstance(self.testing, Testing) and self.testing.select is Select.val and not self.val:
+            raise InputError("testing.select=val needs val=, a list beside train and test")
+        if not self.checkpoint and isinstance(self.model, FinetuneModel) and self.model.random_weights:
+            raise InputError("model.random_weights takes the network from checkpoint=: give one")
+        if not self.checkpoint and given(self.train):  # not while a schema is built
+            self._check_from_scratch()
+
+    def _check_from_scratch(self) -> None:
+        if not self.backbone:
+            raise InputError("give checkpoint=..., or backbone=... to train from scratch")
+        for name, value in (
+            ("data.num_frames", self.data.num_frames),
+            ("data.clip_seconds", self.data.clip_seconds),
+            ("augment.size", self.augment.size),
+        ):
+            if not value:
+                raise InputError(f"{name} must be given: there is no checkpoint to take it from")

@@ -1,0 +1,79 @@
+"""Features of a list or folder of videos, written to a file that any program can read.
+
+`x.npz` (NumPy): `features` float32 [N, width], `paths`, `labels` ("" where there is none), and `projections` if asked for.
+`x.safetensors`: the same arrays, with paths and labels in `x.csv` beside it, row by row. Only videos that could be read
+have a row; the others are named.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from . import distributed
+from .config.evaluate import FeaturesConfig
+from .data import loader
+from .data.manifest import Video
+from .errors import InputError
+from .evaluation import extract, task
+from .weights import load
+
+
+def write_features(cfg: FeaturesConfig) -> extract.Features:
+    """Extract (or take from the cache), write cfg.out, and return the features on every rank."""
+    out = Path(cfg.out)
+    files = [out, out.with_suffix(".csv")] if out.suffix == ".safetensors" else [out]
+    for path in files:
+        task.new_file(path)
+    with distributed.session(cfg.device.value) as device:
+        encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None).to(device)
+        if cfg.projector and encoder.projector is None:
+            raise InputError(f"projector=true: {cfg.checkpoint} holds the backbone alone, without a projector")
+        videos = loader.read_videos(
+            cfg.data, split="train", root=cfg.root, labels=cfg.labels.value, known_health=cfg.health
+        )
+        found = extract.extract(
+            encoder,
+            videos,
+            task.views_of(cfg, encoder),
+            device=device,
+            kinds=("backbone", "projector") if cfg.projector else ("backbone",),
+            decoder=cfg.decoder.value,
+            workers=loader.share_cores(device, cfg.workers),
+            cached=cfg.cache,
+            title="videos",
+        )
+        if distributed.rank() == 0:
+            write(out, found, [videos[row] for row in found.rows])
+            print(
+                f"written: {' and '.join(map(str, files))}: {len(found.rows)}/{len(videos)} videos, "
+                f"{found.features['backbone'].shape[1]} features each ({found.decoded} decoded now)"
+            )
+            for failure in found.failures:
+                print(f"left out, unreadable: {failure.reason}", file=sys.stderr)
+        return found
+
+
+def write(out: Path, found: extract.Features, videos: list[Video]) -> None:
+    """Write the file under another name first, so that it is whole or not there."""
+    arrays = {"features": found.features["backbone"].contiguous()}
+    if "projector" in found.features:
+        arrays["projections"] = found.features["projector"].contiguous()
+    work = out.with_name(f".writing_{out.name}")
+    if out.suffix == ".npz":
+        paths, labels = (np.array(column) for column in zip(*((v.path, v.label or "") for v in videos), strict=True))
+        with open(work, "wb") as file:
+            np.savez(file, **{name: tensor.numpy() for name, tensor in arrays.items()}, paths=paths, labels=labels)  # type: ignore[arg-type]
+    else:
+        try:
+            from safetensors.torch import save_file
+        except ModuleNotFoundError as error:
+            raise InputError("writing .safetensors needs safetensors: pip install safetensors, or out=x.npz") from error
+        save_file(arrays, work)
+        with open(out.with_suffix(".csv"), "w", newline="", errors="surrogateescape") as table:
+            csv.writer(table).writerows([("path", "label"), *((video.path, video.label or "") for video in videos)])
+    os.replace(work, out)

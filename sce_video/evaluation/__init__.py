@@ -1,0 +1,1 @@
+"""How good features are: views, extraction, nearest neighbours, retrieval, linear classifiers."""

@@ -1,0 +1,179 @@
+"""Features of a manifest: the mean over all views of each video, for one encoder or several, from one decode.
+
+Features of all views are averaged without normalising each (SCE, section 6); on disk, if asked for, they wait for the next
+program (`feature_cache.py`). Every rank gets the whole. Views and their order: `multi_view.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import distributed
+from ..data.dataset import Failure
+from ..data.manifest import Video
+from ..errors import InputError
+from ..models.encoder import FrozenEncoder
+from .cache import FeatureCache, identity
+from .views import Views, view_outputs
+
+FLUSH_VIDEOS, FLUSH_SECONDS = 1024, 120.0  # what an interrupted extraction loses at most
+
+
+class Features(NamedTuple):
+    """Features of the videos that could be read, float32 [N, width] on the CPU, by kind (see `extract_all`)."""
+
+    features: dict[str, Tensor]
+    rows: list[int]  # of the manifest, ascending
+    failures: list[Failure]
+    decoded: int  # videos decoded now; the others came from the cache
+
+
+def extract(encoder: FrozenEncoder, videos: Sequence[Video], views: Views, **options: Any) -> Features:
+    """Return one encoder's features; see `extract_all`."""
+    return extract_all([encoder], videos, views, **options)[0]
+
+
+def extract_all(
+    encoders: Sequence[FrozenEncoder],
+    videos: Sequence[Video],
+    views: Views,
+    *,
+    device: torch.device,
+    kinds: Sequence[str] = ("backbone",),
+    decoder: str = "auto",
+    workers: int = 0,
+    cached: bool = False,
+    title: str = "",
+) -> list[Features]:
+    """Return the features of all videos in the manifest's order, for each encoder, on every rank, from one decode.
+
+    kinds: `backbone` (pooled backbone output) and `projector` (the projector's, where an encoder has one), averaged over
+    all views; `backbone_1_view` and `projector_1_view`, of the middle view alone.
+    cached: keep all kinds on disk (see feature_cache), take from there what an earlier run of any program has left, and
+    so go on where an interrupted one stopped.
+
+    Raises InputError if no video could be read.
+    """
+    names = [identity(video) if cached else None for video in videos]
+    stores = [Store(encoder, names, views, kinds, decoder, cached) for encoder in encoders]
+    missing = sorted(set.union(*(store.missing() for store in stores)))
+    active = [store for store in stores if store.missing()]
+    network = _SideBySide([store.encoder for store in active])
+    failures: list[Failure] = []
+    try:
+        for rows, output, failed in view_outputs(
+            network,
+            videos,
+            views,
+            device=device,
+            decoder=decoder,
+            workers=workers,
+            rows=missing,
+            title=title,
+        ):
+            failures += failed
+            if rows:
+                parts = output.split([sum(pair) for pair in network.widths], dim=-1)
+                for store, part, pair in zip(active, parts, network.widths, strict=True):
+                    store.add(rows, *part.split(pair, dim=-1))
+    finally:
+        for store in active:
+            store.write()
+    return [store.merged(failures) for store in stores]
+
+
+class _SideBySide:
+    """Clips -> all encoders' features and projections in one row; `widths` holds a pair per encoder after a batch."""
+
+    def __init__(self, encoders: Sequence[FrozenEncoder]) -> None:
+        self.encoders = encoders
+        self.widths: list[tuple[int, int]] = []
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        outputs: list[Tensor] = []
+        for encoder in self.encoders:
+            features = encoder(clips)
+            outputs += [features, features[:, :0] if encoder.projector is None else encoder.project(features)]
+        widths = [output.shape[1] for output in outputs]
+        self.widths = list(zip(widths[::2], widths[1::2], strict=True))
+        return torch.cat(outputs, dim=1)
+
+
+class Store:
+    """One encoder's features while they are being made: those from the cache, this rank's new ones, and those to write.
+
+    names: each video's `feature_cache.identity`, None where it has none or nothing is cached.
+    """
+
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        names: Sequence[str | None],
+        views: Views,
+        kinds: Sequence[str],
+        decoder: str,
+        cached: bool,
+    ) -> None:
+        self.encoder, self.names, self.views, self.kinds = encoder, names, views, kinds
+        self.cache = FeatureCache.of(encoder, {**vars(views), "decoder": decoder}) if cached else None
+        self.found, self.known = self.cache.load(names, kinds) if self.cache else ([], {})
+        # Machines may have caches of their own: what counts is what every rank has found.
+        self.everywhere = set.intersection(*(set(rows) for rows in distributed.gather_objects(self.found)))
+        self.rows: list[int] = []
+        self.parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+        self.unwritten: list[tuple[list[int], dict[str, Tensor]]] = []
+        self.since = time.monotonic()
+
+    def missing(self) -> set[int]:
+        """Return the rows that have to be decoded."""
+        return set(range(len(self.names))) - self.everywhere
+
+    def add(self, rows: list[int], features: Tensor, projections: Tensor) -> None:
+        """Take features and projections [len(rows), views, ...]; projections of width 0 where there is no projector."""
+        summary = {}
+        for name, piece in (("backbone", features), ("projector", projections)):
+            if piece.shape[-1]:
+                summary[name] = piece.mean(dim=1)
+                summary[f"{name}_1_view"] = piece[:, self.views.middle].clone()
+        self.rows += rows
+        for kind in self.kinds:
+            self.parts[kind].append(summary[kind])
+        if self.cache:
+            self.unwritten.append((rows, summary))
+            waiting = sum(len(rows) for rows, _ in self.unwritten)
+            if waiting >= FLUSH_VIDEOS or time.monotonic() - self.since > FLUSH_SECONDS:
+                self.write()
+
+    def write(self) -> None:
+        """Write what is not in the cache yet."""
+        if self.cache and self.unwritten:
+            summaries = [summary for _, summary in self.unwritten]
+            arrays = {kind: torch.cat([summary[kind] for summary in summaries]) for kind in summaries[0]}
+            self.cache.add([self.names[row] for rows, _ in self.unwritten for row in rows], arrays)
+        self.unwritten, self.since = [], time.monotonic()
+
+    def merged(self, failures: list[Failure]) -> Features:
+        """Put what was known everywhere and the new ones of all ranks into the manifest's order."""
+        own = {kind: torch.cat(parts) if parts else None for kind, parts in self.parts.items()}
+        shares = distributed.gather_objects((own, self.rows, failures))
+        failures = [failure for _, _, failed in shares for failure in failed]
+        new_rows = [row for _, rows, _ in shares for row in rows]
+        kept_rows = self.everywhere - set(new_rows)
+        kept = [i for i, row in enumerate(self.found) if row in kept_rows]
+        rows = [self.found[i] for i in kept] + new_rows
+        if not rows:
+            raise InputError(
+                f"none of the videos could be read, e.g. {failures[0].reason if failures else 'empty list'}"
+            )
+        order = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__))
+        features = {}
+        for kind in self.kinds:
+            parts = [self.known[kind][kept]] if kept else []
+            parts += [part for tensors, _, _ in shares if (part := tensors[kind]) is not None]
+            features[kind] = torch.cat(parts)[order]
+        return Features(features, sorted(rows), failures, len(new_rows))

@@ -1,0 +1,108 @@
+"""Checkpoints are written in the background while training goes on: one at a time, from a copy on the CPU.
+
+A run lives through a failed save, the full disk above all: the checkpoint before it is whole, and the next one is tried.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from . import checkpoint
+from ..errors import Stopped
+
+ALLOWED_FAILURES = 3  # in a row
+
+
+def snapshot(value: Any) -> Any:
+    """Return a copy of nested containers whose tensors are copies on the CPU, which training does not change."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(snapshot(item) for item in value)
+    return value
+
+
+class Saver:
+    """Saves in a thread. Leaving it as a context manager waits for what is being written.
+
+    keep, keep_every: see `checkpoint.save`. report: gets a line about a save that failed.
+    """
+
+    def __init__(self, *, keep: int, keep_every: int, report: Callable[[str], None]) -> None:
+        self.keep = keep
+        self.keep_every = keep_every
+        self.report = report
+        self.failures = 0  # in a row
+        self._pending: Future[Path] | None = None
+        self._step = 0
+        self._folder = Path()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+
+    def save(self, folder: Path, step: int, state: checkpoint.State, meta: dict[str, Any], *, keep: int = 0) -> None:
+        """Copy `state` and write it in the background, after a save that is still going on. keep: another number here."""
+        self.wait()
+        self._folder, self._step = folder, step
+        self._pending = self._thread.submit(
+            checkpoint.save,
+            folder,
+            step,
+            snapshot(state),
+            meta,
+            keep=keep or self.keep,
+            keep_every=self.keep_every,
+        )
+
+    def check(self) -> None:
+        """Deal with a save that has ended; called every step.
+
+        Raises Stopped after ALLOWED_FAILURES failed saves in a row, and whatever is not a matter of the disk.
+        """
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save that is going on, if any, and deal with its outcome as `check` does."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+            self.failures = 0
+        except OSError as error:
+            self.failures += 1
+            text = f"the checkpoint of step {self._step} could not be written: {error.strerror}{self._space()}"
+            if self.failures >= ALLOWED_FAILURES:
+                raise Stopped(f"{text}; that was number {self.failures} in a row") from error
+            self.report(f"warning: {text}; training goes on, the checkpoint before it is whole")
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint of a run. Raises Stopped if it could not be written: it is not tried again."""
+        self.wait()
+        if self.failures:
+            raise Stopped(
+                f"the last checkpoint could not be written to {self._folder}{self._space()}: make room and give the same "
+                "command again, it continues from the one before"
+            )
+
+    def _space(self) -> str:
+        try:
+            return f" ({shutil.disk_usage(self._folder).free / 1e6:.0f} MB free)"
+        except OSError:
+            return ""
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)

@@ -1,0 +1,128 @@
+"""The folder of a run: refused if it holds something else, locked, and with a `status.json` while the run is going.
+
+Nothing is written before every check of the set-up has passed: an existing run is entered at once (it is read), a new
+one when it `begin`s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from .. import distributed
+from ..errors import InputError
+from .lock import LOCK_FILE, RunLock
+from .status import Status, owner
+from .stop import STOP_FILE, StopRequest
+from .watchdog import StepWatch
+
+_CONFIG_WRITTEN = ".config.yaml"
+
+
+class RunFolder:
+    """A context manager around a run from its set-up to its end.
+
+    cfg: a training program's options. What changes nothing that is learnt (`system`, `monitor`, `out`) may differ from
+    those of an earlier start. stop: whose file is removed once the folder is taken.
+
+    Entering raises InputError for a folder with a run of another recipe, with other things, or where a run is going on.
+    """
+
+    def __init__(self, path: Path, cfg: Any, stop: StopRequest) -> None:
+        self.path = path
+        self.stop = stop
+        self.cfg = cfg
+        self.known = False
+        self.status = Status(path)
+        self._lock = RunLock(path, owner())
+        self._watch = StepWatch(path, self.status, cfg.system.step_timeout)
+
+    def __enter__(self) -> RunFolder:
+        self.known = check_run_folder(self.path, self.cfg)
+        if self.known and distributed.rank() == 0:
+            self._occupy()
+            self.status.begin()
+        return self
+
+    def _occupy(self) -> None:
+        """Make the folder where it is new, and take it. Nothing of ours is in a new one but the lock, until `begin`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.take()
+            self.stop.forget_file()
+            if not self.known:
+                if check_run_folder(self.path, self.cfg):
+                    raise InputError(f"another run has begun in out={self.path} meanwhile: give the command again")
+                temporary = self.path / _CONFIG_WRITTEN
+                OmegaConf.save(OmegaConf.structured(self.cfg), temporary)
+                temporary.rename(self.path / "config.yaml")
+        except OSError as error:
+            raise InputError(f"out={self.path} cannot be written ({error.strerror}): choose another out=") from error
+
+    def begin(self, step: int, total_steps: int) -> None:
+        """Say where the run stands, after all checks; makes a new folder. All ranks call it."""
+        distributed.barrier()  # nobody looks at the folder any more
+        if distributed.rank() == 0:
+            if not self.known:
+                self._occupy()
+            self.status.begin(step, total_steps)
+        self._watch.start()
+
+    def at(self, step: int) -> None:
+        """Say that the run is at `step`; called every step, it writes every few seconds. From here on time counts."""
+        self._watch.at(step)
+        if distributed.rank() == 0 and self.status.at(step):
+            self._lock.keep()
+
+    def pause(self) -> None:
+        """Say that something begins that may take longer than a step; `at` ends it."""
+        self._watch.pause()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.end()
+        self.status.__exit__(kind, error, trace)
+        self._lock.release()
+
+
+def check_run_folder(folder: Path, cfg: Any) -> bool:
+    """Return whether `folder` is a run with these very options, to be continued; False if it is new or empty.
+
+    Raises InputError for a folder with a run of another recipe, or with other things.
+    """
+    if not folder.exists() or (folder.is_dir() and all(_is_left_over(path.name) for path in folder.iterdir())):
+        return False
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"out={folder} is not empty and no run folder (no config.yaml in it): choose another out=")
+    # An option that did not exist yet had its default: that is what a default has to be.
+    old = _flat(OmegaConf.to_container(OmegaConf.structured(type(cfg)), enum_to_str=True))
+    old |= _flat(OmegaConf.to_container(OmegaConf.load(path)))
+    new = _flat(OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
+    differing = [
+        f"{key}: {old.get(key)} there, {new.get(key)} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key.split(".")[0] not in ("system", "monitor", "out")
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise InputError(
+            f"out={folder} holds a run of another recipe ({'; '.join(differing[:3])}{more}): choose another out=, or "
+            "give the same options to continue it"
+        )
+    return True
+
+
+def _is_left_over(name: str) -> bool:
+    """Whether a start that did not get far may leave such a file."""
+    return name in (STOP_FILE, _CONFIG_WRITTEN) or name.startswith(LOCK_FILE)  # .lock.held, too
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix[:-1]: values}
+    return {k: v for name, value in values.items() for k, v in _flat(value, f"{prefix}{name}.").items()}

@@ -1,0 +1,99 @@
+"""When a run has to stop: a signal, a file STOP in its folder, or the death of the process that started it.
+
+Whatever it is only sets a flag. The ranks agree on it at the end of a step, in a reduction that takes place anyway, save,
+and leave with exit code 75 (see `errors.Preempted`), so that a batch script starts the same command again.
+Parts that have nothing to save, as building the networks or the final test, stop at once.
+
+A file STOP works where no signal arrives: below `torchrun`, by hand, over a network file system. It is meant for the run
+that is going: the next start removes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from .. import distributed
+from ..errors import Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOP_FILE = "STOP"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Have the system send this process a signal when its parent ends. Linux only; elsewhere it does nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+class StopRequest:
+    """Listens for requests to stop while it is entered; the signal handlers of before come back afterwards.
+
+    folder: where a file STOP counts, the folder that the user named.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / STOP_FILE
+        self.reason = ""  # empty: go on
+        self._at_once = True
+        self._forgotten = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._parent = os.getppid()
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers; the file works
+            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        if distributed.launched():  # a run below a shell may outlive it (nohup); below torchrun it would be an orphan
+            die_with_parent(signal.SIGTERM)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        again = self.reason == name == "SIGINT" and not distributed.launched()  # torchrun itself repeats a Ctrl-C
+        self.reason = self.reason or name
+        if self._at_once or again:
+            raise Preempted(name)
+        if number == signal.SIGINT:  # not print: it may be what was interrupted
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, back to the last checkpoint\n")
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only take note of signals inside: `asked` and `agreed` tell the loop."""
+        self._at_once = False
+        try:
+            yield
+        finally:
+            self._at_once = True
+
+    def asked(self) -> bool:
+        """Whether this rank was asked to stop; rank 0 looks for the file."""
+        if not self.reason and distributed.rank() == 0 and self.file.exists():
+            self.reason = f"file {self.file}"
+        if not self.reason and distributed.launched() and os.getppid() != self._parent:
+            self.reason = "the process that started this one has died"
+        return bool(self.reason)
+
+    def forget_file(self) -> None:
+        """Remove a file STOP that was meant for an earlier start. Only the first call does: later ones find new requests."""
+        if not self._forgotten:
+            self.file.unlink(missing_ok=True)
+        self._forgotten = True
+
+    def preempted(self, step: int) -> Preempted:
+        """Return the exception that ends the run after `step` was saved."""
+        return Preempted(f"{self.reason or 'another process was asked to stop'}: saved at step {step}")

@@ -1,0 +1,1 @@
+"""What every method shares: the loop, the optimiser, the log, evaluation while training."""

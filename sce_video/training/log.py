@@ -1,0 +1,250 @@
+"""What a run tells: a progress bar or plain lines, `log.jsonl` with every figure, TensorBoard when it is installed.
+
+Only rank 0 logs. The records of log.jsonl are {"step", "epoch", ...}; after a resume those of steps that are trained
+again are dropped, so the file reads as if the run had never stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from .. import distributed
+from ..errors import Stopped
+from ..runs import resources
+from ..runs.files import Lines
+
+T = TypeVar("T")
+
+
+def _duration(seconds: float) -> str:
+    minutes = int(seconds) // 60
+    if minutes >= 60 * 24:
+        return f"{minutes // 1440}d{minutes // 60 % 24:02d}h"
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{int(seconds) % 60:02d}s"
+
+
+class SkippedVideos:
+    """The unreadable videos met so far: counted, kept in `skipped_videos.csv`, and too many stop the run.
+
+    folder: the run folder, whose file an earlier part of the run may have begun; only rank 0 writes (`write`).
+    """
+
+    def __init__(self, folder: Path, num_videos: int, max_fraction: float) -> None:
+        self.path = folder / "skipped_videos.csv"
+        self.num_videos = num_videos
+        self.max_fraction = max_fraction
+        self.reasons: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+        self._noted: list[tuple[str, str]] = []
+        if self.path.is_file():
+            with open(self.path, newline="", errors="surrogateescape") as file:
+                for row in csv.DictReader(file):
+                    self.reasons[row["path"]] = row["reason"]
+                    self.counts[row["path"]] = int(row["count"])
+
+    def add(self, failures: Iterable[tuple[str, str]], *, write: bool) -> list[str]:
+        """Count (path, reason) pairs of all ranks and return the reasons of videos not met before.
+
+        Raises Stopped when more than max_fraction of the videos are unreadable.
+        """
+        new = []
+        failures = list(failures)
+        for path, reason in failures:
+            if path not in self.reasons:
+                new.append(reason)
+            self.reasons[path] = reason
+            self.counts[path] += 1
+        if failures and write:
+            self._write()
+        if len(self.reasons) > self.max_fraction * self.num_videos:
+            raise Stopped(
+                f"{len(self.reasons)} of {self.num_videos} videos could not be read, more than data.max_bad_fraction "
+                f"({self.max_fraction:g}) allows; they are listed in {self.path}, e.g. {next(iter(self.reasons.values()))}"
+            )
+        return new
+
+    def _write(self) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        try:
+            with open(temporary, "w", newline="", errors="surrogateescape") as file:
+                rows = ((path, self.counts[path], reason) for path, reason in self.reasons.items())
+                csv.writer(file).writerows([("path", "count", "reason"), *rows])
+            os.replace(temporary, self.path)
+        except OSError as error:  # a full disk; the next unreadable video writes all of them again
+            distributed.warn([f"{self.path} cannot be written: {error.strerror}"])
+
+    def note(self, failures: Iterable[tuple[str, str]]) -> None:
+        """Take note of this rank's unreadable videos until the next `report`."""
+        self._noted += failures
+
+    def report(self, log: RunLog, *, now: bool) -> None:
+        """Count the unreadable videos of all ranks and name the new ones; several ranks do so only `now`, all at once."""
+        if not now and distributed.active():
+            return
+        everywhere = [failure for share in distributed.gather_objects(self._noted) for failure in share]
+        self._noted = []
+        for reason in self.add(everywhere, write=distributed.rank() == 0):
+            log.message(f"replaced an unreadable video ({len(self.reasons)} so far): {reason}")
+
+
+class RunLog:
+    """The log of one run.
+
+    Args:
+        folder: the run folder; None logs nothing (ranks other than 0).
+        start_step, total_steps, steps_per_epoch: where the run stands.
+        clips_per_step: of all ranks and views, small ones too, for the rate.
+        every: steps between two records.
+        processes: for the rate per process.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        start_step: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        clips_per_step: int,
+        every: int,
+        processes: int,
+    ) -> None:
+        self.folder = folder
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.clips_per_step = clips_per_step
+        self.every = every
+        self.processes = processes
+        self._bar: tqdm[Any] | None = None
+        self._board: Any = None
+        self.restart_clock(start_step)
+        if folder is None:
+            return
+        self._drop_after(start_step)
+        self._messages, self._records = Lines(folder / "log.txt"), Lines(folder / "log.jsonl")
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1)  # type: ignore[no-untyped-call]
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=start_step,
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f}%|{bar:16}| {desc}",
+            )
+
+    def restart_clock(self, step: int) -> None:
+        """Measure speed and waiting from here on; called again after whatever is not training."""
+        self._since, self._since_step, self._waited = time.perf_counter(), step, 0.0
+
+    def _drop_after(self, step: int) -> None:
+        assert self.folder is not None
+        path = self.folder / "log.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line that a kill cut off
+            if 0 < step >= record.get("step", 0):  # a run without checkpoint begins anew
+                kept.append(line + "\n")
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+
+    def message(self, text: str) -> None:
+        """Print a line above the progress bar and keep it in log.txt."""
+        if self.folder is None:
+            return
+        tqdm.write(text, file=sys.stderr)
+        self._messages.add(text)
+
+    def due(self, step: int) -> bool:
+        """Whether `step` (counted from 1) is one to log; reading figures waits for the device, so do it only then."""
+        return step % self.every == 0 or step == self.total_steps
+
+    def fetch(self, batches: Iterator[T]) -> T:
+        """Return the next batch and count the time it was waited for."""
+        before = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - before
+        return batch
+
+    def step(self, step: int, figures: dict[str, float], *, lr: float) -> None:
+        """Log step `step` (counted from 1): figures, learning rate, speed, share of time waited for data, time left."""
+        if self.folder is None:
+            return
+        seconds = time.perf_counter() - self._since
+        steps = max(step - self._since_step, 1)
+        clips_per_second = self.clips_per_step * steps / seconds
+        wait = 100 * self._waited / seconds
+        left = _duration(seconds / steps * (self.total_steps - step))
+        memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+        self.restart_clock(step)
+        self._record(
+            step,
+            {**{f"train/{name}": value for name, value in figures.items()}, "train/lr": lr},
+            {
+                "perf/clips_per_s": clips_per_second,
+                "perf/data_wait_pct": wait,
+                "perf/gpu_mem_gb": memory,
+                **{f"perf/{name}": value for name, value in resources.used().items()},
+            },
+        )
+        epochs = self.total_steps // self.steps_per_epoch
+        epoch = min((step - 1) // self.steps_per_epoch, epochs - 1) + 1
+        line = (
+            f"ep {epoch}/{epochs} it {(step - 1) % self.steps_per_epoch + 1}/{self.steps_per_epoch} | "
+            f"loss {figures['loss']:.4f} | lr {lr:.2e}"
+            + (f" m {figures['ema_momentum']:.4f}" if "ema_momentum" in figures else "")
+            + f" | {clips_per_second:.0f} clips/s ({clips_per_second / self.processes:.0f}/proc) | data {wait:.0f}%"
+            + (f" | mem {memory:.1f}G" if memory else "")
+            + f" | ETA {left}"
+        )
+        if self._bar is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.set_description_str(line, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def evaluation(self, step: int, figures: dict[str, float]) -> None:
+        """Log figures of an evaluation after `step` steps."""
+        if self.folder is not None:
+            self._record(step, {f"eval/{name}": value for name, value in figures.items()}, {})
+
+    def _record(self, step: int, figures: dict[str, float], speed: dict[str, float]) -> None:
+        assert self.folder is not None
+        record = {"step": step, "epoch": (step - 1) // self.steps_per_epoch + 1 if step else 0}
+        self._records.add(json.dumps({**record, **figures, **{k: round(v, 3) for k, v in speed.items()}}))
+        try:
+            for name, value in {**figures, **speed}.items() if self._board is not None else ():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:  # what its own thread met, a full disk above all; the thread has ended
+            self._board = None
+            self.message(
+                f"warning: TensorBoard's file cannot be written: {error.strerror}; it goes on with the next start"
+            )
+
+    def close(self) -> None:
+        """Flush and end the bar."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._board is not None:
+            with suppress(OSError):  # see _record
+                self._board.close()

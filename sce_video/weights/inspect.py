@@ -1,0 +1,70 @@
+"""What is in a checkpoint, for people: its digest, and a table of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..runs import checkpoint
+from . import files
+
+
+def read_state(path: str | Path) -> tuple[Any, dict[str, Any]]:
+    """Return everything in a run folder's newest checkpoint, a checkpoint folder or a weight file, and its meta data.
+
+    Raises InputError: nothing there, damaged, or not safe to read.
+    """
+    if Path(path).is_file():
+        file = files.read(path)
+        return file.content, dict(file.metadata)
+    return checkpoint.load(checkpoint.find(path))
+
+
+def digest(path: str | Path) -> str:
+    """Return the SHA-256 of the state, see `checkpoint.state_digest`."""
+    return checkpoint.state_digest(read_state(path)[0])
+
+
+def describe(path: str | Path) -> str:
+    """Return the checkpoints of a run and whether they are whole, then meta data and tensors of the newest whole one."""
+    lines, shown = [], None
+    for folder in [] if Path(path).is_file() else siblings(Path(path)):
+        try:
+            loaded = checkpoint.load(folder)
+            lines.append(f"{folder}: whole, {(folder / 'state.pt').stat().st_size / 1e6:.1f} MB")
+            shown = shown or loaded
+        except InputError as error:
+            lines.append(str(error))
+    state, meta = shown or read_state(path)
+    lines += [f"{name}: {value}" for name, value in meta.items()]
+    tensors = list(named_tensors(state))
+    width = max((len(name) for name, _ in tensors), default=0)
+    lines += [
+        f"{name:<{width}}  {str(value.dtype).removeprefix('torch.')} {list(value.shape)}" for name, value in tensors
+    ]
+    size = sum(value.numel() * value.element_size() for _, value in tensors)
+    return "\n".join(
+        [*lines, f"{len(tensors)} tensors, {size / 1e6:.1f} MB", f"digest {checkpoint.state_digest(state)}"]
+    )
+
+
+def siblings(path: Path) -> list[Path]:
+    """Return all checkpoints of a run folder, newest first; of a checkpoint folder only itself."""
+    newest = checkpoint.find(path)
+    return [newest] if newest == path else checkpoint.checkpoints(newest.parent)
+
+
+def named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of nested containers with their paths, in order."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from named_tensors(item, f"{name}/{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from named_tensors(item, f"{name}/{index}")

@@ -1,0 +1,209 @@
+"""From a checkpoint of ours or a weight file from elsewhere to a frozen encoder, whole or not at all.
+
+A run folder and a safetensors file of ours say which network they hold. Any other weight file is recognised by its names
+and tensor shapes among BACKBONES (strides are not in the shapes: name the backbone where two could be meant). A file that
+fills less than the whole backbone, or holds blocks beyond it (a deeper network), is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..models import backbones
+from ..models.encoder import MLP, Classifier, FrozenEncoder
+from ..runs import checkpoint
+from . import layouts, read
+
+# What a weight file that does not say gets: SCE's normalisation and clip length.
+USUAL: dict[str, Any] = {"mean": 0.45, "std": 0.225, "num_frames": 8, "clip_seconds": 2.56, "size": 224}
+
+
+class Fit(NamedTuple):
+    """How the tensors of a file fit a backbone: `matched` of `total`, and the keys of the three ways not to.
+
+    missing: not in the file; differing: of another shape; unexpected: of the backbone by name, but not of this one.
+    """
+
+    matched: int
+    total: int
+    missing: list[str]
+    differing: list[str]
+    unexpected: list[str]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every tensor is filled and none is left over."""
+        return not (self.missing or self.differing or self.unexpected)
+
+
+def fit(weights: dict[str, Tensor], network: nn.Module) -> Fit:
+    """Compare weights with plain keys with a network's. Batch norms' step counters may lack: nothing here uses them."""
+    expected = network.state_dict()
+    missing = [key for key in expected if key not in weights and not key.endswith("num_batches_tracked")]
+    differing = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
+    unexpected = [key for key in weights if key not in expected]
+    matched = sum(key in weights for key in expected) - len(differing)
+    return Fit(matched, len(expected), missing, differing, unexpected)
+
+
+def load_encoder(path: str | Path, backbone: str | None = None) -> FrozenEncoder:
+    """Return the encoder of a run folder, checkpoint folder or weight file, in evaluation mode on the CPU.
+
+    It maps uint8 or float (0..1) clips [B, 3, T, H, W] to features [B, width]; its `report` says in one line what was
+    filled and what was left out. Weight files: see layouts for what is recognised; `backbone` names the network where
+    the file does not say and the shapes do not tell. They get SCE's normalisation and clip length unless they say.
+
+    Raises InputError: nothing to read, no known layout, another architecture, or a part of one.
+    """
+    contents = read.read(path)
+    found = read.found_backbone(path, contents.tensors)
+    about = contents.about or {}
+    name = _name(path, about.get("backbone"), backbone) or recognise(path, found)
+    network, width = backbones.build(name)
+    fitting = fit(found.backbone, network)
+    if not fitting.whole:
+        raise InputError(_refusal(path, found, name, fitting, network))
+    network.load_state_dict(found.backbone, strict=False)
+    projector, note = _projector(contents.tensors, width)
+    ignored = [key for key in found.ignored if not (projector and key.startswith(layouts.PROJECTOR_PREFIXES))]
+    about = {**USUAL, **about}
+    return FrozenEncoder(
+        network,
+        name,
+        mean=about["mean"],
+        std=about["std"],
+        clip={key: about[key] for key in ("num_frames", "clip_seconds", "size")},
+        projector=projector,
+        report=f"{path}: {fitting.matched} of {fitting.total} tensors of {name}, {_kind(found)}; {note}; "
+        f"{_ignored(ignored)}",
+    )
+
+
+def untrained_encoder(backbone: str, *, seed: int, mean: float, std: float, clip: dict[str, float]) -> FrozenEncoder:
+    """Return the encoder with random weights: the floor that every learned one is compared with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network, _ = backbones.build(backbone)
+    return FrozenEncoder(network, backbone, mean=mean, std=std, clip=clip)
+
+
+def untrained_like(encoder: FrozenEncoder, *, seed: int) -> FrozenEncoder:
+    """Return the encoder's network, projector included, with random weights."""
+    twin = untrained_encoder(encoder.name, seed=seed, mean=encoder.mean, std=encoder.std, clip=encoder.clip)
+    if encoder.projector is not None:
+        twin.projector = copy.deepcopy(encoder.projector)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for module in twin.projector.modules():
+                if isinstance(module, (nn.Linear, nn.BatchNorm1d)):
+                    module.reset_parameters()
+    return twin
+
+
+def load_classifier(path: str | Path) -> tuple[FrozenEncoder, list[str]]:
+    """Return the classifier of a run of tools/finetune.py, in evaluation mode on the CPU, and its class names.
+
+    path: the run folder (its last weights), `<run>/best`, or a checkpoint folder. The module maps uint8 or float (0..1)
+    clips [B, 3, T, H, W] to logits [B, classes]; `clip` says what it was trained on.
+
+    Raises InputError for a run without classes.
+    """
+    state, meta = checkpoint.load(checkpoint.find(path))
+    if "classes" not in meta:
+        raise InputError(f"{path} was not trained with labels: load_encoder reads it, or train it by tools/finetune.py")
+    about = meta["encoder"]
+    network, width = backbones.build(about["backbone"])
+    classifier = Classifier(network, width, len(meta["classes"]), dropout=0.0)
+    classifier.load_state_dict(state["method"])
+    clip = {key: about[key] for key in ("num_frames", "clip_seconds", "size")}
+    frozen = FrozenEncoder(classifier, about["backbone"], mean=about["mean"], std=about["std"], clip=clip)
+    return frozen, meta["classes"]
+
+
+def recognise(path: str | Path, found: layouts.Found) -> str:
+    """Return which of BACKBONES the weights fill whole. Raises InputError naming the closest if none."""
+    closest, most = "", Fit(0, 1, [], [], [])
+    for name in backbones.BACKBONES:
+        fitting = fit(found.backbone, _shapes_only(name))
+        if fitting.whole:
+            return name
+        if fitting.matched / fitting.total > most.matched / most.total:
+            closest, most = name, fitting
+    nearest = f"; closest is {closest} ({_difference(found, closest, most, _shapes_only(closest))})" if closest else ""
+    raise InputError(
+        f"{path} {_holds(found)}, which fills none of our backbones whole{nearest}. If it is a network of your own, say "
+        "which network it is for: backbone=module:function"
+    )
+
+
+def _name(path: str | Path, described: str | None, given: str | None) -> str | None:
+    if described and given and described != given:
+        raise InputError(f"{path} holds {described}, not backbone={given}: leave backbone= out, or give another file")
+    if described and described not in backbones.BACKBONES and not given and Path(path).is_file():
+        # A run folder is the user's own; a file from elsewhere must not choose which module is imported.
+        raise InputError(f"{path} is for {described!r}, which is not ours: if you trust it, give backbone={described}")
+    return given or described
+
+
+def _shapes_only(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return backbones.build(name)[0]
+
+
+def _kind(found: layouts.Found) -> str:
+    return f"{found.layout} layout" + (f" under {found.prefix}" if found.prefix else "")
+
+
+def _holds(found: layouts.Found) -> str:
+    key = next((key for key, value in found.backbone.items() if value.ndim > 1), next(iter(found.backbone)))
+    return f"holds a network in {_kind(found)} ({key} {list(found.backbone[key].shape)})"
+
+
+def _difference(found: layouts.Found, name: str, fitting: Fit, network: nn.Module) -> str:
+    parts = [f"fills {fitting.matched} of {fitting.total} tensors of {name}"]
+    if fitting.differing:
+        key = fitting.differing[0]
+        expected, shape = list(network.state_dict()[key].shape), list(found.backbone[key].shape)
+        parts.append(f"{name} expects {key} {expected}, found {shape}")
+    if fitting.missing:
+        parts.append(f"missing e.g. {fitting.missing[0]}")
+    if fitting.unexpected:
+        parts.append(f"left over e.g. {fitting.unexpected[0]}")
+    return "; ".join(parts)
+
+
+def _refusal(path: str | Path, found: layouts.Found, name: str, fitting: Fit, network: nn.Module) -> str:
+    message = f"{path} {_holds(found)}: {_difference(found, name, fitting, network)}"
+    for other in backbones.BACKBONES:
+        if other != name and fit(found.backbone, _shapes_only(other)).whole:
+            return f"{message}. It is a whole {other}: backbone={other}"
+    return message
+
+
+def _projector(tensors: dict[str, Tensor], width: int) -> tuple[MLP | None, str]:
+    weights = layouts.to_projector(tensors)
+    if weights is None:
+        return None, "no projector"
+    linear = {int(key.split(".")[1]): value for key, value in weights.items() if value.ndim == 2}
+    if linear:
+        shapes = [linear[index].shape for index in sorted(linear)]
+        widths = [shapes[0][1], *(shape[0] for shape in shapes)]
+        projector = MLP(widths, last_norm=f"layers.{max(linear) + 1}.running_mean" in weights)
+        if widths[0] == width and fit(weights, projector).whole:
+            projector.load_state_dict(weights, strict=False)
+            return projector, f"projector {' -> '.join(map(str, widths))}"
+    return None, "a projector of another kind left out"
+
+
+def _ignored(keys: list[str]) -> str:
+    kinds = Counter(".".join(key.split(".")[:2]) if key.startswith("online.") else key.split(".")[0] for key in keys)
+    if not kinds:
+        return "nothing ignored"
+    return f"{len(keys)} other tensors ignored (" + ", ".join(f"{kind} {count}" for kind, count in kinds.items()) + ")"

@@ -1,0 +1,76 @@
+"""The program that is launched, checked before it waits in a queue: its options, and the run folder they mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from sce_video.command_line import compose_options
+from sce_video.config.evaluate import EvaluateConfig, FeaturesConfig, RetrievalConfig
+from sce_video.config.finetune import FinetuneConfig
+from sce_video.config.pretrain import PretrainConfig
+from sce_video.errors import InputError
+
+TRAINING: dict[str, Any] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}  # these keep a run folder
+OTHERS: dict[str, Any] = {"evaluate": EvaluateConfig, "retrieval": RetrievalConfig, "features": FeaturesConfig}
+
+
+class Command(NamedTuple):
+    """What torchrun starts, the run folder it writes (empty: none), and a name for the job."""
+
+    words: list[str]
+    run: str
+    name: str
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words before and after `--`. Raises InputError if there is no program after it."""
+    words = list(arguments)
+    place = words.index("--") if "--" in words else len(words)
+    if not words[place + 1 :]:
+        raise InputError("no program: write it and its options after --, e.g. -- tools/pretrain.py recipe=... out=...")
+    return words[:place], words[place + 1 :]
+
+
+def read_command(words: Sequence[str], *, shared: bool) -> Command:
+    """Check a program and its options, and settle its run folder, once for all restarts.
+
+    A program of one's own (any other .py file) must name its run folder by `out=` to be restarted.
+    shared: the program runs elsewhere, so that `out=` must be an absolute path on a volume that all machines see.
+
+    Raises InputError for a program that is not there, options it would refuse, a relative `out` of a shared run.
+    """
+    program, options = words[0], list(words[1:])
+    if any(not word.isprintable() for word in words):
+        raise InputError("the program and its options must be without control characters and new lines")
+    if not program.endswith(".py") or not os.path.isfile(program):
+        raise InputError(f"{program!r} is no program here: write the path of a .py file after --")
+    stem = PurePath(program).stem
+    if stem == "launch" and options[:1] == ["check"]:
+        return Command([program, *options], "", "check")
+    folder = _out(options)
+    if stem in TRAINING:
+        folder = str(compose_options(stem, TRAINING[stem], options).run_folder)
+    elif stem in OTHERS:
+        compose_options(stem, OTHERS[stem], options)
+        return Command([program, *options], "", stem)
+    if not folder:
+        raise InputError(f"{program} is not one of ours: give its run folder, out=")
+    if shared and not os.path.isabs(folder):
+        raise InputError(f"out={folder} must be an absolute path on the volume that all machines share")
+    folder = os.path.abspath(folder)
+    kept = [word for word in options if not word.startswith("out=")]
+    return Command([program, *kept, f"out={_for_hydra(folder)}"], folder, PurePath(folder).name)
+
+
+def _out(options: Sequence[str]) -> str:
+    return next((word.removeprefix("out=") for word in reversed(options) if word.startswith("out=")), "")
+
+
+def _for_hydra(value: str) -> str:
+    """Quote a value as Hydra's override grammar has it, where it needs to be."""
+    if all(letter.isalnum() or letter in "/-_.+@%" for letter in value):
+        return value
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

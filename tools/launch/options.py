@@ -1,0 +1,189 @@
+"""The options of `tools/launch.py`, one class per place to run: `key=value` words before `--`, typed and checked."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sce_video.command_line import given_options
+from sce_video.config.shared import require
+from sce_video.errors import InputError
+
+_TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}")
+_NAME = re.compile(r"[\w.,@:+-]*")
+_KUBERNETES_NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")
+
+S = TypeVar("S")
+
+
+@dataclass
+class Launch:
+    """What every place to run has."""
+
+    nodes: int = 1  # machines
+    gpus: int = 8  # per machine
+    processes: int = 0  # per machine; 0: one per GPU
+    port: int = 29500  # where the processes meet, on the first machine
+    max_restarts: int = 20  # after failures; being preempted is none
+    stop_seconds: int = 240  # a run that was asked to stop has this long to save
+    python: str = ""  # the Python that runs there; empty: this one, in a container `python`
+    setup: str = ""  # a file of shell commands that is read first (`module load`, `source .venv/bin/activate`)
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "stop_seconds"):
+            require(getattr(self, name), name, lambda value: value >= 1, "at least 1")
+        for name in ("gpus", "processes", "max_restarts"):
+            require(getattr(self, name), name, lambda value: value >= 0, "at least 0")
+        require(self.port, "port", lambda value: value == 0 or 1024 <= value <= 65535, "0 or in 1024..65535")
+        for name, value in vars(self).items():
+            if isinstance(value, str) and not value.isprintable():
+                raise InputError(f"{name} ({value!r}) must be one line without control characters")
+        if not self.gpus and not self.processes:
+            raise InputError("without GPUs (gpus=0) give processes=, the number per machine")
+        if 0 < self.gpus < self.processes:
+            raise InputError(
+                f"processes ({self.processes}) must be at most gpus ({self.gpus}): one process drives one GPU"
+            )
+
+    @property
+    def processes_per_node(self) -> int:
+        """How many processes torchrun starts on each machine."""
+        return self.processes or self.gpus
+
+
+@dataclass
+class Slurm(Launch):
+    """tools/launch.py slurm"""
+
+    port: int = 0  # 0: from the job's number
+    time: str = "24:00:00"  # limit of one start, as sbatch takes it; the run goes on in the next
+    notice_seconds: int = 300  # before the limit, when the run is asked to stop and save
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    cpus: int = 0  # cores per machine; 0: what the cluster gives
+    container: str = ""  # image for pyxis (srun --container-image)
+    mounts: str = ""  # for pyxis: folders of the machine that the container sees
+    extra: str = ""  # more options of sbatch, in one word, e.g. extra='--exclusive --mem=0'
+    logs: str = ""  # folder of the script and the job's output; empty: <run folder>-launch
+    dry_run: bool = False  # print the script and submit nothing
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.time, "time", lambda value: bool(_TIME.fullmatch(value)), "as in 30, 24:00:00 or 2-12")
+        for name in ("partition", "account", "qos"):
+            require(getattr(self, name), name, lambda value: bool(_NAME.fullmatch(value)), "a name without spaces")
+        require(self.cpus, "cpus", lambda value: value >= 0, "at least 0")
+        if self.stop_seconds >= self.notice_seconds:
+            raise InputError(
+                f"stop_seconds ({self.stop_seconds}) must be below notice_seconds ({self.notice_seconds}), for then the job "
+                "is killed"
+            )
+        if self.mounts and not self.container:
+            raise InputError("mounts= is for container=: give the image too")
+
+
+@dataclass
+class Local(Launch):
+    """tools/launch.py local"""
+
+    gpus: int = field(default_factory=lambda: _visible_gpus())
+    processes: int = 0  # 0: one per GPU, one in all without any
+    node: int = 0  # which of the machines this is, from 0
+    head: str = ""  # name or address of machine 0, when there are several
+    pause_seconds: int = 5  # before starting again
+    dry_run: bool = False  # print the script and start nothing
+
+    def __post_init__(self) -> None:
+        if not self.gpus:
+            self.processes = self.processes or 1
+        super().__post_init__()
+        if not 0 <= self.node < self.nodes:
+            raise InputError(f"node ({self.node}) must be in 0..nodes - 1 ({self.nodes - 1})")
+        if self.nodes > 1 and not self.head:
+            raise InputError("with several machines give head=, the name or address of machine 0, the same on all")
+
+
+@dataclass
+class Kubernetes(Launch):
+    """tools/launch.py kubernetes"""
+
+    image: str = ""  # container image with this package
+    claim: str = ""  # persistent volume claim that holds data and runs, shared by all pods
+    mount: str = "/data"  # where the pods see it
+    namespace: str = ""
+    name: str = ""  # of the TrainJob; empty: from the run folder
+    runtime: str = "torch-distributed"  # ClusterTrainingRuntime
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.image:
+            raise InputError("option image must be given: image=registry/name:tag with this package installed")
+        require(self.mount, "mount", lambda value: value.startswith("/"), "an absolute path")
+        for name in ("name", "namespace", "claim", "runtime"):
+            value = getattr(self, name)
+            if value and not _KUBERNETES_NAME.fullmatch(value):
+                raise InputError(f"{name} ({value}) must be lower-case letters, digits and -, at most 53 of them")
+
+
+@dataclass
+class Skypilot(Launch):
+    """tools/launch.py skypilot"""
+
+    accelerator: str = "H100"  # kind of GPU, as `sky show-gpus` names it
+    spot: bool = True  # cheaper machines that may be taken away
+    store: str = ""  # bucket (s3://..., gs://...) that holds data and runs, mounted on all machines
+    mount: str = "/data"  # where they see it
+    image: str = ""  # container image; empty: SkyPilot's own, and this checkout is installed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.gpus:
+            raise InputError("skypilot needs gpus=, the number per machine")
+        require(self.mount, "mount", lambda value: value.startswith("/"), "an absolute path")
+        if not self.store:
+            raise InputError(
+                "option store must be given: a bucket that survives the machines, e.g. store=s3://bucket/sce"
+            )
+
+
+PLACES: dict[str, type[Launch]] = {
+    "slurm": Slurm,
+    "local": Local,
+    "kubernetes": Kubernetes,
+    "skypilot": Skypilot,
+}
+
+
+def read_options(words: Sequence[str], schema: type[S]) -> S:
+    """Return the options that `key=value` words give. Raises InputError: no such option, wrong type, a broken rule."""
+    values: dict[str, Any] = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign:
+            raise InputError(f"cannot read {word!r}: write key=value, and the program to run after --")
+        if key in values:
+            raise InputError(f"option {key} is given twice")
+        values[key] = value
+    return given_options(values, schema)
+
+
+def python_of(options: Launch) -> str:
+    """Return the Python that runs the program."""
+    contained = isinstance(options, (Kubernetes, Skypilot)) or (isinstance(options, Slurm) and bool(options.container))
+    return options.python or ("python" if contained else sys.executable)
+
+
+def _visible_gpus() -> int:
+    import torch  # not at the top: `slurm` and the others need not know
+
+    return torch.cuda.device_count()
+
+
+def log_folder(options: Slurm, run: str) -> str:
+    """Return the folder for the script and the output of a SLURM job."""
+    return os.path.abspath(options.logs or (f"{run}-launch" if run else "runs/launch"))

@@ -1,0 +1,201 @@
+"""From options to what a scheduler takes: scripts and YAML, as text. Pure but for reading our own shell code.
+
+Every value of the user's is quoted here, for the shell (`shlex.quote`), for the comment lines that sbatch reads, or by the
+YAML writer; the shell code itself is the same for all and takes them from variables.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from launch.command import Command
+from launch.options import Kubernetes, Launch, Local, Skypilot, Slurm, log_folder, python_of
+from sce_video.errors import InputError
+
+# SIGUSR1/2 are not among torchrun's own, and would kill it and leave its children running.
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+
+
+def shell_code(*names: str) -> str:
+    """Return our shell files, one after another."""
+    return "\n".join((resources.files(__package__) / f"{name}.sh").read_text() for name in names)
+
+
+def assignments(values: Mapping[str, str | int | Sequence[str]]) -> str:
+    """Return shell lines that set variables: a text or number, or an array."""
+    lines = []
+    for name, value in values.items():
+        quoted = shlex.quote(str(value)) if isinstance(value, (str, int)) else f"({shlex.join(value)})"
+        lines.append(f"{name}={quoted}")
+    return "\n".join(lines) + "\n"
+
+
+def _shared(options: Launch, command: Command) -> dict[str, str | int | Sequence[str]]:
+    return {
+        "RUN": command.run,
+        "COMMAND": command.words,
+        "TORCHRUN": [python_of(options), "-m", "torch.distributed.run", f"--signals-to-handle={_SIGNALS}"],
+        "SETUP": options.setup,
+        "STOP_SECONDS": options.stop_seconds,
+        "MAX_RESTARTS": options.max_restarts,
+    }
+
+
+def _exports(options: Launch) -> str:
+    # An environment variable, for the option --shutdown-timeout is younger than torch 2.11.
+    return f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={options.stop_seconds}\n"
+
+
+def slurm(options: Slurm, command: Command, folder: str) -> str:
+    """Return an sbatch script. folder: where the program starts, absolute."""
+    logs = log_folder(options, command.run)
+    if "\\" in logs:  # sbatch would then take %j in the name of the output as it stands
+        raise InputError(f"logs={logs} must be without backslashes: choose another logs=")
+    wanted = {
+        "job-name": f"sce-{command.name}",
+        "nodes": options.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": options.gpus,
+        "cpus-per-task": options.cpus,
+        "time": options.time,
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "chdir": folder,
+        "output": f"{logs.replace('%', '%%')}/%j.log",
+        "open-mode": "append",
+        "signal": f"B:USR2@{options.notice_seconds}",
+    }
+    lines = [f"#SBATCH --{name}={_sbatch_quoted(str(value))}" for name, value in wanted.items() if value]
+    lines += ["#SBATCH --requeue", *(f"#SBATCH {_sbatch_quoted(word)}" for word in _words("extra", options.extra))]
+    container = {"container-image": options.container, "container-mounts": options.mounts}
+    srun = [f"--{name}={value}" for name, value in container.items() if value]
+    if srun:
+        srun.append(f"--container-workdir={folder}")
+    values = {
+        **_shared(options, command),
+        "PROCESSES": options.processes_per_node,
+        "PORT": options.port,
+        "SRUN": srun,
+        "LOGS": logs,
+    }
+    head = "\n".join(["#!/bin/bash", *lines, ""])
+    return "\n".join([head, assignments(values) + _exports(options), shell_code("restart", "slurm")])
+
+
+def local(options: Local, command: Command) -> str:
+    """Return the script of one machine, that starts the run until it is completed."""
+    rendezvous = ["--standalone"]
+    if options.nodes > 1:
+        rendezvous = [f"--nnodes={options.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={command.name}"]
+        # Which machine serves the others is said, not found out from host names.
+        rendezvous += [
+            f"--rdzv-endpoint={options.head}:{options.port}",
+            f"--rdzv-conf=is_host={int(options.node == 0)}",
+        ]
+    rendezvous.append(f"--nproc-per-node={options.processes_per_node}")
+    values: dict[str, str | int | Sequence[str]] = {"RENDEZVOUS": rendezvous, "PAUSE_SECONDS": options.pause_seconds}
+    return _loop(options, command, assignments(values))
+
+
+def _loop(options: Launch, command: Command, own: str) -> str:
+    head = assignments(_shared(options, command)) + own + _exports(options)
+    return "\n".join(["#!/bin/bash", head, shell_code("restart", "loop")])
+
+
+def kubernetes(options: Kubernetes, command: Command) -> str:
+    """Return a TrainJob of Kubeflow Trainer v2; every pod runs the loop, torchrun's places come from the runtime (PET_*)."""
+    script = _loop(options, command, "RENDEZVOUS=() # the runtime sets PET_NNODES and the others\nPAUSE_SECONDS=5\n")
+    name = options.name or re.sub(r"[^a-z0-9]+", "-", f"sce-{command.name}".lower())[:53].strip("-")
+    trainer: dict[str, Any] = {
+        "image": options.image,
+        "numNodes": options.nodes,
+        "numProcPerNode": options.processes_per_node,
+        "command": ["bash", "-c", script],
+    }
+    if options.gpus:
+        trainer["resourcesPerNode"] = {kind: {"nvidia.com/gpu": options.gpus} for kind in ("requests", "limits")}
+    pod: dict[str, Any] = {"terminationGracePeriodSeconds": options.stop_seconds + 30}
+    volumes: list[dict[str, Any]] = [
+        {"name": "shm", "emptyDir": {"medium": "Memory"}}
+    ]  # decoding processes share memory
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
+    if options.claim:
+        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": options.claim}})
+        mounts.append({"name": "data", "mountPath": options.mount})
+    pod |= {"volumes": volumes, "containers": [{"name": "node", "volumeMounts": mounts}]}
+    nested: dict[str, Any] = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+    patch = {"template": {"spec": {"replicatedJobs": [nested]}}}
+    return _yaml(
+        {
+            "apiVersion": "trainer.kubeflow.org/v1alpha1",
+            "kind": "TrainJob",
+            "metadata": {"name": name, **({"namespace": options.namespace} if options.namespace else {})},
+            "spec": {
+                "runtimeRef": {"name": options.runtime},
+                "trainer": trainer,
+                "runtimePatches": [{"manager": "sce-video/launch", "trainingRuntimeSpec": patch}],
+            },
+        }
+    )
+
+
+def skypilot(options: Skypilot, command: Command) -> str:
+    """Return a task of SkyPilot, for `sky jobs launch`: machines that are lost are replaced, and the loop runs on each."""
+    rendezvous = (
+        'RENDEZVOUS=(--nnodes="$SKYPILOT_NUM_NODES" --node-rank="$SKYPILOT_NODE_RANK"\n'
+        f'    --master-addr="$(head -n 1 <<<"$SKYPILOT_NODE_IPS")" --master-port={options.port}\n'
+        f"    --nproc-per-node={options.processes_per_node})\nPAUSE_SECONDS=5\n"
+    )
+    resources_: dict[str, Any] = {
+        "accelerators": f"{options.accelerator}:{options.gpus}",
+        "use_spot": options.spot,
+        "job_recovery": {"max_restarts_on_errors": options.max_restarts, "recover_on_exit_codes": [75]},
+    }
+    if options.image:
+        resources_["image_id"] = f"docker:{options.image}"
+    task: dict[str, Any] = {
+        "name": f"sce-{command.name}",
+        "num_nodes": options.nodes,
+        "resources": resources_,
+        "workdir": ".",
+        "file_mounts": {options.mount: {"source": options.store, "mode": "MOUNT_CACHED"}},
+    }
+    if not options.image:
+        task["setup"] = "pip install -e .\n"
+    return _yaml({**task, "run": _loop(options, command, rendezvous)})
+
+
+class _Literal(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes texts of several lines as such."""
+
+
+_Literal.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def _yaml(content: Mapping[str, Any]) -> str:
+    text: str = yaml.dump(dict(content), Dumper=_Literal, sort_keys=False, width=1000, allow_unicode=True)
+    return text
+
+
+def _words(name: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{name} ({text}) must be words as in a shell: {error}") from error
+
+
+def _sbatch_quoted(word: str) -> str:
+    """Quote a word for an #SBATCH line, which no shell reads: sbatch takes double quotes, and \\ before any character."""
+    if re.fullmatch(r"[\w./%@:,=+-]+", word):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
