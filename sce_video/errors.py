@@ -5,9 +5,15 @@ or of the machine, keeps its traceback and ends with 1. Batch scripts start the 
 (`status.json` says the same, for launchers that hide the codes of what they launch).
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 EXIT_UNEXPECTED = 1
 EXIT_DO_NOT_REPEAT = 70  # EX_SOFTWARE: the same would happen again
 EXIT_CONTINUE_LATER = 75  # EX_TEMPFAIL: the same command goes on from here
+_MISSING = "???"  # OmegaConf's mark of an option without a value
 
 
 class InputError(ValueError):
@@ -27,3 +33,14 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, (InputError, Stopped)):
         return EXIT_DO_NOT_REPEAT
     return EXIT_CONTINUE_LATER if isinstance(error, Preempted) else EXIT_UNEXPECTED
+
+
+def given(*values: Any) -> bool:
+    """Whether no value is missing: while OmegaConf builds a schema, fields still hold its marker for missing ones."""
+    return all(value != _MISSING for value in values)
+
+
+def require(value: Any, name: str, rule: Callable[[Any], bool], words: str) -> None:
+    """Raise InputError unless the rule holds for an option's value, where there is one."""
+    if given(value) and not rule(value):
+        raise InputError(f"{name} ({value}) must be {words}")

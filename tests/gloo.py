@@ -40,7 +40,7 @@ def train(
         # Ranks that start from different weights must not matter: rank 0's are broadcast.
         torch.manual_seed(cfg.seed + distributed.rank())
         method = build_sce(cfg).to(getattr(torch, dtype))
-        method.register_forward_pre_hook(lambda _, x: ([view.to(getattr(torch, dtype)) for view in x[0]], x[1]))
+        method.register_forward_pre_hook(lambda _, x: ([view.to(getattr(torch, dtype)) for view in x[0]], *x[1:]))
         built.append(method)
         return method
 

@@ -54,7 +54,7 @@ def test_three_training_steps_are_the_references(conformance: dict[str, Any]) ->
     model = method(case)
     optimizer = torch.optim.SGD(model.online.parameters(), lr=case["lr"])
     for index, expected in enumerate(case["symmetric_two_views"]["steps"]):
-        step = model(views([2 * index, 2 * index + 1]), where=0.0)
+        step = model(views([2 * index, 2 * index + 1]), None, where=0.0)
         assert step.loss.item() == pytest.approx(expected["loss"], abs=1e-6)
         optimizer.zero_grad()
         step.loss.backward()
@@ -80,7 +80,7 @@ def test_asymmetric_uses_view_one_as_the_only_key(conformance: dict[str, Any]) -
     case = conformance["one_training_step"]
     model = method(case, symmetric=False)
     x = views([0, 1])
-    step = model(x, where=0.0)
+    step = model(x, None, where=0.0)
     key, query = model.target(x[0]), model.online(x[1])
     expected = sce(query, key, model.queue.keys, temp=0.1, temp_target=0.05, coeff=0.5, mask_positive=False)
     assert step.loss.item() == pytest.approx(expected.item())
@@ -92,7 +92,7 @@ def test_local_views_are_queries_only(conformance: dict[str, Any]) -> None:
     case = conformance["one_training_step"]
     model = method(case)
     x = views([0, 1], count=3)
-    step = model(x, where=0.0)
+    step = model(x, None, where=0.0)
     keys, queries = [model.target(view) for view in x[:2]], [model.online(view) for view in x]
     options = {"temp": 0.1, "temp_target": 0.05, "coeff": 0.5, "mask_positive": False}
     pairs = [(1, 0), (2, 0), (0, 1), (2, 1)]
@@ -128,7 +128,7 @@ def test_loss_over_pairs_of_views_equals_loops(
     """Two global views and the rest local: (V - 1) G pairs, of which none has a local key; V - 1 when asymmetric."""
     model = method(conformance["one_training_step"], symmetric=symmetric, mask_positive=True)
     x = views([0, 1, 5], count=count)
-    step = model(x, where=0.0)
+    step = model(x, None, where=0.0)
     with torch.no_grad():
         queries, keys = [model.online(view) for view in x], [model.target(view) for view in x]
     assert step.loss.item() == pytest.approx(loss_in_loops(queries, keys, model.queue.keys, pairs), abs=1e-12)
@@ -142,16 +142,16 @@ def test_loss_over_pairs_of_views_equals_loops(
 def test_loss_sees_the_queue_before_this_steps_keys(conformance: dict[str, Any]) -> None:
     model = method(conformance["one_training_step"])
     x = views([0, 1])
-    first = model(x, where=0.0)
-    again = model(x, where=0.0)
+    first = model(x, None, where=0.0)
+    again = model(x, None, where=0.0)
     assert first.loss.item() == again.loss.item()
     model.after_step(first.keys, where=1.0)
-    assert model(x, where=0.0).loss.item() != again.loss.item()
+    assert model(x, None, where=0.0).loss.item() != again.loss.item()
 
 
 def test_target_takes_no_part_in_the_gradient(conformance: dict[str, Any]) -> None:
     model = method(conformance["one_training_step"])
-    model(views([0, 1]), where=0.0).loss.backward()
+    model(views([0, 1]), None, where=0.0).loss.backward()
     assert all(param.grad is None for param in model.target.parameters())
     assert all(param.grad is not None for param in model.online.parameters())
 
@@ -160,7 +160,7 @@ def test_target_keeps_its_own_batch_norm_statistics() -> None:
     online = Encoder(nn.BatchNorm1d(3), nn.Linear(3, 2))
     model = SCE(online, queue_size=8, width=2, temp=0.1, temp_target=0.05, coeff=0.5, momentum=0.9)
     x = [torch.randn(4, 3) + 5, torch.randn(4, 3) - 5]
-    model(x, where=0.0)
+    model(x, None, where=0.0)
     assert model.target.training
     seen = [branch.backbone.running_mean for branch in (model.online, model.target)]
     assert torch.allclose(*seen)
@@ -183,6 +183,6 @@ def test_figures_tell_collapse_from_spread() -> None:
     settings = {"queue_size": 64, "width": 8, "temp": 0.1, "temp_target": 0.05, "coeff": 0.5, "momentum": 0.9}
     model = SCE(online, **settings)
     spread = F.normalize(torch.randn(512, 8), dim=1)
-    assert model([spread, spread], where=0.0).figures["feature_std"].item() == pytest.approx(1.0, abs=0.1)
+    assert model([spread, spread], None, where=0.0).figures["feature_std"].item() == pytest.approx(1.0, abs=0.1)
     same = spread[:1].expand(512, 8)
-    assert model([same, same], where=0.0).figures["feature_std"].item() == pytest.approx(0.0, abs=1e-5)
+    assert model([same, same], None, where=0.0).figures["feature_std"].item() == pytest.approx(0.0, abs=1e-5)

@@ -10,7 +10,8 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from .shared import Decoder, Device, Labels, require
+from ..errors import require
+from .shared import Decoder, Device, Labels
 
 
 @dataclass

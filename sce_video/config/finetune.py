@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from ..augment.view import View
-from ..errors import InputError
+from ..errors import InputError, given, require
 from .shared import (
     Decoder,
     Labels,
@@ -23,8 +23,6 @@ from .shared import (
     Timing,
     Transport,
     check_clip_precision,
-    given,
-    require,
 )
 
 

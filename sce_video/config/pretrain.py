@@ -13,7 +13,8 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from ..augment.view import Local, View
-from ..errors import InputError
+from ..errors import InputError, given, require
+from ..methods.sce import SCEOptions
 from .shared import (
     Decoder,
     Labels,
@@ -24,8 +25,6 @@ from .shared import (
     Timing,
     Transport,
     check_clip_precision,
-    given,
-    require,
 )
 
 
@@ -104,31 +103,6 @@ class Model:
     backbone: str = MISSING  # r3d18, r3d50, r2plus1d18, tiny3d, or `module:function`
     hidden: int = MISSING  # width of the projector's two hidden layers and of the predictor's one
     projection: int = 256  # width of the vectors that are compared
-
-
-@dataclass
-class SCEOptions:
-    """The loss and its target, see losses.sce and methods.sce."""
-
-    coeff: float = MISSING  # weight of the positive in the target; 1 is MoCo
-    temp: float = MISSING  # temperature of the query
-    temp_target: float = MISSING  # temperature of the target
-    queue: int = MISSING  # keys kept
-    momentum: float = MISSING  # of the target encoder at the start; rises to 1 by a cosine
-    symmetric: bool = True  # both views are keys for each other; false: view 1 is the key, view 2 the query
-    mask_positive: bool = True  # as in the paper; false: the reference's code (see losses.sce)
-    warmup_epochs: float = 0.0  # during which the two below move to coeff and temp_target
-    coeff_start: float | None = None
-    temp_target_start: float | None = None
-
-    def __post_init__(self) -> None:
-        require(self.coeff, "sce.coeff", lambda value: 0 <= value <= 1, "in [0, 1]")
-        require(self.temp, "sce.temp", lambda value: value > 0, "positive")
-        require(self.temp_target, "sce.temp_target", lambda value: value > 0, "positive")
-        require(self.momentum, "sce.momentum", lambda value: 0 <= value <= 1, "in [0, 1]")
-        require(self.queue, "sce.queue", lambda value: value >= 1, "positive")
-        if self.warmup_epochs == 0 and (self.coeff_start is not None or self.temp_target_start is not None):
-            raise InputError("sce.coeff_start and sce.temp_target_start need sce.warmup_epochs above 0")
 
 
 @dataclass

@@ -1,15 +1,14 @@
-"""Options that several programs share, the named choices, and the two helpers of all rules."""
+"""Options that several programs share, and the named choices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
-from ..errors import InputError
+from ..errors import InputError, given, require
 
 
 class Decoder(Enum):
@@ -163,14 +162,3 @@ def check_clip_precision(system: Any, optim: Any) -> None:
     built = isinstance(system, System) and isinstance(optim, Optim)
     if built and system.bf16_clips and optim.precision is not Precision.bf16:
         raise InputError(f"system.bf16_clips needs optim.precision=bf16, not {optim.precision.value}")
-
-
-def given(*values: Any) -> bool:
-    """Whether no value is missing: while OmegaConf builds a schema, fields still hold its marker for missing ones."""
-    return all(value != MISSING for value in values)
-
-
-def require(value: Any, name: str, rule: Callable[[Any], bool], words: str) -> None:
-    """Raise InputError unless the rule holds for an option's value, where there is one."""
-    if given(value) and not rule(value):
-        raise InputError(f"{name} ({value}) must be {words}")

@@ -42,6 +42,17 @@ def step_rows(seed: int, step: int, *, num_rows: int, batch: int) -> tuple[int, 
     return epoch, epoch_order(seed, epoch, num_rows)[position * batch : (position + 1) * batch]
 
 
+def check_batch(num_videos: int, batch: int, accumulate: int, world_size: int) -> None:
+    """Raise InputError unless the global batch fits the data and divides into the processes' micro-batches."""
+    if batch > num_videos:
+        raise InputError(f"optim.batch ({batch}) is larger than the data ({num_videos} videos): lower it")
+    if batch % (world_size * accumulate):
+        raise InputError(
+            f"optim.batch ({batch}) must be divisible by processes ({world_size}) x optim.accumulate "
+            f"({accumulate}) = {world_size * accumulate}"
+        )
+
+
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Micro-batches of (epoch, row) for one rank, from `start_step` to `total_steps`, `accumulate` of them per step."""
 
@@ -57,13 +68,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         start_step: int,
         total_steps: int,
     ) -> None:
-        if batch > num_rows:
-            raise InputError(f"optim.batch ({batch}) is larger than the data ({num_rows} videos): lower it")
-        if batch % (world_size * accumulate):
-            raise InputError(
-                f"optim.batch ({batch}) must be divisible by processes ({world_size}) x optim.accumulate "
-                f"({accumulate}) = {world_size * accumulate}"
-            )
+        check_batch(num_rows, batch, accumulate, world_size)
         self.seed = seed
         self.num_rows = num_rows
         self.batch = batch

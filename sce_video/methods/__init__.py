@@ -1,22 +1,72 @@
-"""Pretraining methods, one file each, and the contract between a method and the loop.
+"""Methods, one file each, and the contract between a method and the loop.
 
-A method is an `nn.Module` with
-  - `online`: the encoder that is kept;
-  - `forward(views, where) -> Step`: the loss of a micro-batch, views being float [B, 3, T, S, S] each;
-  - `after_step(keys, where)`: what happens once per optimiser step, after it.
-`where` is step / total_steps in [0, 1).
+A method is an `nn.Module` with the three parts of `Method`; its options are a dataclass in the same file. The optimiser
+trains every parameter of it that requires a gradient. `Step.keys` and `Step.figures` may stay empty.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import InputError
 
 
 class Step(NamedTuple):
-    """What a forward pass gives: the scalar loss, this rank's keys [B, C] view by view, and figures to log."""
+    """The result of a forward pass.
+
+    loss: scalar of this micro-batch. keys: this rank's keys [B, C] of each view; the loop concatenates those of all
+    micro-batches and hands them to `after_step`. figures: for the log; tensors (scalars) are averaged over micro-batches
+    and ranks, floats are the same everywhere.
+    """
 
     loss: Tensor
-    keys: list[Tensor]
-    figures: dict[str, Tensor]
+    keys: Sequence[Tensor] = ()
+    figures: Mapping[str, Tensor | float] = {}
+
+
+class Rows(Protocol):
+    """Which clips a micro-batch holds, one entry per clip.
+
+    rows: index in the list of videos; sources: index of the video that the clip shows, another one where the first could
+    not be read; epochs: with the row, the key of all random draws.
+    """
+
+    rows: list[int]
+    sources: list[int]
+    epochs: list[int]
+
+
+class Method(Protocol):
+    """What the loop asks of a method."""
+
+    online: Any
+    """The encoder that is kept and evaluated: an `nn.Module` with a `backbone`."""
+
+    def forward(self, views: Sequence[Tensor], batch: Rows, where: float) -> Step:
+        """Return the loss of a micro-batch: views are float [B, 3, T, S, S] each, `where` is step / total steps in [0, 1)."""
+
+    def after_step(self, keys: Sequence[Tensor], where: float) -> None:
+        """Do what follows an optimiser step: keys [b, C] of this rank, view by view. Not called after a skipped step."""
+
+
+def check_method(method: object) -> None:
+    """Raise InputError with a sentence per missing part unless `method` fulfils the contract."""
+    problems = []
+    if not isinstance(method, nn.Module):
+        raise InputError(f"a method must be an nn.Module, not {type(method).__name__}")
+    if not isinstance(getattr(getattr(method, "online", None), "backbone", None), nn.Module):
+        problems.append("`online` must be a module with a `backbone`: the encoder that is kept and evaluated")
+    try:
+        inspect.signature(method.forward).bind([], None, 0.0)
+    except TypeError:
+        problems.append("`forward` must take (views, batch, where) and return a Step")
+    if not callable(getattr(method, "after_step", None)):
+        problems.append("`after_step(keys, where)` is missing: it may do nothing")
+    if not any(parameter.requires_grad for parameter in method.parameters()):
+        problems.append("no parameter requires a gradient: there is nothing to train")
+    if problems:
+        raise InputError(f"{type(method).__name__} is not a method: {'; '.join(problems)} (see sce_video/methods)")

@@ -10,14 +10,42 @@ Shape legend: B clips per rank and view, C projection width, K queue size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from omegaconf import MISSING
 from torch import Tensor, nn
 
 from .. import distributed, losses, schedules
+from ..errors import InputError, require
 from ..models.encoder import Encoder
 from ..models.momentum import KeyQueue, ema_update, momentum_copy
-from . import Step
+from . import Rows, Step
+
+
+@dataclass
+class SCEOptions:
+    """The loss and its target, see losses.sce and methods.sce."""
+
+    coeff: float = MISSING  # weight of the positive in the target; 1 is MoCo
+    temp: float = MISSING  # temperature of the query
+    temp_target: float = MISSING  # temperature of the target
+    queue: int = MISSING  # keys kept
+    momentum: float = MISSING  # of the target encoder at the start; rises to 1 by a cosine
+    symmetric: bool = True  # both views are keys for each other; false: view 1 is the key, view 2 the query
+    mask_positive: bool = True  # as in the paper; false: the reference's code (see losses.sce)
+    warmup_epochs: float = 0.0  # during which the two below move to coeff and temp_target
+    coeff_start: float | None = None
+    temp_target_start: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.coeff, "sce.coeff", lambda value: 0 <= value <= 1, "in [0, 1]")
+        require(self.temp, "sce.temp", lambda value: value > 0, "positive")
+        require(self.temp_target, "sce.temp_target", lambda value: value > 0, "positive")
+        require(self.momentum, "sce.momentum", lambda value: 0 <= value <= 1, "in [0, 1]")
+        require(self.queue, "sce.queue", lambda value: value >= 1, "positive")
+        if self.warmup_epochs == 0 and (self.coeff_start is not None or self.temp_target_start is not None):
+            raise InputError("sce.coeff_start and sce.temp_target_start need sce.warmup_epochs above 0")
 
 
 class SCE(nn.Module):
@@ -84,7 +112,7 @@ class SCE(nn.Module):
         """Return the target's momentum at `where`: 1 - (1 - momentum) (cos(pi where) + 1) / 2."""
         return schedules.cosine(where, self.momentum, 1.0)
 
-    def forward(self, views: Sequence[Tensor], where: float) -> Step:
+    def forward(self, views: Sequence[Tensor], batch: Rows, where: float) -> Step:
         """Return the loss of one micro-batch. Each view passes alone, so batch norm sees one view at a time."""
         with torch.no_grad():
             keys = [self.target(view) for view in views[: self.num_global if self.symmetric else 1]]
@@ -106,10 +134,11 @@ class SCE(nn.Module):
         ).mean()
         with torch.no_grad():
             query, key = pairs[0]
-            figures = {
+            figures: dict[str, Tensor | float] = {
                 "positive_similarity": (query * key).sum(dim=1).mean(),
                 # 1 for unit vectors spread evenly over the sphere, 0 when all keys have become the same.
                 "feature_std": key.std(dim=0).mean() * key.shape[1] ** 0.5,
+                "ema_momentum": self.momentum_at(where),
             }
         return Step(loss, keys, figures)
 

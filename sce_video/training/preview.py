@@ -24,8 +24,7 @@ from ..data.dataset import Sample
 from ..data.decode import DecodeError
 from ..data.packed import Packed
 from ..errors import InputError
-from ..randomness import generator
-from .setup import build_dataset
+from .setup import build_augmenter, build_dataset, read_training_videos
 
 VIDEOS = 4  # at most
 FRAMES = 8  # of a clip, at most
@@ -64,18 +63,16 @@ def preview(cfg: PretrainConfig) -> Path:
 
 
 def _rows(cfg: PretrainConfig) -> Iterator[Row]:
-    videos = loader.read_videos(
-        cfg.data.train, split="train", root=cfg.data.root, known_health=cfg.data.health, training=True
-    )
-    # Refuses a batch that does not fit, as the run would.
-    loader.steps(len(videos), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, 0, 1)
+    videos = read_training_videos(cfg)
+    loader.check_batch(len(videos), cfg.optim.batch, cfg.optim.accumulate, 1)
     dataset = build_dataset(cfg, videos, torch.device("cpu"))
+    augmenter = build_augmenter(cfg, torch.device("cpu"))
     epoch, rows = loader.step_rows(cfg.seed, 0, num_rows=len(videos), batch=cfg.optim.batch)
     for row in rows[:VIDEOS]:
         sample = dataset[epoch, row]
         yield sample.path, None
         for number, (view, size) in enumerate(zip(cfg.augment.views, cfg.augment.sizes, strict=True)):
-            drawn = augment.draw(view, [generator(cfg.seed, "augment", epoch, row, number)])
+            drawn = augmenter.draw(number, [(epoch, row)])
             yield from _view_rows(cfg, sample, number, view, drawn, size)
 
 

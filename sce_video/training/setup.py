@@ -1,14 +1,14 @@
-"""A pretraining run as one object: set up with every check before the first write, saved, and resumed.
+"""From options to a run: check everything first, then build, then continue from the newest checkpoint.
 
-What counts is in the checkpoint: online and target network with their batch-norm statistics, queue and pointer,
-optimiser, scaler, step. The order of the data and the schedules are functions of the step, so nothing else is needed.
+Nothing is written before every check has passed; the first thing written is the run folder. A checkpoint holds what
+training changes: the method's tensors (networks with their batch-norm statistics, queue and pointer), the optimiser, the
+scaler and the step. The order of the data and the schedules are functions of the step, so nothing else is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,165 +16,31 @@ from torch import nn
 
 from .. import __version__, distributed
 from ..config.pretrain import PretrainConfig
-from ..config.shared import Exchange, Precision, ResizeOn, Transport
+from ..config.shared import Exchange, Optim, Precision, ResizeOn, System, Transport
 from ..data import loader
 from ..data.dataset import ClipDataset, RandomResized
+from ..data.decode import DecodeError
 from ..data.manifest import Video
 from ..data.workers import Batches
-from ..errors import InputError
+from ..errors import InputError, Stopped
+from ..methods import check_method
 from ..runs import checkpoint
 from ..runs.background_save import Saver
 from ..runs.folder import RunFolder
 from ..runs.rank_check import check_ranks_are_equal, together
-from . import augmenter, optim
-from .log import SkippedVideos
+from . import optim
+from .augmenter import Augmenter
+from .log import RunLog, SkippedVideos
+from .loop import Run
 from .monitor import CollapseAlarm, Monitor
 from .update import Updates
 
 EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}
-QUARANTINE = "quarantine.jsonl"
 AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+QUARANTINE = "quarantine.jsonl"
 
 
-@dataclass
-class Run:
-    """What is set up once and used in every step."""
-
-    cfg: PretrainConfig
-    device: torch.device
-    place: RunFolder
-    videos: list[Video]
-    steps_per_epoch: int
-    total_steps: int
-    augment: list[augmenter.Augmenter]  # one per view
-    method: Any  # see methods: online, forward, after_step
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    monitor: Monitor | None
-    skipped: SkippedVideos
-    updates: Updates
-    alarm: CollapseAlarm
-    workers: int  # decoding processes
-    step: int = 0  # batches trained on
-    untrained: dict[str, float] = field(default_factory=dict)  # what the monitor scored before the first
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.place.path
-
-    @property
-    def taken(self) -> int:
-        """Optimiser steps taken: the clock of all schedules. Less than `step` where updates were skipped."""
-        return self.step - self.updates.skipped
-
-    def saver(self, report: Callable[[str], None]) -> Saver:
-        """Return what writes the checkpoints; `report` gets a line about a failed one."""
-        return Saver(keep=self.cfg.system.keep, keep_every=self.cfg.system.keep_every, report=report)
-
-
-def set_up(
-    cfg: PretrainConfig, build_method: Callable[[PretrainConfig], Any], device: torch.device, place: RunFolder
-) -> Run:
-    """Check everything, build everything, load the newest checkpoint; the first thing written is the run folder."""
-    check_summable(EXCHANGED[cfg.optim.exchange], device)
-    with together():
-        check_precision(cfg.optim.precision, device)
-        videos = loader.read_videos(
-            cfg.data.train, split="train", root=cfg.data.root, known_health=cfg.data.health, training=True
-        )
-        loader.check_readable(videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
-    steps_per_epoch = len(videos) // cfg.optim.batch
-    loader.steps(
-        len(videos), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, 0, steps_per_epoch
-    )  # refuses a batch that does not fit the data or the processes
-    workers = loader.share_cores(device, cfg.system.workers)
-    monitor = build_monitor(cfg, device, workers)
-
-    torch.manual_seed(cfg.seed)  # for initial weights only: all else draws from keyed generators
-    method: Any = distributed.synchronise_batch_norm(build_method(cfg).to(device), device)
-    distributed.broadcast_module(method)
-    optimizer = optim.build(
-        cfg.optim.name.value,
-        optim.without_decay_on_vectors(method.online.parameters(), cfg.optim.weight_decay),
-        lr=cfg.optim.lr,
-        momentum=cfg.optim.momentum,
-        trust_coefficient=cfg.optim.trust_coefficient,
-    )
-    run = Run(
-        cfg=cfg,
-        device=device,
-        place=place,
-        videos=videos,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=steps_per_epoch * cfg.optim.epochs,
-        augment=build_augmenters(cfg, device, steps_per_epoch * cfg.optim.epochs * cfg.optim.batch),
-        method=method,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=cfg.optim.precision is Precision.fp16),
-        monitor=monitor,
-        skipped=SkippedVideos(place.path, len(videos), cfg.data.max_bad_fraction),
-        updates=Updates(place.path, method),
-        alarm=CollapseAlarm(cfg.monitor.collapse_std, cfg.monitor.collapse_steps, stop=cfg.monitor.stop_on_collapse),
-        workers=workers,
-    )
-    resume(run)
-    check_ranks_are_equal(method.state_dict(), run.step)
-    place.begin(run.step, run.total_steps)
-    return run
-
-
-def build_augmenters(cfg: PretrainConfig, device: torch.device, clips: int) -> list[augmenter.Augmenter]:
-    """Return what augments each view, of which all processes together have so many clips."""
-    return augmenter.build(
-        cfg.augment.views,
-        cfg.augment.sizes,
-        cfg.system,
-        num_frames=cfg.data.num_frames,
-        mean=cfg.augment.mean,
-        std=cfg.augment.std,
-        antialias=cfg.augment.antialias,
-        device=device,
-        clips=clips // distributed.world_size(),
-    )
-
-
-def save(run: Run, saver: Saver) -> None:
-    """Have a checkpoint written of everything that counts. Called by rank 0."""
-    state = training_state(run.method, run.optimizer, run.scaler)
-    meta = {
-        "version": __version__,
-        "torch": torch.__version__,
-        "videos": len(run.videos),
-        "untrained": run.untrained,
-        "updates": run.updates.state(),
-        "encoder": {"backbone": run.cfg.model.backbone, "mean": run.cfg.augment.mean, "std": run.cfg.augment.std}
-        | clip(run.cfg),
-    }
-    saver.save(run.folder / "checkpoints", run.step, state, meta)
-
-
-def resume(run: Run) -> None:
-    """Load the newest whole checkpoint of the run folder, if there is one."""
-    found = checkpoint.load_newest(run.folder / "checkpoints")
-    if found is None:
-        return
-    state, meta = found
-    if meta["videos"] != len(run.videos):
-        raise InputError(
-            f"{run.cfg.data.train} lists {len(run.videos)} videos, the run in {run.folder} began with {meta['videos']}: "
-            "the order of the data would change; restore the list, or choose another out="
-        )
-    restore(state, run.method, run.optimizer, run.scaler)
-    run.step, run.untrained = meta["step"], meta["untrained"]
-    run.updates.resume(meta["updates"])
-
-
-def settle(place: RunFolder, saver: Saver) -> None:
-    """Wait until the last checkpoint is written: others read it, and torchrun ends all ranks once one has left."""
-    place.pause()
-    saver.finish()
-    distributed.barrier()
+# Checks: nothing is made, nothing is written.
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
@@ -191,23 +57,172 @@ def check_summable(dtype: torch.dtype, device: torch.device) -> None:
         raise InputError(f"optim.exchange: these processes cannot sum {name} on {device.type}: use optim.exchange=fp32")
 
 
-def training_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> checkpoint.State:
-    """Return what training changes, for a checkpoint; `restore` puts it back."""
-    return {"method": module.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+def check_machine(options: Optim, device: torch.device) -> None:
+    """Raise InputError for options that this device or these processes cannot do. All ranks call it."""
+    check_summable(EXCHANGED[options.exchange], device)
+    with together():
+        check_precision(options.precision, device)
 
 
-def restore(
-    state: checkpoint.State, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> None:
-    """Put what `training_state` returned back. Raises InputError if a part is missing or does not fit, e.g. the queue."""
-    try:
-        module.load_state_dict(state["method"])
-    except RuntimeError as error:
-        raise InputError(f"the checkpoint does not fit this network: {error}; choose another out=") from error
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
+def check_videos(options: Optim, videos: Sequence[Video], *, seed: int, decoder: str) -> None:
+    """Raise InputError unless some videos can be read, and the batch fits their number and the processes."""
+    with together():
+        loader.check_readable(videos, seed=seed, decoder=decoder)
+    loader.check_batch(len(videos), options.batch, options.accumulate, distributed.world_size())
+
+
+def read_training_videos(cfg: PretrainConfig) -> list[Video]:
+    """Return the videos to pretrain on, without those that the doctor found broken."""
+    return loader.read_videos(
+        cfg.data.train, split="train", root=cfg.data.root, known_health=cfg.data.health, training=True
+    )
+
+
+# Building.
+
+
+def set_up_pretraining(
+    cfg: PretrainConfig,
+    build_method: Callable[[PretrainConfig], nn.Module],
+    device: torch.device,
+    folder: RunFolder,
+) -> tuple[Run, Monitor | None]:
+    """Check and build everything, and load the newest checkpoint; return the run and what scores it while it trains."""
+    check_machine(cfg.optim, device)
+    with together():
+        videos = read_training_videos(cfg)
+    check_videos(cfg.optim, videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
+    workers = loader.share_cores(device, cfg.system.workers)
+    monitor = build_monitor(cfg, device, workers)
+
+    torch.manual_seed(cfg.seed)  # for initial weights only: all else draws from keyed generators
+    method = build_method(cfg)
+    check_method(method)
+    run = build_run(
+        cfg.optim,
+        cfg.system,
+        synchronise(method, device),
+        groups=optim.without_decay_on_vectors(method.parameters(), cfg.optim.weight_decay),
+        augment=build_augmenter(cfg, device),
+        dataset=build_dataset(cfg, videos, device),
+        workers=workers,
+        folder=folder,
+        max_bad_fraction=cfg.data.max_bad_fraction,
+        about={
+            "videos": len(videos),
+            "encoder": {"backbone": cfg.model.backbone, "mean": cfg.augment.mean, "std": cfg.augment.std} | clip(cfg),
+        },
+        notes={"untrained": {}},
+    )
+    run.alarm = CollapseAlarm(cfg.monitor.collapse_std, cfg.monitor.collapse_steps, stop=cfg.monitor.stop_on_collapse)
+    run.evaluate_every = cfg.monitor.every_epochs * run.steps_per_epoch
+
+    def check_list(meta: Mapping[str, Any]) -> None:
+        if meta["videos"] != len(videos):
+            raise InputError(
+                f"{cfg.data.train} lists {len(videos)} videos, the run in {folder.path} began with {meta['videos']}: "
+                "the order of the data would change; restore the list, or choose another out="
+            )
+
+    resume(run, check_list)
+    return run, monitor
+
+
+def synchronise(method: nn.Module, device: torch.device, *, norms: bool = True) -> nn.Module:
+    """Move a method to its device and give every rank rank 0's tensors; with `norms`, batch norms use all ranks' rows."""
+    method = method.to(device)
+    if norms:
+        method = distributed.synchronise_batch_norm(method, device)
+    distributed.broadcast_module(method)
+    return method
+
+
+def build_run(
+    options: Optim,
+    system: System,
+    method: nn.Module,
+    *,
+    groups: list[dict[str, Any]],
+    augment: Augmenter,
+    dataset: ClipDataset,
+    workers: int,
+    folder: RunFolder,
+    max_bad_fraction: float,
+    about: dict[str, Any],
+    notes: dict[str, Any],
+) -> Run:
+    """Build what every method shares. about: what a checkpoint says of the run; notes: figures that it keeps."""
+    device, num_videos = augment.device, len(dataset.videos)
+    steps_per_epoch = num_videos // options.batch
+    total_steps = steps_per_epoch * options.epochs
+
+    def open_batches(step: int) -> Batches:
+        return loader.build(
+            dataset,
+            loader.steps(num_videos, augment.seed, options.batch, options.accumulate, step, total_steps),
+            workers=workers,
+            pin_memory=device.type == "cuda",
+            read_timeout=system.read_timeout,
+            worker_videos=system.worker_videos,
+            quarantine=folder.path / QUARANTINE,
+        )
+
+    def save(run: Run, saver: Saver, name: str = "checkpoints", keep: int = 0) -> None:
+        meta = {"version": __version__, "torch": torch.__version__, **about, **run.notes}
+        state = training_state(run.method, run.optimizer, run.scaler)
+        saver.save(folder.path / name, run.step, state, meta | {"updates": run.updates.state()}, keep=keep)
+
+    return Run(
+        method=method,
+        optimizer=optim.build(
+            options.name.value,
+            groups,
+            lr=options.lr,
+            momentum=options.momentum,
+            trust_coefficient=options.trust_coefficient,
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=options.precision is Precision.fp16),
+        augment=augment,
+        folder=folder,
+        skipped=SkippedVideos(folder.path, num_videos, max_bad_fraction),
+        updates=Updates(folder.path, method),
+        open_batches=open_batches,
+        save=save,
+        base_lr=options.lr,
+        warmup_steps=round(options.warmup_epochs * steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        accumulate=options.accumulate,
+        autocast=AUTOCAST.get(options.precision),
+        compress=options.sends_bf16,
+        save_every=system.save_every,
+        agree_every=system.agree_every,
+        keep=system.keep,
+        keep_every=system.keep_every,
+        notes=notes,
+    )
+
+
+def build_augmenter(cfg: PretrainConfig, device: torch.device) -> Augmenter:
+    """Return the augmentation of all views."""
+    return Augmenter(
+        views=cfg.augment.views,
+        sizes=cfg.augment.sizes,
+        seed=cfg.seed,
+        mean=cfg.augment.mean,
+        std=cfg.augment.std,
+        antialias=cfg.augment.antialias,
+        device=device,
+        **clip_format(cfg.system),
+    )
+
+
+def clip_format(system: System) -> dict[str, Any]:
+    """Return the dtype and memory layout of the clips that the networks get."""
+    return {
+        "dtype": torch.bfloat16 if system.bf16_clips else torch.float32,
+        "channels_last": system.channels_last,
+    }
 
 
 def build_dataset(cfg: PretrainConfig, videos: list[Video], device: torch.device) -> ClipDataset:
@@ -232,32 +247,18 @@ def build_dataset(cfg: PretrainConfig, videos: list[Video], device: torch.device
     )
 
 
-def load_batches(run: Run) -> Batches:
-    """Return the micro-batches that are left."""
-    cfg = run.cfg
-    return loader.build(
-        build_dataset(cfg, run.videos, run.device),
-        loader.steps(len(run.videos), cfg.seed, cfg.optim.batch, cfg.optim.accumulate, run.step, run.total_steps),
-        workers=run.workers,
-        pin_memory=run.device.type == "cuda",
-        read_timeout=cfg.system.read_timeout,
-        worker_videos=cfg.system.worker_videos,
-        quarantine=run.folder / QUARANTINE,
-    )
-
-
 def as_planes(transport: Transport, device: torch.device) -> bool:
     """Whether clips travel as planes. On a CPU nothing is saved: the library's conversion in the worker is faster than ours."""
     return transport is Transport.planes or (transport is Transport.auto and device.type == "cuda")
 
 
 def clip(cfg: PretrainConfig) -> dict[str, float]:
-    """Return what the clips of this recipe are: num_frames, clip_seconds, size."""
+    """Return the clips of this recipe: num_frames, clip_seconds, size (pixels)."""
     return {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
 
 
 def build_monitor(cfg: PretrainConfig, device: torch.device, workers: int) -> Monitor | None:
-    """Return the online evaluation, if lists for it were given."""
+    """Return the evaluation while training, if lists for it were given."""
     if not cfg.monitor.train:
         return None
     bank, query = (
@@ -283,3 +284,61 @@ def build_monitor(cfg: PretrainConfig, device: torch.device, workers: int) -> Mo
         decoder=cfg.data.decoder.value,
         workers=workers,
     )
+
+
+# Continuing.
+
+
+def resume(run: Run, check_list: Callable[[Mapping[str, Any]], None]) -> None:
+    """Load the newest whole checkpoint of the run folder, if there is one, and begin.
+
+    check_list: raises InputError if the list of videos is not the one that a checkpoint's meta data names.
+    """
+    found = checkpoint.load_newest(run.folder.path / "checkpoints")
+    if found is not None:
+        state, meta = found
+        check_list(meta)
+        restore(state, run.method, run.optimizer, run.scaler)
+        run.updates.resume(meta["updates"])
+        run.step, run.notes = meta["step"], {name: meta[name] for name in run.notes}
+    check_ranks_are_equal(run.method.state_dict(), run.step)
+    run.folder.begin(run.step, run.total_steps)
+
+
+def training_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> checkpoint.State:
+    """Return what training changes, for a checkpoint; `restore` puts it back."""
+    return {"method": module.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+
+
+def restore(
+    state: checkpoint.State, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Put what `training_state` returned back. Raises InputError if a part is missing or does not fit, e.g. the queue."""
+    try:
+        module.load_state_dict(state["method"])
+    except RuntimeError as error:
+        raise InputError(f"the checkpoint does not fit this network: {error}; choose another out=") from error
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+
+
+@contextmanager
+def open_log(run: Run, *, clips_per_step: int, every: int) -> Iterator[RunLog]:
+    """Yield the log of the run, closed at the end. Raises Stopped when no video can be read any more."""
+    log = RunLog(
+        run.folder.path if distributed.rank() == 0 else None,
+        start_step=run.step,
+        total_steps=run.total_steps,
+        steps_per_epoch=run.steps_per_epoch,
+        clips_per_step=clips_per_step,
+        every=every,
+        processes=distributed.world_size(),
+    )
+    try:
+        yield log
+    except DecodeError as error:
+        raise Stopped(f"no video can be read any more: {error}") from error
+    finally:
+        log.close()

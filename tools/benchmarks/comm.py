@@ -173,7 +173,7 @@ def _rank(rank: int, processes: int, port: int, compress: bool, found: Any) -> N
         for _ in range(2):  # in the first DDP has yet to learn the order of the gradients
             counted = _note_collectives()
             views = [torch.randn(rows, 3, 4, 32, 32), torch.randn(rows, 3, 4, 32, 32)]
-            taken = network(views, 0.0)
+            taken = network(views, None, 0.0)
             taken.loss.backward()
             share([taken.loss], method.online, optimizer, scaler, stop=False)
             optimizer.step()

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sce_video.command_line import given_options
-from sce_video.config.shared import require
-from sce_video.errors import InputError
+from sce_video.errors import InputError, require
 
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}")
 _NAME = re.compile(r"[\w.,@:+-]*")

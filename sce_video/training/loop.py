@@ -1,0 +1,178 @@
+"""THE loop: the one place where a method is trained, whichever it is, on one process or many.
+
+A step: schedule, then for each micro-batch fetch, augment, forward, backward; share, update, after-step; log, evaluate,
+agree, save. The step count is the only state of data order and schedules. Once a step the loss and the gradient norm of
+all ranks are read back, so that all of them skip an update that is not finite, and with them whether some rank was asked
+to stop. Faults and what then happens: `docs/reliability.md`. Read next: `methods/sce.py`, `update.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import distributed, schedules
+from ..data.dataset import Batch
+from ..data.workers import Batches
+from ..methods import Step
+from ..runs import fault_injection
+from ..runs.background_save import Saver
+from ..runs.folder import RunFolder
+from ..runs.rank_check import check_ranks_are_equal
+from ..runs.stop import StopRequest
+from .augmenter import Augmenter
+from .log import RunLog, SkippedVideos
+from .monitor import CollapseAlarm
+from .update import Shared, Updates, share
+
+
+@dataclass
+class Run:
+    """Everything that the loop uses. Only `step`, `notes` and the counts in `updates` and `skipped` change."""
+
+    method: Any  # an nn.Module that is a methods.Method
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    augment: Augmenter
+    folder: RunFolder
+    skipped: SkippedVideos
+    updates: Updates
+    open_batches: Callable[[int], Batches]  # the micro-batches from a step on
+    save: Callable[..., None]  # (run, saver, folder="checkpoints", keep=0): hands a checkpoint to the saver
+    base_lr: float
+    warmup_steps: int
+    steps_per_epoch: int
+    total_steps: int
+    accumulate: int  # micro-batches per step
+    autocast: torch.dtype | None  # of the networks; None: float32
+    compress: bool  # gradients travel between ranks as bfloat16
+    save_every: int  # steps
+    agree_every: int  # steps; 0: never
+    keep: int  # checkpoints
+    keep_every: int  # steps; 0: none
+    evaluate: Callable[[Run, RunLog, Saver], None] | None = None  # called every `evaluate_every` steps and at the end
+    evaluate_every: int = 1
+    alarm: CollapseAlarm | None = None
+    notes: dict[str, Any] = field(default_factory=dict)  # figures that a checkpoint keeps beside the tensors
+    step: int = 0  # batches trained on
+
+    @property
+    def updates_made(self) -> int:
+        """Optimiser steps made: the clock of all schedules. Less than `step` where updates were skipped."""
+        return self.step - self.updates.skipped
+
+
+def train(run: Run, log: RunLog, stop: StopRequest) -> None:
+    """Take all steps that are left, or raise Preempted after the one in which some rank was asked to stop."""
+    saver = Saver(keep=run.keep, keep_every=run.keep_every, report=log.message)
+    with stop.deferred(), run.open_batches(run.step) as batches, saver:
+        network: Any = distributed.parallel(run.method, run.augment.device, compress=run.compress)
+        run.folder.at(run.step)
+        while run.step < run.total_steps:
+            fault_injection.at_step(run.step, run.method)
+            where = run.updates_made / run.total_steps
+            lr = set_learning_rate(run)
+
+            run.updates.begin()
+            steps, paths = accumulate_gradients(run, network, batches, log, where)
+            losses = [step.loss for step in steps]
+            shared = share(losses, run.method, run.optimizer, run.scaler, stop=stop.asked())
+            if run.updates.make(shared, run.optimizer, run.scaler, paths, log.message, step=run.step, lr=lr):
+                run.method.after_step(join_keys(steps), where)
+            run.optimizer.zero_grad(set_to_none=True)
+            run.step += 1
+            run.folder.at(run.step)
+
+            if log.due(run.step):
+                record(run, log, steps, shared, lr)
+            evaluate(run, log, saver)
+            if run.agree_every and run.step % run.agree_every == 0:
+                check_ranks_are_equal(run.method.state_dict(), run.step)
+            save(run, saver, stopping=shared.stopping)
+            if shared.stopping and run.step < run.total_steps:
+                settle(run.folder, saver)
+                raise stop.preempted(run.step)
+        settle(run.folder, saver)
+
+
+def set_learning_rate(run: Run) -> float:
+    """Set the rate of this step in every parameter group and return it, without the groups' own scales."""
+    lr = schedules.warmup_cosine(
+        run.updates_made, base=run.base_lr, warmup_steps=run.warmup_steps, total_steps=run.total_steps
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    return lr
+
+
+def accumulate_gradients(
+    run: Run, network: nn.Module, batches: Iterator[Batch], log: RunLog, where: float
+) -> tuple[list[Step], list[str]]:
+    """Add the gradients of a step's micro-batches; return their results and the files of this rank's clips."""
+    steps, paths = [], []
+    for micro in range(run.accumulate):
+        batch = log.fetch(batches)
+        run.skipped.note(batch.failures)
+        paths += batch.paths
+        views = fault_injection.poisoned(run.augment(batch), run.step)
+        last = micro == run.accumulate - 1
+        # DDP averages the gradients over ranks in the backward pass of the last micro-batch only.
+        with nullcontext() if last or network is run.method else network.no_sync():  # type: ignore[operator]
+            with torch.autocast(run.augment.device.type, dtype=run.autocast, enabled=run.autocast is not None):
+                step: Step = network(views, batch, where)
+            run.scaler.scale(step.loss / run.accumulate).backward()  # type: ignore[no-untyped-call]
+        steps.append(step._replace(loss=step.loss.detach()))
+    run.skipped.report(log, now=log.due(run.step + 1))
+    return steps, paths
+
+
+def join_keys(steps: Sequence[Step]) -> list[Tensor]:
+    """Return the keys of all micro-batches, view by view."""
+    return [torch.cat(view) for view in zip(*(step.keys for step in steps), strict=True)]
+
+
+def record(run: Run, log: RunLog, steps: Sequence[Step], shared: Shared, lr: float) -> None:
+    """Log a step's figures. All ranks call it: figures that are tensors are averaged over micro-batches and ranks."""
+    measured, known = {}, {}
+    for name, value in steps[-1].figures.items():
+        if isinstance(value, Tensor):
+            values = [torch.as_tensor(step.figures[name]) for step in steps]
+            measured[name] = distributed.mean(torch.stack(values).mean()).item()
+        else:
+            known[name] = value
+    if not math.isfinite(shared.loss):
+        return
+    own = {"loss": shared.loss, "gradient_norm": shared.gradient_norm, "skipped": float(run.updates.skipped)}
+    log.step(run.step, measured | own | known, lr=lr)
+    if run.alarm and "feature_std" in measured:  # a method without keys has no such figure
+        run.alarm.look(run.step, measured["feature_std"], log.message)
+
+
+def evaluate(run: Run, log: RunLog, saver: Saver) -> None:
+    """Evaluate where it is due; the time that it takes counts neither as a step's nor for the speed."""
+    if run.evaluate and (run.step == run.total_steps or run.step % run.evaluate_every == 0):
+        run.folder.pause()
+        run.evaluate(run, log, saver)
+        run.folder.at(run.step)
+        log.restart_clock(run.step)
+
+
+def save(run: Run, saver: Saver, *, stopping: bool) -> None:
+    """Save every `save_every` steps, at the end, and when some rank was asked to stop; look at the save before it."""
+    saver.check()
+    done = run.step == run.total_steps
+    if distributed.rank() == 0 and (done or stopping or run.step % run.save_every == 0):
+        run.save(run, saver)
+
+
+def settle(folder: RunFolder, saver: Saver) -> None:
+    """Wait until the last checkpoint is written: others read it, and torchrun ends all ranks once one has left."""
+    folder.pause()
+    saver.finish()
+    distributed.barrier()
