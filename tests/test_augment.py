@@ -247,3 +247,31 @@ def test_a_blur_larger_than_the_result_is_refused() -> None:
 def test_impossible_views_are_refused(option: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         augment.View(**option)
+
+
+MEAN, STD = 0.45, 0.225
+SIZES = [(60, 81), (33, 47), (40, 40), (100, 20), (1, 1), (5, 90), (40, 77), (41, 39)]
+
+
+def augmented(device: str = "cpu", **options: Any) -> Tensor:
+    """Eight clips of two frames, each of its own size, as one view of 40 pixels."""
+    view = augment.View(gray_probability=0.3, blur_probability=0.6, solarize_probability=0.4, erase_probability=0.3)
+    pixels = torch.Generator().manual_seed(0)
+    clips = [torch.randint(256, (2, height, width, 3), generator=pixels, dtype=torch.uint8) for height, width in SIZES]
+    drawn = augment.draw(view, [generator("sizes", i) for i in range(len(clips))])
+    return augment.apply(view, [clip.to(device) for clip in clips], drawn, size=40, mean=MEAN, std=STD, **options)
+
+
+def test_results_come_in_other_types_and_layouts() -> None:
+    plain, other = augmented(), augmented(dtype=torch.bfloat16, channels_last=True)
+    assert torch.equal(other, plain.bfloat16())
+    assert other.is_contiguous(memory_format=torch.channels_last_3d)
+    assert plain.is_contiguous()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_same_to_1e_4() -> None:
+    """Where a value lies on the threshold of solarising, rounding decides its side."""
+    different = (augmented("cuda").cpu() - augmented()).abs() * STD > 1e-4
+    assert different.double().mean() < 1e-4

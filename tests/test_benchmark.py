@@ -173,15 +173,14 @@ def test_comm_counts_what_the_formula_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_augment_compares_results_and_says_what_is_not_there(tmp_path: Path) -> None:
     sizes = ["--clips", "2", "--frames", "2", "--height", "40", "--width", "50", "--size", "32", "--rounds", "1"]
-    result = run_tool("benchmark", "augment", *sizes, "--repeats", "1", "--threads", "1", cwd=tmp_path, timeout=840)
+    result = run_tool("benchmark", "augment", *sizes, "--repeats", "1", "--threads", "1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert re.search(r"^rivals: torchvision \S+, kornia .+, torchaug not there$", result.stdout, re.M)
     assert "2 clips of 2 x 40 x 50 -> 32, medians of 1 calls: 1 rounds of 1" in result.stdout
     for view in ("view1", "view2"):
-        rows = result.stdout.split(f"{view}, 1 thread\n")[1].split("making the passes ready")[0]
-        for name in ("ours, compiled", "ours, eager", "torchvision"):
+        rows = result.stdout.split(f"{view}, 1 thread\n")[1].split("\n\n")[0]
+        for name in ("ours", "torchvision"):
             (row,) = re.findall(rf"^{name} .*$", rows, re.M)
             assert float(row.split()[-1]) < 2, "in 255ths"

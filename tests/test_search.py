@@ -120,31 +120,21 @@ def test_bank_of_one_and_k_above_the_bank(engine: search.Engine, center: search.
     assert np.array_equal(found.rows.numpy(), slow_nearest(slow_similarity(query, bank, center), 6))
 
 
-def test_rows_of_one_hash_that_differ_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With weights of zero every row has the same hash: only the comparison decides."""
-    monkeypatch.setattr(torch, "randint", lambda _low, _high, size, **_: torch.zeros(size, dtype=torch.int64))
-    query, bank = features(5), features(30, seed=1)
-    bank = torch.cat([bank, bank[:1], bank[7:9], bank[:1]])
-    found = nearest(query, bank, 12)
-    assert np.array_equal(found.rows.numpy(), slow_nearest(slow_similarity(query, bank), 12))
-
-
 @pytest.mark.parametrize("width", [1, 63, 64, 65, 200])
 def test_rows_that_differ_in_one_feature_only_stay_apart(width: int) -> None:
     bank = features(1, width).repeat(width + 5, 1)
     bank[range(width), range(width)] += 0.01
-    prepared = search.prepare(bank, bank, "bank")
-    unit = search.unit_rows(bank, prepared.mean).numpy()
+    first, which = search._distinct(bank, None)
+    unit = search.unit_rows(bank, None).numpy()
     firsts = sorted(np.unique(unit, axis=0, return_index=True)[1].tolist())
-    assert prepared.first is not None
-    assert prepared.which is not None
-    assert prepared.first.tolist() == firsts
-    assert np.array_equal(unit[firsts][prepared.which], unit)
+    assert first.tolist() == firsts
+    assert np.array_equal(unit[firsts][which], unit)
 
 
 def test_negative_zero_equals_zero() -> None:
     bank = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [0.0, 1.0]])
-    assert search.prepare(bank, bank, "none").first.tolist() == [0]  # type: ignore[union-attr]
+    assert nearest(torch.tensor([[1.0, 1.0]]), bank, 3).rows.tolist() == [[0, 1, 2]]
+    assert search._distinct(bank, None)[0].tolist() == [0]
 
 
 @pytest.mark.parametrize("copies", [False, True])

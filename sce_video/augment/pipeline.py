@@ -5,7 +5,7 @@ solarise - normalise - [erase]. The reference mirrors last; that is the same, as
 from right. One parameter set per clip, shared by its frames: a static clip stays static. Draws are independent per clip.
 
 The clips are augmented one after another: on a CPU one clip's frames stay in the cache, a whole batch's do not (measured 7
-times slower). This file is the definition; `fused.py` does the same in fewer passes, compiled.
+times slower).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import fused, rand_augment
+from . import rand_augment
 from .blur import check_kernel, gaussian_blur
 from .color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, grayscale, solarize
 from .draws import Parameters
@@ -35,7 +35,6 @@ def apply(
     std: float,
     differences: Sequence[bool] | None = None,
     antialias: bool = False,
-    compiled: bool = False,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Tensor:
@@ -49,8 +48,6 @@ def apply(
         differences: for each clip, whether it becomes a temporal difference; it then holds 2 T frames, the T frames
             followed by their T native successors.
         antialias: smooth before shrinking; the reference does not.
-        compiled: by the passes of `fused`, equal to rounding; on a CPU those that `compilation.prepare` made ready are
-            machine code, others are computed as written.
         dtype, channels_last: of the result; it is computed in float32 and rounded once.
 
     Raises ValueError for clips that are not such, and for a blur larger than `size`.
@@ -61,14 +58,9 @@ def apply(
     out = torch.empty(
         (len(clips), 3, frames, size, size), dtype=dtype, device=clips[0].device, memory_format=layout
     )  # fmt: skip
-    if compiled:
-        together = out.device.type != "cpu"
-        settings = fused.Settings(view, mean, std, antialias, fused.compiled, together)
-        fused.apply_compiled(clips, parameters, out, differences, settings)
-    else:
-        for b, (clip, difference) in enumerate(zip(clips, differences, strict=True)):
-            resized = _resize(clip, size, difference=difference, antialias=antialias)
-            out[b] = ((_apply_one(view, resized, parameters[b : b + 1]) - mean) / std)[0]
+    for b, (clip, difference) in enumerate(zip(clips, differences, strict=True)):
+        resized = _resize(clip, size, difference=difference, antialias=antialias)
+        out[b] = ((_apply_one(view, resized, parameters[b : b + 1]) - mean) / std)[0]
     erase(out, parameters.erased)
     return out
 

@@ -58,12 +58,6 @@ class Optimizer(Enum):
     adamw = "adamw"
 
 
-class Compile(Enum):
-    auto = "auto"
-    always = "always"
-    never = "never"
-
-
 class Labels(Enum):
     file = "file"
     folder = "folder"
@@ -130,7 +124,6 @@ class System:
 
     device: Device = Device.auto
     workers: int = -1  # decoding processes per training process; -1: one per core of its share
-    compile: Compile = Compile.auto  # the augmentation; auto: on a GPU, and where it saves more time than it takes
     channels_last: bool = False  # memory layout of the clips that the network gets
     bf16_clips: bool = False  # the network gets clips in bfloat16: half the memory; for optim.precision=bf16
     log_every: int = 20  # steps

@@ -3,19 +3,15 @@
 Every case gets the same uint8 frames, boxes and drawn parameters, runs in a process of its own, in turn, and its result is
 compared with ours. Views are SCE's: the first always blurred, the second seldom. kornia must be installed for the Python
 that --kornia names, torchaug 0.3.3 (which needs torchvision below 0.20) for that of --torchaug; a library that is not there
-is left out, and the table says so. Goal on one thread: 5 times torchaug and kornia on view 1, 3.5 times on view 2, and less
-memory than theirs. The compiled passes are built in the first round, by processes of their own; how long that takes, and their
-memory, is printed.
+is left out, and the table says so.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,6 @@ import torch
 
 from benchmarks.measure import Measurement, Request, machine, measure, peak_bytes
 from sce_video import augment
-from sce_video.augment import compilation
 from sce_video.data import crops
 from sce_video.randomness import generator
 
@@ -32,7 +27,6 @@ VIEWS = {
     "view1": augment.View(),
     "view2": augment.View(blur_probability=0.1, solarize_probability=0.2),
 }
-OURS = {"ours, compiled": True, "ours, eager": False}
 MEAN, STD = 0.45, 0.225
 
 
@@ -94,30 +88,11 @@ def make_input(path: Path, options: argparse.Namespace) -> Path:
     return path
 
 
-def ours(source: str, view: str, threads: int, compiled: bool, target: str) -> Callable[[], list[float]]:
-    """Our case; it finds the mean of the result, by how many bytes the peak grew, and building's seconds and peak bytes."""
+def ours(source: str, view: str, threads: int, target: str) -> Callable[[], list[float]]:
+    """Return our case; it finds the mean of the result and by how many bytes the peak grew."""
     torch.set_num_threads(threads)
     data = torch.load(source, weights_only=True)
     drawn = augment.Parameters.from_dict(data[view])
-    size, seconds, builders = data["fixed"]["size"], 0.0, 0
-    if compiled:
-        folder = Path(source).parent / "passes"
-        already = len(list(folder.glob("*.pt2")))
-        start = time.perf_counter()
-        reason = compilation.prepare(
-            [VIEWS[view]],
-            num_frames=data["clips"].shape[1],
-            size=size,
-            mean=MEAN,
-            std=STD,
-            device=torch.device("cpu"),
-            folder=folder,
-        )
-        if reason:
-            raise RuntimeError(f"cannot compile: {reason}")
-        seconds = time.perf_counter() - start
-        if len(list(folder.glob("*.pt2"))) > already:
-            builders = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of the largest
     before = peak_bytes()
 
     def timed() -> list[float]:
@@ -129,14 +104,13 @@ def ours(source: str, view: str, threads: int, compiled: bool, target: str) -> C
             VIEWS[view],
             [clip.contiguous() for clip in cut],
             drawn,
-            size=size,
+            size=data["fixed"]["size"],
             mean=MEAN,
             std=STD,
-            compiled=compiled,
         )
         if not Path(target).exists():
             torch.save(result, target)
-        return [result.mean().item(), peak_bytes() - before, seconds, builders]
+        return [result.mean().item(), peak_bytes() - before]
 
     return timed
 
@@ -145,10 +119,8 @@ def cases(source: str, view: str, threads: int, rivals: dict[str, str]) -> dict[
     """Return by name what to measure, and with which Python."""
     folder = Path(source).parent
     shared: dict[str, Any] = {"source": source, "view": view, "threads": threads}
-    found = {}
-    for name, compiled in OURS.items():
-        arguments = {**shared, "compiled": compiled, "target": str(folder / f"{name} {view}.pt")}
-        found[name] = (Request("benchmarks.augment", "ours", arguments), sys.executable)
+    arguments = {**shared, "target": str(folder / f"ours {view}.pt")}
+    found = {"ours": (Request("benchmarks.augment", "ours", arguments), sys.executable)}
     for name, python in rivals.items():
         arguments = {**shared, "library": name, "target": str(folder / f"{name} {view}.pt")}
         found[name] = (Request("benchmarks.augment_rivals", "rival", arguments), python)
@@ -162,25 +134,25 @@ def in_turn(requests: dict[str, tuple[Request, str]], rounds: int, repeats: int)
         for name, (request, python) in requests.items():
             new = measure(request, repeats=repeats, python=python)
             old = rows.get(name, Measurement([], 0, new.found))
-            found = [new.found[0], max(new.found[1], old.found[1]), *old.found[2:]]
+            found = [new.found[0], max(new.found[1], old.found[1])]
             rows[name] = Measurement(old.seconds + new.seconds, max(old.peak_bytes, new.peak_bytes), found)
             print(f"round {number + 1}, {name}: {new.median:.2f} s", file=sys.stderr, flush=True)
     return rows
 
 
 def differences(folder: str, rows: dict[str, Measurement], view: str) -> dict[str, float]:
-    """Return the largest difference of each case's result from our eager one, in 255ths of the range of pixels."""
+    """Return the largest difference of each case's result from ours, in 255ths of the range of pixels."""
     results = {name: torch.load(Path(folder) / f"{name} {view}.pt", weights_only=True) for name in rows}
-    mine = results["ours, eager"]
+    mine = results["ours"]
     return {name: (result - mine).abs().max().item() * STD * 255 for name, result in results.items()}
 
 
 def table(rows: dict[str, Measurement], clips: int, difference: dict[str, float]) -> str:
     """Return one line per case; the ratio is of the medians of the seconds.
 
-    peak: of the whole process, with torch and what a case loads and builds; grown by: what of it the calls take.
+    peak: of the whole process, with torch and what a case loads; grown by: what of it the calls take.
     """
-    best = rows["ours, compiled"].median
+    best = rows["ours"].median
     heads = ("clips/s", "lowest..highest", "peak MB", "grown by", "ours is faster by", "differs by /255")
     lines = [f"{'case':<16} " + " ".join(f"{head:>{len(head) + 2}}" for head in heads)]
     for name, row in rows.items():
@@ -195,9 +167,6 @@ def table(rows: dict[str, Measurement], clips: int, difference: dict[str, float]
         )
         pairs = zip(values, heads, strict=True)
         lines.append(f"{name:<16} " + " ".join(f"{value:>{len(head) + 2}}" for value, head in pairs))
-    seconds, builders = rows["ours, compiled"].found[2:]
-    how = f"built by other processes of up to {builders / 1e6:.0f} MB" if builders else "built before, loaded"
-    lines.append(f"making the passes ready: {seconds:.1f} s in the first round, {how}")
     return "\n".join(lines)
 
 
