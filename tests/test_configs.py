@@ -84,8 +84,8 @@ PROGRAMS = {
 
 
 def test_every_option_is_explained() -> None:
-    files = ("config.py", "evaluation_config.py", "augment/view.py")
-    lines = [line for name in files for line in (ROOT / "sce_video" / name).read_text().splitlines()]
+    files = [path for folder in ("config", "methods", "augment") for path in (ROOT / "sce_video" / folder).glob("*.py")]
+    lines = [line for path in files for line in path.read_text().splitlines()]
     for schema in PROGRAMS.values():
         for name in option_names(schema):
             assert any(line.startswith(f"    {name.split('.')[-1]}: ") for line in lines), name

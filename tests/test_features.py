@@ -20,7 +20,7 @@ from sce_video.data.decode import open_video
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError
 from sce_video.evaluation import extract
-from sce_video.evaluation.cache import identity
+from sce_video.evaluation.cache import identify
 from sce_video.evaluation.views import Views
 from sce_video.models.encoder import FrozenEncoder
 from sce_video.weights.load import untrained_encoder
@@ -187,7 +187,7 @@ def test_unreadable_videos_are_listed_never_replaced_never_cached(videos: Path, 
 def test_identity_is_the_files_not_the_lists(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"1234")
     (tmp_path / "b.mp4").symlink_to("a.mp4")
-    names = [identity(Video(str(tmp_path / name), None)) for name in ("a.mp4", "b.mp4", "c.mp4")]
+    names = [identify(Video(str(tmp_path / name), None)) for name in ("a.mp4", "b.mp4", "c.mp4")]
     assert names[0] == names[1] != names[2]
     assert names[2] is None
 

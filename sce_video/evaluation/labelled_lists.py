@@ -1,4 +1,4 @@
-"""The lists that finetuning trains and tests on, their classes numbered together."""
+"""Read the lists that finetuning trains and tests on, and number their classes jointly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import InputError
 
 @dataclass
 class Lists:
-    """The labelled lists, their classes numbered together."""
+    """Labelled lists with a joint numbering of their classes."""
 
     videos: dict[str, list[Video]]  # train, test and, if given, val
     ids: dict[str, list[int]]
@@ -21,9 +21,9 @@ class Lists:
 
 
 def read_lists(cfg: FinetuneConfig) -> Lists:
-    """Read the lists and number their classes; doubts about them are printed.
+    """Read the lists, number their classes, and warn about doubtful lists.
 
-    Raises InputError if a class of the test or val list has no training video: it could never be predicted.
+    Raises InputError if a class of the test or val list has no training video: it can never be predicted.
     """
     sources = {"train": cfg.train, "test": cfg.test} | ({"val": cfg.val} if cfg.val else {})
     videos = {
