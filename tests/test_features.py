@@ -1,4 +1,4 @@
-"""Views of a video equal views decoded one by one; features are kept, found again, and never mixed up."""
+"""Views equal views that are decoded one by one; the cache returns only features of the same file, encoder and views."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def thirty_views(encoder: FrozenEncoder, path: str) -> torch.Tensor:
-    """Every view from an open file of its own; all arithmetic written out. [30, width]."""
+    """Compute every view from its own open file, with all arithmetic written out: [30, width]."""
     outputs = []
     for clip in range(10):
         for crop in range(3):
@@ -146,7 +146,7 @@ def test_a_damaged_part_is_named_and_made_again(videos: Path, cache: Path, capsy
 
 def test_an_interrupted_extraction_goes_on(videos: Path, cache: Path) -> None:
     class Interrupted(torch.nn.Module):
-        """The same weights, and Ctrl-C while the fourth video is looked at."""
+        """The same weights, and Ctrl-C at the fourth video."""
 
         def __init__(self, blocks: torch.nn.ModuleList) -> None:
             super().__init__()
