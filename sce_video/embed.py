@@ -1,8 +1,8 @@
-"""Features of a list or folder of videos, written to a file that any program can read.
+"""Write the features of a list or folder of videos to a file for other programs.
 
-`x.npz` (NumPy): `features` float32 [N, width], `paths`, `labels` ("" where there is none), and `projections` if asked for.
-`x.safetensors`: the same arrays, with paths and labels in `x.csv` beside it, row by row. Only videos that could be read
-have a row; the others are named.
+`x.npz` (NumPy): `features` float32 [N, width], `paths`, `labels` ("" without a label), and `projections` if requested.
+`x.safetensors`: the same arrays, with paths and labels in the rows of `x.csv` beside it. Only readable videos have a row;
+the others are printed.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from .weights import load
 
 
 def write_features(cfg: FeaturesConfig) -> extract.Features:
-    """Extract (or take from the cache), write cfg.out, and return the features on every rank."""
+    """Extract the features or read them from the cache, write cfg.out, and return them on every rank."""
     out = Path(cfg.out)
     files = [out, out.with_suffix(".csv")] if out.suffix == ".safetensors" else [out]
     for path in files:
-        task.new_file(path)
+        task.create_folder_for(path)
     with distributed.session(cfg.device.value) as device:
         encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None).to(device)
         if cfg.projector and encoder.projector is None:
-            raise InputError(f"projector=true: {cfg.checkpoint} holds the backbone alone, without a projector")
+            raise InputError(f"projector=true: {cfg.checkpoint} holds no projector, only the backbone")
         videos = loader.read_videos(
             cfg.data, split="train", root=cfg.root, labels=cfg.labels.value, known_health=cfg.health
         )
         found = extract.extract(
             encoder,
             videos,
-            task.views_of(cfg, encoder),
+            task.choose_views(cfg, encoder),
             device=device,
             kinds=("backbone", "projector") if cfg.projector else ("backbone",),
             decoder=cfg.decoder.value,
@@ -59,7 +59,7 @@ def write_features(cfg: FeaturesConfig) -> extract.Features:
 
 
 def write(out: Path, found: extract.Features, videos: list[Video]) -> None:
-    """Write the file under another name first, so that it is whole or not there."""
+    """Write the file atomically."""
     arrays = {"features": found.features["backbone"].contiguous()}
     if "projector" in found.features:
         arrays["projections"] = found.features["projector"].contiguous()

@@ -1,7 +1,7 @@
-"""One table for a checkpoint on a data set, without training the network: kNN, retrieval, few-shot, linear.
+"""Evaluate frozen features in one table: kNN, retrieval, few-shot and linear classification.
 
-All figures come from one extraction of features (`features.py`), which the other programs share through the cache. Beside
-the checkpoint stands the same network with random weights.
+All metrics use one extraction of features (`evaluation/extract.py`), which the cache shares with the other programs. The
+second row is the same network with random weights.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from .evaluation import low_shot, metrics
 from .evaluation.extract import Features
 from .evaluation.task import (
     Task,
-    counted,
+    choose_output_file,
+    count_videos,
     describe,
     extract,
-    headline,
-    output_file,
+    format_counts,
+    format_headline,
     prepare,
     print_unreadable,
-    scored,
     write_json,
 )
 
 
 def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
-    """Score both encoders, print the table, write the JSON file and return what it holds (on every rank)."""
+    """Score both encoders, print the table, write the JSON file and return its content on every rank."""
     if (cfg.shots or cfg.linear) and find_spec("sklearn") is None:
         raise InputError(
-            "few-shot and linear classification need scikit-learn: pip install -e '.[evaluation]', or leave them out by "
+            "few-shot and linear classification need scikit-learn: pip install -e '.[evaluation]', or disable them with "
             "shots=[] linear=false"
         )
     with distributed.session(cfg.device.value) as device:
         task = prepare(cfg, cfg.train, cfg.test)
-        out = output_file(cfg.out, cfg.checkpoint, f"evaluate_{task.test_name}")
+        out = choose_output_file(cfg.out, cfg.checkpoint, f"evaluate_{task.test_name}")
         result: dict[str, Any] = describe(task) | {
             "knn": {"k": cfg.k, "temp": cfg.temp},
             "repeats": cfg.repeats,
@@ -52,7 +52,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
 
 
 def score(train: Features, test: Features, task: Task, cfg: EvaluateConfig) -> dict[str, Any]:
-    """Return one encoder's figures, in 0..1."""
+    """Return one encoder's metrics, in [0, 1]."""
     bank, bank_labels = train.features["backbone"], task.labels(train, "train")
     query, query_labels = test.features["backbone"], task.labels(test, "test")
     found = metrics.retrieval_scores(query, query_labels, bank, bank_labels)
@@ -64,7 +64,7 @@ def score(train: Features, test: Features, task: Task, cfg: EvaluateConfig) -> d
         for shots in cfg.shots
     }
     linear = low_shot.linear_on_features(bank, bank_labels, query, query_labels, seed=cfg.seed) if cfg.linear else None
-    return counted(train, test) | {
+    return count_videos(train, test) | {
         "knn_top1": knn.accuracy,
         "recall_at_k": {str(k): value for k, value in found.recall.items()},
         "mean_average_precision": found.mean_average_precision,
@@ -75,8 +75,8 @@ def score(train: Features, test: Features, task: Task, cfg: EvaluateConfig) -> d
 
 
 def print_table(result: dict[str, Any], cfg: EvaluateConfig) -> None:
-    """Print the rows in percent, and every video that is missing from them."""
-    print(headline(result))
+    """Print the rows in percent, and the unreadable videos."""
+    print(format_headline(result))
     shots = [f"{count}-shot" for count in cfg.shots]
     print(
         f"{'':<16}{'kNN':>7}{'R@1':>7}{'R@5':>7}{'mAP':>7}"
@@ -92,7 +92,7 @@ def print_table(result: dict[str, Any], cfg: EvaluateConfig) -> None:
             + "".join(f"{100 * value:7.1f}" for value in values)
             + "".join(f"{text:>14}" for text in few)
             + (f"{100 * row['linear']['accuracy']:9.1f}" if cfg.linear else "")
-            + f"   {scored(result, row)}"
+            + f"   {format_counts(result, row)}"
         )
     print(
         f"kNN: {cfg.k} neighbours, temperature {cfg.temp:g}"

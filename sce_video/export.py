@@ -1,16 +1,16 @@
-"""Write an encoder for another program, and prove it: load what was written into the other network, compare the features.
+"""Export an encoder to another program, load the file into that program's network, and compare the features.
 
-| to=          | file                                         | fits                          | proved in                        |
+| to=          | file                                         | supported backbones           | verified with                    |
 |--------------|----------------------------------------------|-------------------------------|----------------------------------|
 | pytorchvideo | torch.save of {"model_state": ...}           | r3d50                         | create_resnet, strict            |
-| slowfast     | the same, under SlowFast's names             | r3d50                         | our r3d50 from the file's names  |
+| slowfast     | the same, with SlowFast's key names          | r3d50                         | our r3d50, names converted back  |
 | torchvision  | torch.save of a state dict without `fc`      | r2plus1d18, r3d18_torchvision | its own model                    |
 | safetensors  | plain keys, description, projector if any    | all                           | load_encoder, without backbone=  |
 | onnx         | clips in 0..1 -> features, normalising       | all                           | onnxruntime, two batch sizes     |
 
-r3d18 fits neither pytorchvideo (create_resnet builds bottleneck networks only) nor SlowFast (whose first stage is four times
-as wide as its stem whatever the block; layouts can still read such names).
-A file is written beside its final name and renamed once proved; an existing one is never written over.
+r3d18 fits neither pytorchvideo (create_resnet builds only bottleneck networks) nor SlowFast (whose first stage is always
+four times as wide as its stem; layouts can still read such names).
+The file is renamed to its final name after verification; an existing file is never overwritten.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ FITS = {
     "torchvision": ["r2plus1d18", "r3d18_torchvision"],
 }
 NEEDS = {"safetensors": ["safetensors"], "onnx": ["onnx", "onnxscript"]}
-TOLERANCE = 1e-5  # largest allowed difference of any feature
-TOLERANCE_ONNX = 1e-4  # other kernels, sums in another order
+TOLERANCE = 1e-5  # largest allowed difference of a feature
+TOLERANCE_ONNX = 1e-4  # its kernels sum in another order
 
 
 def export(cfg: ExportConfig) -> float | None:
-    """Write cfg.out, prove it and return the maximum absolute difference; None where it could not be run.
+    """Write cfg.out, verify it and return the maximum absolute difference; None without onnxruntime.
 
-    Raises InputError: the format does not fit the network, the file exists, a package is missing, or the features differ
-    (then no file is left).
+    Raises InputError if the format does not support the network, the file exists, a package is missing, or the features
+    differ (then writes no file).
     """
     to, out = cfg.to.value, Path(cfg.out)
     refuse_existing(out)
@@ -63,41 +63,41 @@ def export(cfg: ExportConfig) -> float | None:
         tolerance = TOLERANCE_ONNX if to == "onnx" else TOLERANCE
         if difference is not None and not difference <= tolerance:  # also NaN
             raise InputError(
-                f"to={to}: the features differ by {difference:.3g}, allowed are {tolerance:g}; nothing was written. Are "
-                "there weights that are not finite?"
+                f"to={to}: the features differ by {difference:.3g}, allowed are {tolerance:g}; nothing was written. Check "
+                "for weights that are not finite"
             )
         refuse_existing(out)
         work.rename(out)
     finally:
         work.unlink(missing_ok=True)
-    proof = "not run: pip install onnxruntime to prove it" if difference is None else f"{difference:.3g}"
+    proof = "not verified: pip install onnxruntime" if difference is None else f"{difference:.3g}"
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)\nmaximum absolute difference of the features: {proof}")
     print(how_to_load(to, encoder, out))
     return difference
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise InputError if there is such a file."""
+    """Raise InputError if the file exists."""
     if os.path.lexists(out):
         raise InputError(f"out={out} exists: choose another file, or remove it")
 
 
 def require_packages(to: str) -> None:
-    """Raise InputError naming the first package of the extra `export` that this format needs and that is missing."""
+    """Raise InputError if a package that the format needs (extra `export`) is missing."""
     for package in NEEDS.get(to, []):
         if importlib.util.find_spec(package) is None:
             raise InputError(f"to={to} needs the package {package}: pip install 'sce_video[export]'")
 
 
 def require_fit(to: str, name: str) -> None:
-    """Raise InputError if the format has no place for this network, naming those that have."""
+    """Raise InputError if the format does not support the network, listing the formats that do."""
     if to in FITS and name not in FITS[to]:
         offered = [other for other in WRITERS if other not in FITS or name in FITS[other]]
         raise InputError(f"to={to} fits {', '.join(FITS[to])}, not {name}: for {name} there are {', '.join(offered)}")
 
 
 def write_wrapped(layout: str) -> Callable[[FrozenEncoder, Path, Tensor], None]:
-    """Return the writer of {"model_state": backbone in `layout`}."""
+    """Return a function that writes {"model_state": backbone in `layout`}."""
 
     def write(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None:
         torch.save({"model_state": layouts.from_backbone(encoder.backbone.state_dict(), layout)}, path)
@@ -106,17 +106,17 @@ def write_wrapped(layout: str) -> Callable[[FrozenEncoder, Path, Tensor], None]:
 
 
 def write_torchvision(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None:
-    """Write the state dict as torchvision's own weight files are, without `fc`."""
+    """Write a state dict in the format of torchvision's weight files, without `fc`."""
     torch.save(layouts.from_backbone(encoder.backbone.state_dict(), "torchvision"), path)
 
 
 def write_safetensors(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None:
-    """Write backbone and projector with the encoder's description in the metadata."""
+    """Write backbone and projector, and the encoder's description as metadata."""
     from safetensors.torch import save_file
 
     backbone = encoder.backbone.state_dict()
     found = layouts.to_backbone(backbone)
-    if found is None or len(found.backbone) < len(backbone):  # a network of one's own with names of its own
+    if found is None or len(found.backbone) < len(backbone):  # a user's network with other key names
         backbone = layouts.from_backbone(backbone, layouts.OURS)
     projector = {} if encoder.projector is None else encoder.projector.state_dict()
     tensors = {**backbone, **{f"projector.{key}": value for key, value in projector.items()}}
@@ -126,9 +126,9 @@ def write_safetensors(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None
 
 
 def write_onnx(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None:
-    """Write one file: float clips in 0..1 [batch, 3, T, S, S] -> features [batch, width], `batch` free."""
+    """Write one file: float clips in 0..1 [batch, 3, T, S, S] -> features [batch, width], with dynamic `batch`."""
     with warnings.catch_warnings():
-        # torch's exporter uses names that torch itself deprecates (seen with 2.11).
+        # torch 2.11's exporter calls deprecated functions of torch.
         warnings.simplefilter("ignore", FutureWarning)
         torch.onnx.export(
             encoder,
@@ -154,12 +154,12 @@ WRITERS: dict[str, Callable[[FrozenEncoder, Path, Tensor], None]] = {
 
 @torch.no_grad()
 def prove(encoder: FrozenEncoder, to: str, path: Path, clips: Tensor) -> float | None:
-    """Return the largest difference between the encoder's features and those of the network loaded from `path`.
+    """Return the maximum absolute difference of the features between the encoder and the network loaded from `path`.
 
-    clips float in 0..1 [2, 3, T, S, S]. None for ONNX without onnxruntime.
+    clips float in 0..1 [2, 3, T, S, S]. Returns None for ONNX without onnxruntime.
     """
     if to == "onnx":
-        return _prove_onnx(encoder, path, clips)
+        return _verify_onnx(encoder, path, clips)
     expected = encoder(clips)
     if to == "safetensors":
         ours = encoder.name not in backbones.BACKBONES
@@ -167,19 +167,19 @@ def prove(encoder: FrozenEncoder, to: str, path: Path, clips: Tensor) -> float |
     elif to == "slowfast":
         found = load.load_encoder(path, encoder.name).backbone((clips - encoder.mean) / encoder.std)
     else:
-        found = _published(encoder.name, path)((clips - encoder.mean) / encoder.std)
-    return _largest(found, expected)
+        found = _load_published(encoder.name, path)((clips - encoder.mean) / encoder.std)
+    return _max_difference(found, expected)
 
 
-def _largest(found: Tensor, expected: Tensor) -> float:
-    if found.ndim == 5:  # pytorchvideo's network without a head returns feature maps
+def _max_difference(found: Tensor, expected: Tensor) -> float:
+    if found.ndim == 5:  # pytorchvideo's network without a head returns feature maps [B, C, T, H, W]
         found = found.mean(dim=(2, 3, 4))
     assert found.shape == expected.shape
     return float((found - expected).abs().max())
 
 
-def _published(name: str, path: Path) -> nn.Module:
-    """Load the file into the library's own network, as that library's users do."""
+def _load_published(name: str, path: Path) -> nn.Module:
+    """Load the file into the library's network, as the library's users do."""
     network = backbones.published(name)
     if hasattr(network, "fc"):
         network.fc = nn.Identity()
@@ -188,7 +188,7 @@ def _published(name: str, path: Path) -> nn.Module:
     return network.eval()
 
 
-def _prove_onnx(encoder: FrozenEncoder, path: Path, clips: Tensor) -> float | None:
+def _verify_onnx(encoder: FrozenEncoder, path: Path, clips: Tensor) -> float | None:
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     import onnxruntime
@@ -197,23 +197,23 @@ def _prove_onnx(encoder: FrozenEncoder, path: Path, clips: Tensor) -> float | No
     differences = []
     for batch in (clips, clips[:1]):
         (features,) = session.run(["features"], {"clips": batch.numpy()})
-        differences.append(_largest(torch.from_numpy(features), encoder(batch)))
+        differences.append(_max_difference(torch.from_numpy(features), encoder(batch)))
     return max(differences)
 
 
 def how_to_load(to: str, encoder: FrozenEncoder, out: Path) -> str:
-    """Return the lines that tell how the other program reads the file, and what clips it then needs."""
+    """Return lines of instructions: how the other program loads the file, and its input clips."""
     clip = f"clips [B, 3, T, H, W] in 0..1, normalised by (clips - {encoder.mean}) / {encoder.std}"
     if to == "slowfast":
         return "\n".join(
             (
-                "SlowFast's options (its `slow` network has this very stem, (1, 7, 7)):",
+                "SlowFast's options (its `slow` network has the same stem, (1, 7, 7)):",
                 f"  TRAIN.CHECKPOINT_FILE_PATH {out.resolve()} TRAIN.CHECKPOINT_TYPE pytorch",
                 "  MODEL.MODEL_NAME ResNet MODEL.ARCH slow RESNET.DEPTH 50 RESNET.TRANS_FUNC bottleneck_transform",
                 '  RESNET.STRIDE_1X1 False RESNET.NUM_BLOCK_TEMP_KERNEL "[[3], [4], [6], [3]]"',
                 f'  DATA.INPUT_CHANNEL_NUM "[3]" DATA.NUM_FRAMES {encoder.clip["num_frames"]:g}',
                 f'  DATA.MEAN "{[encoder.mean] * 3}" DATA.STD "{[encoder.std] * 3}"',
-                "its head is not in the file: SlowFast reports head.projection as not loaded",
+                "the file holds no head: SlowFast reports head.projection as not loaded",
             )
         )
     return {

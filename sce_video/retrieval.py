@@ -1,8 +1,8 @@
-"""Video retrieval: for each test video, is one of its k nearest training videos of the same class?
+"""Video retrieval: does a test video have one of its class among its k nearest training videos?
 
-Protocol (SCE, section 6): features of clips_per_video x num_crops views averaged, each set centred by its own mean,
-L2-normalised, cosine similarity. Every table has a row of the same network with random weights: the floor. `variants`
-puts the usual other ways beside it, from the same decode: one view, not centred, the projector's output.
+Protocol (SCE, section 6): average the features of clips_per_video x num_crops views, centre each set by its own mean,
+L2-normalise, rank by cosine similarity. Every table has a baseline, the same network with random weights. `variants` adds
+other common protocols from the same decode: one view, not centred, the projector's output.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .evaluation import metrics
 from .evaluation.extract import Features
 from .evaluation.task import (
     Task,
-    counted,
+    choose_output_file,
+    count_videos,
     describe,
     extract,
-    headline,
-    output_file,
+    format_counts,
+    format_headline,
     prepare,
     print_unreadable,
-    scored,
     write_json,
 )
 
@@ -39,10 +39,10 @@ VARIANTS = {
 
 
 def retrieve(cfg: RetrievalConfig) -> dict[str, Any]:
-    """Run the protocol, print the table, write the JSON file and return what it holds (on every rank)."""
+    """Score both encoders, print the table, write the JSON file and return its content on every rank."""
     with distributed.session(cfg.device.value) as device:
         task = prepare(cfg, cfg.train, cfg.test)
-        out = output_file(cfg.out, cfg.checkpoint, f"retrieval_{task.test_name}")
+        out = choose_output_file(cfg.out, cfg.checkpoint, f"retrieval_{task.test_name}")
         result: dict[str, Any] = describe(task) | {"rows": {}}
         variants = choose(cfg, with_projector=task.encoders["checkpoint"].projector is not None)
         found = extract(task, cfg, device, kinds=sorted({kind for kind, _ in variants.values()}))
@@ -62,8 +62,8 @@ def choose(cfg: RetrievalConfig, *, with_projector: bool) -> dict[str, tuple[str
 
 
 def score(bank: Features, query: Features, task: Task, variants: dict[str, tuple[str, bool]]) -> dict[str, Any]:
-    """Return one encoder's scores by variant, and how many of the listed videos were scored."""
-    row: dict[str, Any] = counted(bank, query)
+    """Return one encoder's scores by variant, and the numbers of scored videos."""
+    row: dict[str, Any] = count_videos(bank, query)
     for label, (kind, center) in variants.items():
         found = metrics.retrieval_scores(
             query.features[kind],
@@ -90,13 +90,13 @@ def score(bank: Features, query: Features, task: Task, variants: dict[str, tuple
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Print the rows in percent, and every video that is missing from them."""
-    print(headline(result))
+    """Print the rows in percent, and the unreadable videos."""
+    print(format_headline(result))
     print(f"{'':<32}" + "".join(f"{f'R@{k}':>7}" for k in KS) + f"{'mAP':>7}   scored (test, train)")
     for name, row in result["rows"].items():
         print(f"{name}:")
         for label in (label for label in VARIANTS if label in row):
             values = [row[label]["recall_at_k"][str(k)] for k in KS] + [row[label]["mean_average_precision"]]
-            counts = f"   {scored(result, row)}" if label == PROTOCOL else ""
+            counts = f"   {format_counts(result, row)}" if label == PROTOCOL else ""
             print(f"  {label:<30}" + "".join(f"{100 * value:7.1f}" for value in values) + counts)
     print_unreadable(result)

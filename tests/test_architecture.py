@@ -184,18 +184,6 @@ def test_every_folder_says_what_it_is_for() -> None:
         assert docstring.splitlines()[0].endswith("."), folder
 
 
-PRIVATE_PHRASES = [
-    r"[Ss]ay so\b",
-    r"\bwhole or not there\b",
-    r"\bof these\b",
-    r"\bsuch that\b",
-    r"\bis told\b",
-    r"\bare told\b",
-    r"\bReturn what\b",
-    r"\bWhat tells\b",
-]
-
-
 def test_no_requirement_holds_torch_back() -> None:
     lines = [line for line in (ROOT / "setup.py").read_text().splitlines() if re.search(r'"torch(vision)?>', line)]
     assert len(lines) == 2

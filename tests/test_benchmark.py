@@ -1,4 +1,4 @@
-"""The benchmark program prints what it promises, and measures each case in a process of its own."""
+"""The benchmark program prints its documented output, and measures each case in its own process."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_case_is_warmed_up_repeated_and_has_its_own_peak(sleeper: str) -> None:
-    held = bytearray(300_000_000)  # a peak of ours that is not the case's
+    held = bytearray(300_000_000)  # raises our own peak, not the case's
     result = measure(Request(sleeper, "sleeper", {"seconds": 0.05}, warm_up=2), repeats=3)
     assert len(result.seconds) == 3
     assert 0.05 <= min(result.seconds) <= result.median <= max(result.seconds)
@@ -131,7 +131,7 @@ def test_decoding_is_compared_with_every_decoder_and_the_limit(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_forms_are_compared_by_bytes_quality_and_speed(tmp_path: Path) -> None:
-    """All of them, of one short film: smaller pictures are fewer bytes, a lower crf more of them and a better copy."""
+    """All encodings of a short video: smaller frames take fewer bytes; a lower crf takes more and has a higher PSNR."""
     path = kinetics_like.make(tmp_path, 1, seconds=4)[0]
     result = run_tool("benchmark", "decode", "--forms", "--rounds", "1", "--files", path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -146,7 +146,7 @@ def test_forms_are_compared_by_bytes_quality_and_speed(tmp_path: Path) -> None:
 
 
 def test_frames_of_a_form_are_of_the_kinds_that_it_says(tmp_path: Path) -> None:
-    """Whatever kinds the source's frames are of: all but every eighth are B-frames that nothing refers to."""
+    """All frames but every eighth are unreferenced B-frames, whatever the source's frame types."""
     source = kinetics_like.make(tmp_path, 1, seconds=2)[0]
     copy = forms.encode(source, tmp_path / "copy.mp4", forms.Form(64, 32, 7))
     with av.open(copy) as container:
@@ -156,7 +156,7 @@ def test_frames_of_a_form_are_of_the_kinds_that_it_says(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_comm_counts_what_the_formula_says(tmp_path: Path) -> None:
-    """On two real processes; the program itself stops where a count and the formula differ."""
+    """With two real processes; the program fails if a count and the formula differ."""
     result = run_tool("benchmark", "comm", "--recipe", "demo", "--ranks", "4", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     rows = re.findall(r"^  (\w[\w ]*?) +([\d,]+) bytes counted +([\d,]+) by formula$", result.stdout, re.M)

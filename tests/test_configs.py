@@ -1,4 +1,4 @@
-"""Every recipe composes, states what it must, and trains two steps with its real network."""
+"""Every recipe composes, has a complete header, and trains two steps with its real network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_recipe_composes(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("sce_r3d")])
 def test_published_values(name: str) -> None:
-    """Section 0 of the specification, for what all of the paper's video runs share."""
+    """Values that all video runs of the paper share (specification, section 0)."""
     cfg = compose_pretrain(f"recipe={name}", "data.train=x.csv")
     assert (cfg.sce.coeff, cfg.sce.temp, cfg.sce.temp_target, cfg.sce.momentum) == (0.5, 0.1, 0.05, 0.99)
     assert (cfg.augment.area_min, cfg.augment.area_max, cfg.augment.temporal_difference_probability) == (
@@ -84,8 +84,8 @@ PROGRAMS = {
 
 
 def test_every_option_is_explained() -> None:
-    files = ("config.py", "evaluation_config.py", "augment/view.py")
-    lines = [line for name in files for line in (ROOT / "sce_video" / name).read_text().splitlines()]
+    files = [path for folder in ("config", "methods", "augment") for path in (ROOT / "sce_video" / folder).glob("*.py")]
+    lines = [line for path in files for line in path.read_text().splitlines()]
     for schema in PROGRAMS.values():
         for name in option_names(schema):
             assert any(line.startswith(f"    {name.split('.')[-1]}: ") for line in lines), name
@@ -170,6 +170,6 @@ def test_recipe_takes_two_steps_with_its_real_network(name: str, videos: Path, t
 
 
 def test_every_folder_of_configs_is_installed() -> None:
-    """setup.py finds packages: a folder of recipes without __init__.py would be left out of the wheel."""
+    """setup.py lists packages explicitly, so a new folder of recipes could be missing in the wheel."""
     for path in (ROOT / "configs").rglob("*.yaml"):
         assert (path.parent / "__init__.py").is_file(), path.parent

@@ -1,4 +1,4 @@
-"""Weight files from elsewhere become encoders whole, or are refused with what was expected and found."""
+"""Weight files of other programs load completely, or raise an error with the expected and the found tensors."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_deeper_network_does_not_pass_for_its_first_blocks(tmp_path: Path) -> 
 
 
 def test_step_counters_may_lack(tmp_path: Path) -> None:
-    """Files converted from Caffe2 or older than torch 0.4.1 have none; nothing else may lack."""
+    """Files converted from Caffe2 or written before torch 0.4.1 have none; no other tensor may be missing."""
     state = {k: v for k, v in backbones.build("tiny3d")[0].state_dict().items() if "num_batches" not in k}
     torch.save(state, tmp_path / "w.pt")
     assert "20 of 24 tensors of tiny3d" in sce_video.load_encoder(tmp_path / "w.pt").report

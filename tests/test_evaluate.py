@@ -1,4 +1,4 @@
-"""One table per checkpoint, from one decode; its figures are those of the metrics computed apart."""
+"""One table per checkpoint, from one decode, with the same values as metrics computed separately."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ def test_programs_share_one_decode(
     assert "32 of 32 videos decoded" in capsys.readouterr().err
     retrieve(compose_program("retrieval", RetrievalConfig, *options, f"out={tmp_path / 'r.json'}"))
     assert "0 of 32 videos decoded" in capsys.readouterr().err
-    # Another seed: the checkpoint's features are known, those of its random twin are not.
+    # Another seed: the checkpoint's features are cached, those of the random network are not.
     retrieve(compose_program("retrieval", RetrievalConfig, *options, "seed=1", f"out={tmp_path / 's.json'}"))
     assert "32 of 32 videos decoded" in capsys.readouterr().err
 
 
 def test_variants_of_retrieval_side_by_side(videos: Path, tmp_path: Path) -> None:
-    """A checkpoint in the reference's layout, with a projector: six ways to score it, one decode."""
+    """A checkpoint in the reference's layout, with a projector: six variants from one decode."""
     encoder = load.untrained_encoder("tiny3d", seed=4, mean=0.45, std=0.225, clip={})
     from sce_video.models.encoder import MLP
 

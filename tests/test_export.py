@@ -1,4 +1,4 @@
-"""Every export gives the same features in the other network, and a failed one leaves nothing behind."""
+"""Every export returns the same features in the other network, and a failed one leaves no file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FITTING = [
 
 
 def run_folder(folder: Path, name: str) -> Path:
-    """A run folder of a network whose norms are not at their start."""
+    """A run folder of a network with changed batch norms."""
     network, width = backbones.build(name)
     parts = {"backbone": randomise(network), "projector": randomise(MLP([width, 16, 8], last_norm=True))}
     state = {f"online.{part}.{key}": v for part, module in parts.items() for key, v in module.state_dict().items()}
@@ -48,7 +48,7 @@ def run_folder(folder: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The run folder of a backbone, made once."""
+    """The run folder of a backbone, created once."""
     return cache(lambda name: run_folder(tmp_path_factory.mktemp(name), name))
 
 
@@ -59,13 +59,13 @@ def run(runs: Callable[[str], Path]) -> Path:
 
 
 def require(to: str) -> None:
-    """Skip where the extra `export` is not installed."""
+    """Skip the test without the extra `export`."""
     for package in [*export.NEEDS.get(to, []), *(["onnxruntime"] if to == "onnx" else [])]:
         pytest.importorskip(package)
 
 
 def features_there(name: str, to: str, path: Path) -> torch.Tensor:
-    """The features as a user of the other program gets them, without our code where there is such a program."""
+    """Return the features that a user of the other program gets, without our code if the program is installed."""
     if to == "safetensors":
         return sce_video.load_encoder(path)(CLIPS)  # type: ignore[no-any-return]
     if to == "onnx":
@@ -76,7 +76,7 @@ def features_there(name: str, to: str, path: Path) -> torch.Tensor:
     state = torch.load(path, weights_only=True)
     if to == "slowfast":
         network: Any = SlowOnly()
-        network.load_state_dict(state["model_state"], strict=False)  # its program does so too
+        network.load_state_dict(state["model_state"], strict=False)  # like the program itself
         return network.eval()(NORMALISED)  # type: ignore[no-any-return]
     if to == "pytorchvideo":
         from pytorchvideo.models.resnet import create_resnet
@@ -163,7 +163,7 @@ def test_other_features_are_refused_and_nothing_is_left(tmp_path: Path, monkeypa
 
 
 def test_the_proof_sees_one_changed_weight(runs: Callable[[str], Path], tmp_path: Path) -> None:
-    """With the norms at their start this would pass unseen: the last gains are 0."""
+    """With initial batch norms the change would have no effect: the last gains are 0."""
     encoder = sce_video.load_encoder(runs("r3d50"))
     path = tmp_path / "a.pyth"
     export.WRITERS["slowfast"](encoder, path, CLIPS)

@@ -1,4 +1,4 @@
-"""Views of a video equal views decoded one by one; features are kept, found again, and never mixed up."""
+"""Views equal views that are decoded one by one; the cache returns only features of the same file, encoder and views."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sce_video.data.decode import open_video
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError
 from sce_video.evaluation import extract
-from sce_video.evaluation.cache import identity
+from sce_video.evaluation.cache import identify
 from sce_video.evaluation.views import Views
 from sce_video.models.encoder import FrozenEncoder
 from sce_video.weights.load import untrained_encoder
@@ -42,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def thirty_views(encoder: FrozenEncoder, path: str) -> torch.Tensor:
-    """Every view from an open file of its own; all arithmetic written out. [30, width]."""
+    """Compute every view from its own open file, with all arithmetic written out: [30, width]."""
     outputs = []
     for clip in range(10):
         for crop in range(3):
@@ -146,7 +146,7 @@ def test_a_damaged_part_is_named_and_made_again(videos: Path, cache: Path, capsy
 
 def test_an_interrupted_extraction_goes_on(videos: Path, cache: Path) -> None:
     class Interrupted(torch.nn.Module):
-        """The same weights, and Ctrl-C while the fourth video is looked at."""
+        """The same weights, and Ctrl-C at the fourth video."""
 
         def __init__(self, blocks: torch.nn.ModuleList) -> None:
             super().__init__()
@@ -187,7 +187,7 @@ def test_unreadable_videos_are_listed_never_replaced_never_cached(videos: Path, 
 def test_identity_is_the_files_not_the_lists(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"1234")
     (tmp_path / "b.mp4").symlink_to("a.mp4")
-    names = [identity(Video(str(tmp_path / name), None)) for name in ("a.mp4", "b.mp4", "c.mp4")]
+    names = [identify(Video(str(tmp_path / name), None)) for name in ("a.mp4", "b.mp4", "c.mp4")]
     assert names[0] == names[1] != names[2]
     assert names[2] is None
 

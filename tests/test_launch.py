@@ -1,6 +1,6 @@
-"""What is rendered for a cluster is what was reviewed, and the shell code decides rightly about starting again.
+"""Rendered scripts equal the reviewed files, and the shell code decides correctly whether to restart.
 
-python tests/test_launch.py    # writes the files in tests/data/launch/ anew, to be read before they are committed
+python tests/test_launch.py    # rewrites the files in tests/data/launch/; review them before the commit
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def test_bash_and_shellcheck_accept_every_script(name: str, tmp_path: Path) -> N
     path.write_text("#!/bin/bash\n" + shell_scripts()[name])
     assert subprocess.run(["bash", "-n", path], capture_output=True, check=False).stderr == b""
     if shutil.which("shellcheck"):
-        # SC2054 takes the commas of --signals-to-handle for separators, SC1128 the second first line.
+        # SC2054 mistakes the commas of --signals-to-handle for separators; SC1128 reports the second shebang line.
         result = subprocess.run(
             ["shellcheck", "-e", "SC2054,SC1128", path], capture_output=True, text=True, check=False
         )
@@ -93,7 +93,7 @@ ODD = ["it's", 'a "b"', "$(touch marker)", "`touch marker`", "a;touch marker", "
 
 
 def test_no_value_is_taken_for_shell_code(tmp_path: Path) -> None:
-    """Each odd word arrives in the variable as it was given, and nothing in it is run."""
+    """Each unusual value reaches its variable unchanged, and no part of it is executed."""
     words = render.assignments({"WORDS": ODD, **{f"WORD_{place}": word for place, word in enumerate(ODD)}})
     script = words + "printf '%s\\0' \"${WORDS[@]}\" " + " ".join(f'"$WORD_{place}"' for place in range(len(ODD)))
     result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -251,7 +251,7 @@ def test_programs_are_known_by_their_path(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_run_folder_is_settled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the program would choose it, made absolute, and quoted for Hydra where it is odd."""
+    """The program's own choice, as an absolute path, quoted for Hydra if necessary."""
     monkeypatch.chdir(tmp_path)
     assert read_command([PRETRAIN, "name=mine"], shared=False).run == f"{tmp_path}/runs/mine"
     finetune = [str(ROOT / "tools/finetune.py"), "train=synthetic", "test=synthetic", "checkpoint=runs/demo"]

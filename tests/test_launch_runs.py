@@ -1,8 +1,8 @@
-"""Launched runs, really killed, pre-empted and stopped: each goes on exactly, or stops and says why.
+"""Launched runs that are killed, preempted and stopped: each continues exactly, or stops and prints the reason.
 
-SLURM is three small scripts on the PATH (`sbatch` notes the script, `srun` starts one torchrun per "machine" here,
-`scontrol` notes what was queued again); the test plays the scheduler. Everything else is real: the rendered script,
-torchrun, gloo, signals. Where Debian's slurm is configured and running, `sbatch --test-only` judges the script too.
+Three small scripts on the PATH replace SLURM (`sbatch` records the script, `srun` starts one torchrun per "machine" here,
+`scontrol` records requeued jobs), and the test acts as the scheduler. Everything else is real: the rendered script,
+torchrun, gloo, signals. If Debian's slurm is configured and running, `sbatch --test-only` checks the script too.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def recipe(videos: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def straight(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty steps of two processes that nothing has disturbed."""
+    """Sixty uninterrupted steps of two processes."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     result = run_tool("pretrain", *recipe(videos, folder), cwd=folder.parent, processes=2)
     assert result.returncode == 0, result.stderr
@@ -66,7 +66,7 @@ def straight(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class FakeSlurm:
-    """A cluster with two machines, which are this one."""
+    """A fake cluster: two machines on this one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -223,7 +223,7 @@ def ends(straight: Path, videos: Path) -> dict[str, list[str]]:
 def test_every_program_runs_on_two_machines(
     program: str, slurm: FakeSlurm, ends: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    """As for pretraining above: one torchrun per machine under srun, from the same script."""
+    """As for pretraining above: one torchrun per machine under srun, with the same script."""
     path = str(ROOT / f"tools/{program}.py")
     submitted = slurm.submit(*TWO_MACHINES, "logs=logs", "--", path, *ends[program])
     assert submitted.returncode == 0, submitted.stderr
@@ -274,7 +274,7 @@ def machines(videos: Path, tmp_path: Path) -> Iterator[Callable[..., list[subpro
 
 
 def children(pid: int) -> list[int]:
-    """The Pythons that a process has started. (A task's `children` in /proc may miss some.)"""
+    """Return the Python processes that a process has started. (`children` of a task in /proc may miss some.)"""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # ended meanwhile
@@ -288,7 +288,7 @@ def children(pid: int) -> list[int]:
 def test_loop_starts_again_after_a_killed_process_and_stops_when_asked(
     machines: Callable[..., list[subprocess.Popen[str]]], straight: Path, tmp_path: Path
 ) -> None:
-    """kill -9 of a worker: started again by itself. SIGTERM to the loop: saved, 75. The same command: to the end."""
+    """kill -9 of a worker restarts the run; SIGTERM to the loop saves and exits with 75; the same command completes it."""
     out = tmp_path / "run"
     (loop,) = machines(1, "system.save_every=4")
     wait_until(lambda: steps_logged(out) >= 9)
@@ -311,10 +311,10 @@ def test_loop_starts_again_after_a_killed_process_and_stops_when_asked(
 def test_four_machines_lose_one_and_go_on_to_the_same_end(
     machines: Callable[..., list[subprocess.Popen[str]]], videos: Path, tmp_path: Path
 ) -> None:
-    """Four agents with two processes each, kill -9 of one: all end, the loops start again, and it ends as one process does.
+    """Kill one of four agents with two processes each: all end, the loops restart, and the result equals that of one process.
 
-    Not to the bit: DDP sums gradients in another order in the first step of a start, and with more than two processes
-    the order shows in the last digits (measured: 5e-7 of the loss). A network without kinks keeps such errors small.
+    Not bitwise: DDP sums gradients in another order in the first step of a start, and with more than two processes the
+    order changes the last digits (measured: 5e-7 of the loss). A smooth network keeps such errors small.
     """
     small = ["model.backbone=ranks:smooth", "sce.temp=0.2", "sce.temp_target=0.1", "optim.lr_per_256=0.005"]
     small += ["optim.epochs=4", "optim.momentum=0"]

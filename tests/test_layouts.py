@@ -1,4 +1,4 @@
-"""Names of other programs' files, against lists written from their rules and networks built with their names."""
+"""Key names of other programs, compared to lists written from their rules and to networks with their names."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_network_built_like_slowfasts_gives_our_features(r3d50: nn.Module) -> 
 
 
 def test_slowfasts_files_give_its_features(r3d50: nn.Module) -> None:
-    """Also its contrastive ones, whose momentum branch is not taken."""
+    """Also its contrastive files, whose momentum branch is ignored."""
     theirs, momentum = randomise(SlowOnly(), seed=3), randomise(SlowOnly(), seed=4)
     plain = theirs.state_dict()
     contrastive = {f"backbone_hist.{key}": value for key, value in momentum.state_dict().items()}
@@ -200,7 +200,7 @@ def test_wrappers_and_prefixes_come_off(wrapper: str | None, module: str, prefix
 
 
 def test_what_has_no_place_is_not_dropped() -> None:
-    """A two-pathway SlowFast network must not pass for its slow half."""
+    """A two-pathway SlowFast network must not load as its slow pathway."""
     state = {"s1.pathway0_stem.conv.weight": torch.zeros(1), "s1.pathway1_stem.conv.weight": torch.zeros(1)}
     found = layouts.to_backbone(state)
     assert found is not None

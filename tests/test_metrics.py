@@ -40,7 +40,7 @@ def data(seed: int = 0, width: int = 8) -> Data:
 
 
 def with_ties() -> Data:
-    """Every bank row up to eight times, with other labels, and queries of class 7 and 9, which the bank lacks."""
+    """Each bank row up to eight times with other labels, and queries of classes 7 and 9, which are not in the bank."""
     query, query_labels, bank, bank_labels = data(1)
     g = torch.Generator().manual_seed(1)
     query_labels[[3, 20, 30]] = torch.tensor([7, 9, 7])
@@ -56,7 +56,7 @@ def brute_force_similarity(query: Tensor, bank: Tensor, center: bool) -> np.ndar
 
 
 def slow_scores(data: Data, center: bool, ks: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Hits [Q, len(ks)] and average precision [Q], walking down each query's ranking; equal ones by bank row."""
+    """Compute hits [Q, len(ks)] and average precision [Q] by walking down each query's ranking; ties by bank row."""
     query, query_labels, bank, bank_labels = data
     hits, precision = np.zeros((len(query), len(ks))), np.zeros(len(query))
     for q, row in enumerate(brute_force_similarity(query, bank, center)):
@@ -149,7 +149,7 @@ def test_a_perfect_a_worst_and_a_constant_ranking() -> None:
     assert best.recall == {1: 1.0, 2: 1.0}
     assert worst.mean_average_precision == pytest.approx((1 / 3 + 2 / 4) / 2)
     assert worst.recall == {1: 0.0, 2: 0.0}
-    # Constant features are zero once centred: everything ties, and the bank's own order is the ranking.
+    # Centred constant features are zero: everything ties, and the ranking is the order of the bank.
     constant = retrieval_scores(torch.ones(4, 2), labels, torch.ones(4, 2), labels, ks=(1, 2))
     assert constant.recall == {1: 0.5, 2: 1.0}
     assert constant.mean_average_precision == pytest.approx(((1 + 2 / 3) / 2 + (1 / 2 + 2 / 4) / 2) / 2)

@@ -1,4 +1,4 @@
-"""Features and retrieval of real checkpoints, against doing it by hand."""
+"""Features and retrieval of real checkpoints, compared to the same computation by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors are read from files full of foreign objects, and nothing in a file ever runs."""
+"""Tensors load from files with foreign objects, and no code of a file is executed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Options:
 
 
 class Attributes(dict):  # type: ignore[type-arg]
-    """As Lightning's AttributeDict or yacs' CfgNode: a dict of one's own."""
+    """A dict subclass like Lightning's AttributeDict or yacs' CfgNode."""
 
 
 class Stage(enum.Enum):
@@ -148,8 +148,8 @@ def test_nothing_in_a_file_runs(what: str, old_format: bool, tmp_path: Path) -> 
 
 
 def test_the_hostile_files_are_hostile(tmp_path: Path) -> None:
-    """The test above would pass for files that do nothing in any reader."""
-    for what in HOSTILE.keys() - {"popen"}:  # which would be there a little later
+    """Otherwise the test above would also pass for harmless files."""
+    for what in HOSTILE.keys() - {"popen"}:  # its file appears later
         mark = tmp_path / what
         path = tmp_path / "evil.pt"
         torch.save({"hyper_parameters": HOSTILE[what](str(mark))}, path)

@@ -1,4 +1,4 @@
-"""Measure a part of the system against rivals on this machine; times are to be compared within one run only.
+"""Benchmark a part of the system against other libraries on this machine. Compare times within one run only.
 
 python tools/benchmark.py retrieval
 python tools/benchmark.py retrieval --queries 500 --bank 2000 --width 512 --rounds 9

@@ -1,11 +1,11 @@
-"""Look into checkpoints: run folders, checkpoint folders, weight files.
+"""Inspect, hash and export checkpoints: run folders, checkpoint folders, weight files.
 
 python tools/checkpoint.py inspect runs/demo
 python tools/checkpoint.py digest runs/demo runs/copy/checkpoints/step_00000300
 python tools/checkpoint.py export runs/demo encoder.safetensors --to safetensors
 
-digest prints a SHA-256 over names, types, shapes and bytes of all tensors: equal states, equal line.
-inspect names every checkpoint of a run, checks it against its own digest, and lists the tensors of the newest whole one.
+digest prints a SHA-256 over names, dtypes, shapes and bytes of all tensors: equal states have equal digests.
+inspect checks every checkpoint of a run against its digest, and lists the tensors of the newest intact one.
 """
 
 import argparse

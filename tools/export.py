@@ -1,4 +1,4 @@
-"""Write an encoder for another program, proved by running both on one input.
+"""Export an encoder to another program, and compare the features of both on the same input.
 
 python tools/export.py checkpoint=runs/demo to=safetensors out=encoder.safetensors
 python tools/export.py checkpoint=runs/r3d50 to=slowfast out=sce_r3d50.pyth

@@ -1,4 +1,4 @@
-"""Start a program on many processes and machines, and start it again when it was stopped or killed.
+"""Launch a program on several processes and machines, and restart it when it is stopped or killed.
 
 python tools/launch.py local processes=2 -- tools/pretrain.py
 python tools/launch.py slurm nodes=4 gpus=8 -- tools/pretrain.py recipe=sce_r3d50_k400_16f data.train=train.csv out=runs/k400

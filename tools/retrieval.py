@@ -1,4 +1,4 @@
-"""Retrieve videos of the same class: R@1/5/10/20/25 of a checkpoint, beside a random network.
+"""Retrieve videos of the same class: R@1/5/10/20/25/50 and mAP of a checkpoint and of random weights.
 
 python tools/retrieval.py checkpoint=runs/demo train=synthetic test=synthetic
 python tools/retrieval.py checkpoint=runs/ucf train=/data/ucf101/train.csv test=/data/ucf101/test.csv

@@ -1,6 +1,6 @@
-"""Every option of the programs that use a trained encoder: features, retrieval, evaluate, export.
+"""Options of the programs that use a trained encoder: features, retrieval, evaluate, export.
 
-An option of 0 or an empty one "as in pretraining" is taken from the checkpoint. Rules stand in `__post_init__`.
+An option documented as "as in pretraining" is read from the checkpoint. `__post_init__` checks the options.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from .shared import Decoder, Device, Labels
 
 @dataclass
 class EncoderOptions:
-    """An encoder and how it looks at videos: shared by features, retrieval and evaluate."""
+    """Encoder and views of a video, shared by features, retrieval and evaluate."""
 
     checkpoint: str = MISSING  # run folder, checkpoint folder, or weight file
-    backbone: str = ""  # of a weight file that does not say
-    root: str = ""  # where the lists' relative paths start; empty: each list's own folder
+    backbone: str = ""  # network of a weight file without a description
+    root: str = ""  # base of the lists' relative paths; empty: each list's folder
     labels: Labels = Labels.file  # folder: a video's class is the name of its folder
     clips_per_video: int = 10
     num_crops: int = 3  # 1: centre; 3: along the longer side
     num_frames: int = 0  # 0: as in pretraining
     clip_seconds: float = 0.0  # 0: as in pretraining
     size: int = 0  # crop, pixels; 0: 8/7 of the pretraining size
-    cache: bool = True  # keep features on disk and take from there what an earlier run has left (see feature_cache)
-    seed: int = 0  # of the random-weights row and of everything drawn
-    health: str = "auto"  # what the doctor found, see config.Data; nothing is opened of what it found unreadable
+    cache: bool = True  # read and write the cache of features on disk (see evaluation.cache)
+    seed: int = 0  # of the random weights and all draws
+    health: str = "auto"  # see config.shared.Reading; unreadable videos are not opened
     decoder: Decoder = Decoder.auto
     device: Device = Device.auto
-    workers: int = -1  # decoding processes per process; -1: one per core of its share
+    workers: int = -1  # decoding workers per process; -1: one per core of its share
 
     def __post_init__(self) -> None:
         require(self.num_crops, "num_crops", lambda value: value in (1, 3), "1 or 3")
@@ -43,8 +43,8 @@ class EncoderOptions:
 class FeaturesConfig(EncoderOptions):
     """tools/features.py"""
 
-    data: str = MISSING  # as data.train; labels may be missing
-    out: str = MISSING  # .safetensors (with a .csv of paths and labels beside it) or .npz
+    data: str = MISSING  # as data.train; labels are optional
+    out: str = MISSING  # .npz, or .safetensors with a .csv of paths and labels beside it
     projector: bool = False  # write the projector's output too
 
     def __post_init__(self) -> None:
@@ -70,10 +70,10 @@ class EvaluateConfig(EncoderOptions):
     train: str = MISSING  # as data.train, with labels; or `synthetic`
     test: str = MISSING
     k: int = 20  # neighbours that vote in kNN
-    temp: float = 0.07  # of their votes
+    temp: float = 0.07  # temperature of the votes
     shots: list[int] = field(default_factory=lambda: [1, 5, 10])  # videos per class of the few-shot classifiers
-    repeats: int = 10  # draws of those videos
-    linear: bool = True  # a linear classifier on all training features too: hours for hundreds of thousands
+    repeats: int = 10  # random draws of those videos
+    linear: bool = True  # also a linear classifier on all training features: hours for hundreds of thousands
     out: str = ""  # JSON file; empty: evaluate_<test>.json in the run folder, numbered if there is one already
 
     def __post_init__(self) -> None:
@@ -99,9 +99,9 @@ class ExportConfig:
     checkpoint: str = MISSING  # run folder, checkpoint folder, or weight file
     to: Format = MISSING
     out: str = MISSING  # file to write; must not exist
-    backbone: str = ""  # of a weight file whose shapes do not tell
-    num_frames: int = 0  # of the clip that proves it, and of the ONNX network; 0: as in pretraining
-    size: int = 0  # pixels, of the same; 0: as in pretraining
+    backbone: str = ""  # of a weight file if its shapes fit several networks
+    num_frames: int = 0  # of the verification clips and the ONNX input; 0: as in pretraining
+    size: int = 0  # pixels, of the same clips; 0: as in pretraining
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "size"):

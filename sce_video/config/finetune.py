@@ -1,6 +1,6 @@
-"""Every option of finetuning and the linear probe, typed and explained.
+"""Options of finetuning and the linear probe.
 
-An option of 0 or an empty one "as in pretraining" is taken from the checkpoint. Rules stand in `__post_init__`.
+An option documented as "as in pretraining" is read from the checkpoint. `__post_init__` checks the options.
 """
 
 from __future__ import annotations
@@ -13,17 +13,7 @@ from omegaconf import MISSING
 
 from ..augment.view import View
 from ..errors import InputError, given, require
-from .shared import (
-    Decoder,
-    Labels,
-    LoopFilter,
-    Optim,
-    ResizeOn,
-    System,
-    Timing,
-    Transport,
-    check_clip_precision,
-)
+from .shared import Labels, Optim, Reading, System, check_clip_precision
 
 
 class Select(Enum):
@@ -33,36 +23,28 @@ class Select(Enum):
 
 
 @dataclass
-class FinetuneData(Timing):
-    """The clips that are trained on."""
+class FinetuneData(Reading):
+    """Training clips."""
 
     num_frames: int = 0  # 0: as in pretraining
     clip_seconds: float = 0.0  # 0: as in pretraining
-    decoder: Decoder = Decoder.auto
-    loop_filter: LoopFilter = LoopFilter.exact  # see pretraining's options
-    transport: Transport = Transport.auto
-    resize_on: ResizeOn = ResizeOn.device
-    max_bad_fraction: float = 0.01  # of the training videos; more unreadable ones stop the run
-    health: str = "auto"  # what the doctor found, see config.Data
 
 
 @dataclass
 class FinetuneAugment:
-    """A random square of the frame at a random scale, then colours and a flip (SCE, section 4)."""
+    """A random square crop at a random scale, then colour jitter and a flip (SCE, section 4)."""
 
     size: int = 0  # pixels; 0: as in pretraining
-    short_side_min: int = 0  # the frame's short side is scaled to a random length from here; 0: 8/7 of size
+    short_side_min: int = 0  # the short side is scaled to a random length from here; 0: 8/7 of size
     short_side_max: int = 0  # to here; 0: 10/7 of size
     view: View = field(
         default_factory=lambda: View(
             brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_probability=0.0, solarize_probability=0.0
         )
     )
-    antialias: bool = False  # smooth before shrinking; the reference does not
-    mixup_alpha: float = 0.0  # neighbours in the batch are mixed, share from Beta(alpha, alpha); 0: off
-    cutmix_alpha: float = (
-        0.0  # neighbours exchange a box, its share from Beta(alpha, alpha); with both, half of the pairs each
-    )
+    antialias: bool = False  # low-pass filter before downscaling; the reference has none
+    mixup_alpha: float = 0.0  # mix neighbours in the batch, share from Beta(alpha, alpha); 0: off
+    cutmix_alpha: float = 0.0  # exchange a box, share as in mixup; with both, each applies to half of the pairs
 
     def __post_init__(self) -> None:
         for name in ("mixup_alpha", "cutmix_alpha"):
@@ -75,11 +57,11 @@ class FinetuneAugment:
 
 @dataclass
 class FinetuneModel:
-    """What of the network is trained."""
+    """Which weights are trained."""
 
-    random_weights: bool = False  # the checkpoint's network, but not its weights: the floor
-    frozen: bool = False  # linear probe: only the last layer is trained
-    freeze_norm: bool = False  # batch norms keep their statistics and weights
+    random_weights: bool = False  # the checkpoint's network with random weights: the baseline
+    frozen: bool = False  # linear probe: train only the last layer
+    freeze_norm: bool = False  # freeze the statistics and weights of batch norms
     dropout: float = MISSING  # before the last layer
 
     def __post_init__(self) -> None:
@@ -88,9 +70,9 @@ class FinetuneModel:
 
 @dataclass
 class FinetuneOptim(Optim):
-    """As in pretraining, and for labels."""
+    """Options of pretraining's optimiser, and two for labels."""
 
-    layer_decay: float = 1.0  # learning rate of each stage as a share of the next one's; 1: the same everywhere
+    layer_decay: float = 1.0  # learning rate of a stage as a share of the next stage's; 1: all equal
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -101,15 +83,15 @@ class FinetuneOptim(Optim):
 
 @dataclass
 class Testing:
-    """The full protocol at the end, a quick look (1 clip, centre crop) in between."""
+    """The full test protocol at the end of training, and quick tests (1 clip, centre crop) before."""
 
     clips_per_video: int = 10
     num_crops: int = 3
     size: int = 0  # crop, pixels; 0: 8/7 of augment.size
-    # Which weights are tested: the last; those best on the val list; or those best on the test list itself, which is
-    # the usual practice, flatters, and is said in the report.
+    # Weights to test: the last; the best on the val list; or the best on the test list itself, which is common
+    # practice, biases the result upwards, and is noted in the report.
     select: Select = Select.last
-    every_epochs: int = 5  # between two quick looks at the list that selects (or at `val`, if given)
+    every_epochs: int = 5  # between quick tests on the selecting list (or on `val`, if given)
 
     def __post_init__(self) -> None:
         require(self.num_crops, "testing.num_crops", lambda value: value in (1, 3), "1 or 3")
@@ -121,16 +103,16 @@ class Testing:
 class FinetuneConfig:
     """tools/finetune.py"""
 
-    name: str = MISSING  # of the recipe
+    name: str = MISSING  # recipe name
     checkpoint: str = ""  # run folder, checkpoint folder or weight file; empty: from scratch
-    backbone: str = ""  # from scratch, or of a weight file that does not say
-    train: str = MISSING  # as in pretraining, with labels; % stands for the number of a split
+    backbone: str = ""  # network from scratch, or of a weight file without a description
+    train: str = MISSING  # as data.train of pretraining, with labels; % stands for a split's number
     test: str = MISSING
     val: str = ""  # for testing.select=val
-    splits: list[int] = field(default_factory=list)  # e.g. [1,2,3]: one run for each, and their mean
+    splits: list[int] = field(default_factory=list)  # e.g. [1,2,3]: one run per split, and the mean
     root: str = ""
     labels: Labels = Labels.file  # folder: a video's class is the name of its folder
-    out: str = ""  # run folder; empty: runs/finetune_<name>. The same folder again: continue
+    out: str = ""  # run folder; empty: runs/finetune_<name>. A folder with a run: continue it
     seed: int = 0
     data: FinetuneData = field(default_factory=FinetuneData)
     augment: FinetuneAugment = field(default_factory=FinetuneAugment)
@@ -141,21 +123,21 @@ class FinetuneConfig:
 
     @property
     def run_folder(self) -> Path:
-        """Where the run is kept, or the runs of all splits: `out`, or runs/finetune_<name>."""
+        """Folder of the run, or of the runs of all splits: `out`, or runs/finetune_<name>."""
         return Path(self.out or f"runs/finetune_{self.name}")
 
     def __post_init__(self) -> None:
         check_clip_precision(self.system, self.optim)
         if given(self.train, self.test) and bool(self.splits) != any("%" in part for part in (self.train, self.test)):
             raise InputError(
-                "splits=[1,2,3] and the sign % in train= and test=, which stands for the split's number, go together, "
+                "splits=[1,2,3] and the sign % in train= and test=, which stands for the split's number, must be given together, "
                 f"e.g. train=trainlist0%.txt; got splits={self.splits} train={self.train} test={self.test}"
             )
         if isinstance(self.testing, Testing) and self.testing.select is Select.val and not self.val:
             raise InputError("testing.select=val needs val=, a list beside train and test")
         if not self.checkpoint and isinstance(self.model, FinetuneModel) and self.model.random_weights:
             raise InputError("model.random_weights takes the network from checkpoint=: give one")
-        if not self.checkpoint and given(self.train):  # not while a schema is built
+        if not self.checkpoint and given(self.train):  # missing while a schema is built
             self._check_from_scratch()
 
     def _check_from_scratch(self) -> None:
@@ -167,4 +149,4 @@ class FinetuneConfig:
             ("augment.size", self.augment.size),
         ):
             if not value:
-                raise InputError(f"{name} must be given: there is no checkpoint to take it from")
+                raise InputError(f"{name} must be given: there is no checkpoint to read it from")

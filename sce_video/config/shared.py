@@ -65,13 +65,11 @@ class Labels(Enum):
 
 @dataclass
 class Timing:
-    """Random choice of a clip's frames beyond its start; off by default."""
+    """Random speed and frame positions of a clip; off by default."""
 
-    speed_min: float = 1.0  # a clip spans clip_seconds times a factor from here, log-uniform
+    speed_min: float = 1.0  # a clip spans clip_seconds times a log-uniform factor from here
     speed_max: float = 1.0  # to here; above 1 it looks faster
-    frame_jitter: float = (
-        0.0  # each frame is taken up to this share of half the frames' distance earlier or later, at most 1
-    )
+    frame_jitter: float = 0.0  # largest shift of each frame, as a share in [0, 1] of half the distance between frames
 
     def __post_init__(self) -> None:
         if not 0 < self.speed_min <= self.speed_max:
@@ -82,23 +80,40 @@ class Timing:
 
 
 @dataclass
+class Reading(Timing):
+    """How training clips are read."""
+
+    decoder: Decoder = Decoder.auto
+    loop_filter: LoopFilter = LoopFilter.exact  # reference, off: faster H.264, approximate pixels (docs/decoding.md)
+    transport: Transport = Transport.auto  # of clips to the device; planes: YUV planes, half the bytes; auto: on GPUs
+    resize_on: ResizeOn = ResizeOn.device  # worker: workers scale crops larger than augment.size, and round them
+    max_bad_fraction: float = 0.01  # share of unreadable videos above which the run stops
+    # Results of data_prep/doctor.py: its health.csv or folder, `none`, or `auto`: the one beside the list, if any.
+    health: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.max_bad_fraction, "data.max_bad_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
+
+
+@dataclass
 class Optim:
-    """The optimiser and the length of training."""
+    """Optimiser and length of training."""
 
     name: Optimizer = MISSING
-    batch: int = MISSING  # videos per optimiser step, of all processes and micro-batches together
-    lr_per_256: float = MISSING  # learning rate for a batch of 256; scaled linearly with the batch
+    batch: int = MISSING  # videos per optimiser step, over all processes and micro-batches
+    lr_per_256: float = MISSING  # learning rate at batch 256; scaled linearly with the batch
     epochs: int = MISSING
     warmup_epochs: float = MISSING  # linear warm-up, then a cosine to 0
-    weight_decay: float = MISSING  # never on biases and norms
+    weight_decay: float = MISSING  # not applied to biases and norms
     momentum: float = 0.9  # AdamW: first beta
     trust_coefficient: float = 0.001  # LARS only
     accumulate: int = 1  # micro-batches per step
-    precision: Precision = Precision.fp32  # of the networks; the loss is always float32; on a CPU only fp32
-    exchange: Exchange = Exchange.fp32  # what gradients are sent between processes as; bf16: half the bytes, rounded
+    precision: Precision = Precision.fp32  # of the networks; the loss is always float32; a CPU supports only fp32
+    exchange: Exchange = Exchange.fp32  # dtype of gradients sent between processes; bf16: half the bytes, rounded
 
     def __post_init__(self) -> None:
-        require(self.batch, "optim.batch", lambda value: value >= 2, "at least 2: batch norm needs it")
+        require(self.batch, "optim.batch", lambda value: value >= 2, "at least 2, for batch norm")
         require(self.epochs, "optim.epochs", lambda value: value >= 1, "at least 1")
         require(self.lr_per_256, "optim.lr_per_256", lambda value: value > 0, "positive")
         require(self.accumulate, "optim.accumulate", lambda value: value >= 1, "at least 1")
@@ -109,31 +124,31 @@ class Optim:
 
     @property
     def lr(self) -> float:
-        """The base learning rate: lr_per_256 * batch / 256."""
+        """Base learning rate: lr_per_256 * batch / 256."""
         return self.lr_per_256 * self.batch / 256
 
     @property
     def sends_bf16(self) -> bool:
-        """Whether gradients are rounded to bfloat16 on their way between processes."""
+        """Whether processes exchange gradients in bfloat16."""
         return self.exchange is Exchange.bf16
 
 
 @dataclass
 class System:
-    """Plumbing: changes nothing that is learnt."""
+    """Options that do not change the trained weights."""
 
     device: Device = Device.auto
-    workers: int = -1  # decoding processes per training process; -1: one per core of its share
-    channels_last: bool = False  # memory layout of the clips that the network gets
-    bf16_clips: bool = False  # the network gets clips in bfloat16: half the memory; for optim.precision=bf16
+    workers: int = -1  # decoding workers per training process; -1: one per core of its share
+    channels_last: bool = False  # memory format of the network's input clips
+    bf16_clips: bool = False  # input clips in bfloat16: half the memory; needs optim.precision=bf16
     log_every: int = 20  # steps
     save_every: int = 200  # steps; the last step is always saved
-    keep: int = 2  # checkpoints: the newest
-    keep_every: int = 0  # and those of every so many steps; 0: none
-    read_timeout: float = 60.0  # seconds that a decoding process may take for one video
-    worker_videos: int = 20000  # that a decoding process reads before it is replaced (its memory may grow); 0: never
-    step_timeout: float = 600.0  # seconds; a step that takes longer ends the process
-    agree_every: int = 1000  # steps; whether all processes still hold the same values; 0: never
+    keep: int = 2  # number of newest checkpoints to keep
+    keep_every: int = 0  # steps; also keep every checkpoint at a multiple of this; 0: off
+    read_timeout: float = 60.0  # seconds that a decoding worker may take per video
+    worker_videos: int = 20000  # videos after which a decoding worker is replaced (its memory may grow); 0: never
+    step_timeout: float = 600.0  # seconds; a longer step ends the process
+    agree_every: int = 1000  # steps between checks that all ranks hold equal tensors; 0: never
 
     def __post_init__(self) -> None:
         for name in ("log_every", "save_every", "keep"):
@@ -145,13 +160,13 @@ class System:
         if given(self.read_timeout, self.step_timeout) and self.step_timeout <= self.read_timeout + 10:
             raise InputError(
                 f"system.step_timeout ({self.step_timeout:g}) must be more than 10 s above system.read_timeout "
-                f"({self.read_timeout:g}): a step waits while a video that hangs is given up"
+                f"({self.read_timeout:g}): a step waits that long for a video that hangs"
             )
         require(self.workers, "system.workers", lambda value: value >= -1, "at least -1")
 
 
 def check_clip_precision(system: Any, optim: Any) -> None:
-    """Raise InputError for clips in bfloat16 that a network in another precision would get."""
+    """Raise InputError for bfloat16 clips with a network in another precision."""
     built = isinstance(system, System) and isinstance(optim, Optim)
     if built and system.bf16_clips and optim.precision is not Precision.bf16:
         raise InputError(f"system.bf16_clips needs optim.precision=bf16, not {optim.precision.value}")

@@ -1,7 +1,7 @@
-"""Testing a classifier: softmax probabilities of many views averaged per video, and the files that report on it.
+"""Test a classifier: average the softmax probabilities of each video's views, and write the report files.
 
-Protocol (SCE, section 6): mean over clips x crops of softmax probabilities, then top-1 and top-5. Accuracy is given over
-the videos that could be read and over all that are listed, where an unreadable one counts as missed.
+Protocol (SCE, section 6): mean over clips x crops of softmax probabilities, then top-1 and top-5. Accuracy is computed over
+the readable videos and over all listed videos, where an unreadable video counts as wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .views import Views, view_outputs
 
 
 class Predictions(NamedTuple):
-    """Class probabilities float32 [N, num_classes] of the videos that could be read, in the manifest's order."""
+    """Class probabilities float32 [N, num_classes] of the readable videos, in the manifest's order."""
 
     probabilities: Tensor
     rows: list[int]
@@ -40,10 +40,10 @@ def predict(
     workers: int = 0,
     title: str = "",
 ) -> Predictions:
-    """Return every rank the mean over views of the softmax probabilities of all videos.
+    """Return the mean over views of the softmax probabilities of all videos, on every rank.
 
     classifier: float clips in 0..1 [B, 3, T, size, size] -> logits [B, num_classes].
-    Raises InputError if no video could be read.
+    Raises InputError if no video can be read.
     """
     rows: list[int] = []
     parts: list[Tensor] = []

@@ -1,7 +1,7 @@
-"""Features of a manifest: the mean over all views of each video, for one encoder or several, from one decode.
+"""Extract the features of a manifest: the mean over all views of each video, for several encoders from one decode.
 
-Features of all views are averaged without normalising each (SCE, section 6); on disk, if asked for, they wait for the next
-program (`feature_cache.py`). Every rank gets the whole. Views and their order: `multi_view.py`.
+The views' features are averaged without normalising each (SCE, section 6). Every rank returns all of them, and `cache.py`
+keeps them on disk for other programs. `views.py` defines the views and their order.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from ..data.dataset import Failure
 from ..data.manifest import Video
 from ..errors import InputError
 from ..models.encoder import FrozenEncoder
-from .cache import FeatureCache, identity
+from .cache import FeatureCache, identify
 from .views import Views, view_outputs
 
-FLUSH_VIDEOS, FLUSH_SECONDS = 1024, 120.0  # what an interrupted extraction loses at most
+FLUSH_VIDEOS, FLUSH_SECONDS = 1024, 120.0  # an interrupted extraction loses at most this much
 
 
 class Features(NamedTuple):
-    """Features of the videos that could be read, float32 [N, width] on the CPU, by kind (see `extract_all`)."""
+    """Features of the readable videos by kind (see `extract_all`), float32 [N, width] on the CPU."""
 
     features: dict[str, Tensor]
     rows: list[int]  # of the manifest, ascending
     failures: list[Failure]
-    decoded: int  # videos decoded now; the others came from the cache
+    decoded: int  # number of videos decoded now; the others came from the cache
 
 
 def extract(encoder: FrozenEncoder, videos: Sequence[Video], views: Views, **options: Any) -> Features:
-    """Return one encoder's features; see `extract_all`."""
+    """Return the features of one encoder; options as in `extract_all`."""
     return extract_all([encoder], videos, views, **options)[0]
 
 
@@ -50,20 +50,19 @@ def extract_all(
     cached: bool = False,
     title: str = "",
 ) -> list[Features]:
-    """Return the features of all videos in the manifest's order, for each encoder, on every rank, from one decode.
+    """Return each encoder's features of all videos, in the manifest's order, on every rank. Decodes each video once.
 
-    kinds: `backbone` (pooled backbone output) and `projector` (the projector's, where an encoder has one), averaged over
-    all views; `backbone_1_view` and `projector_1_view`, of the middle view alone.
-    cached: keep all kinds on disk (see feature_cache), take from there what an earlier run of any program has left, and
-    so go on where an interrupted one stopped.
+    kinds: `backbone` (pooled backbone output) and `projector` (its output, if the encoder has one), averaged over all
+    views; `backbone_1_view` and `projector_1_view` of the middle view only.
+    cached: write all kinds to the cache (see cache.py) and read cached videos from it, so an interrupted run continues.
 
-    Raises InputError if no video could be read.
+    Raises InputError if no video can be read.
     """
-    names = [identity(video) if cached else None for video in videos]
-    stores = [Store(encoder, names, views, kinds, decoder, cached) for encoder in encoders]
-    missing = sorted(set.union(*(store.missing() for store in stores)))
-    active = [store for store in stores if store.missing()]
-    network = _SideBySide([store.encoder for store in active])
+    names = [identify(video) if cached else None for video in videos]
+    stores = [_FeatureStore(encoder, names, views, kinds, decoder, cached) for encoder in encoders]
+    missing = sorted(set.union(*(store.missing_rows() for store in stores)))
+    active = [store for store in stores if store.missing_rows()]
+    network = _ConcatenatedEncoders([store.encoder for store in active])
     failures: list[Failure] = []
     try:
         for rows, output, failed in view_outputs(
@@ -84,11 +83,11 @@ def extract_all(
     finally:
         for store in active:
             store.write()
-    return [store.merged(failures) for store in stores]
+    return [store.merge(failures) for store in stores]
 
 
-class _SideBySide:
-    """Clips -> all encoders' features and projections in one row; `widths` holds a pair per encoder after a batch."""
+class _ConcatenatedEncoders:
+    """Map clips to the concatenated features and projections of all encoders; sets `widths`, a pair per encoder."""
 
     def __init__(self, encoders: Sequence[FrozenEncoder]) -> None:
         self.encoders = encoders
@@ -104,10 +103,10 @@ class _SideBySide:
         return torch.cat(outputs, dim=1)
 
 
-class Store:
-    """One encoder's features while they are being made: those from the cache, this rank's new ones, and those to write.
+class _FeatureStore:
+    """One encoder's features during extraction: from the cache, new on this rank, and not yet written.
 
-    names: each video's `feature_cache.identity`, None where it has none or nothing is cached.
+    names: each video's key (`cache.identify`); None for a missing_rows file or without a cache.
     """
 
     def __init__(
@@ -122,19 +121,19 @@ class Store:
         self.encoder, self.names, self.views, self.kinds = encoder, names, views, kinds
         self.cache = FeatureCache.of(encoder, {**vars(views), "decoder": decoder}) if cached else None
         self.found, self.known = self.cache.load(names, kinds) if self.cache else ([], {})
-        # Machines may have caches of their own: what counts is what every rank has found.
+        # Machines may have separate caches: use only the rows that every rank has found.
         self.everywhere = set.intersection(*(set(rows) for rows in distributed.gather_objects(self.found)))
         self.rows: list[int] = []
         self.parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
         self.unwritten: list[tuple[list[int], dict[str, Tensor]]] = []
         self.since = time.monotonic()
 
-    def missing(self) -> set[int]:
-        """Return the rows that have to be decoded."""
+    def missing_rows(self) -> set[int]:
+        """Return the rows to decode."""
         return set(range(len(self.names))) - self.everywhere
 
     def add(self, rows: list[int], features: Tensor, projections: Tensor) -> None:
-        """Take features and projections [len(rows), views, ...]; projections of width 0 where there is no projector."""
+        """Add features and projections [len(rows), views, ...]; without a projector, projections have width 0."""
         summary = {}
         for name, piece in (("backbone", features), ("projector", projections)):
             if piece.shape[-1]:
@@ -150,15 +149,15 @@ class Store:
                 self.write()
 
     def write(self) -> None:
-        """Write what is not in the cache yet."""
+        """Write the new features to the cache."""
         if self.cache and self.unwritten:
             summaries = [summary for _, summary in self.unwritten]
             arrays = {kind: torch.cat([summary[kind] for summary in summaries]) for kind in summaries[0]}
             self.cache.add([self.names[row] for rows, _ in self.unwritten for row in rows], arrays)
         self.unwritten, self.since = [], time.monotonic()
 
-    def merged(self, failures: list[Failure]) -> Features:
-        """Put what was known everywhere and the new ones of all ranks into the manifest's order."""
+    def merge(self, failures: list[Failure]) -> Features:
+        """Return the cached features and the new ones of all ranks, in the manifest's order."""
         own = {kind: torch.cat(parts) if parts else None for kind, parts in self.parts.items()}
         shares = distributed.gather_objects((own, self.rows, failures))
         failures = [failure for _, _, failed in shares for failure in failed]

@@ -1,8 +1,8 @@
-"""Few labels: linear classification of cached features, with a few videos per class or with all of them.
+"""Linear classification of frozen features, with a few videos per class or with all of them.
 
-Features are L2-normalised, then scikit-learn's multinomial logistic regression (lbfgs) is fitted, as in Tian et al.,
-"Rethinking few-shot image classification" (ECCV 2020, section 3): with one video per class there is nothing to estimate
-a scale per feature from, so features are not standardised. Needs the extra `evaluation` (scikit-learn).
+Fits scikit-learn's multinomial logistic regression (lbfgs) to L2-normalised features, as in Tian et al., "Rethinking
+few-shot image classification" (ECCV 2020, section 3). Features are not standardised: one video per class is too little to
+estimate a scale per feature. Needs the extra `evaluation` (scikit-learn).
 
 Shape legend: M training rows, Q test rows, C feature width.
 """
@@ -22,14 +22,14 @@ from torch import Tensor
 from ..errors import InputError
 from ..randomness import generator
 
-REGULARISATION = (0.1, 1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C: the larger, the less the weights are held back
+REGULARISATION = (0.1, 1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C: the inverse of the regularisation strength
 
 
 class LowShot(TypedDict):
-    """mean and std (of a sample; 0 for one repeat) of the accuracies per_repeat in [0, 1].
+    """Mean and sample standard deviation (0 for one repeat) of the accuracies per_repeat, in [0, 1].
 
-    short_classes: class -> its number of training videos, where that is below `shots`. not_converged: repeats whose fit
-    was stopped by `max_steps`.
+    short_classes: class -> number of training videos, for classes with fewer than `shots`.
+    not_converged: number of repeats whose fit reached `max_steps`.
     """
 
     mean: float
@@ -41,10 +41,10 @@ class LowShot(TypedDict):
 
 
 class LinearOnFeatures(TypedDict):
-    """accuracy on the test rows and class_accuracy per class, in [0, 1].
+    """Accuracy on the test rows, overall and per class, in [0, 1].
 
-    held_out: C -> accuracy on the held-out training rows; chosen: the C that was best there (of equals the smallest).
-    not_converged: fits, the final one included, that were stopped by `max_steps`.
+    held_out: C -> accuracy on the held-out training rows; chosen: the C with the highest (the smallest among ties).
+    not_converged: number of fits, including the final one, that reached `max_steps`.
     """
 
     accuracy: float
@@ -66,20 +66,21 @@ def low_shot(
     regularisation: float = 1.0,
     max_steps: int = 1000,
 ) -> LowShot:
-    """Return the test accuracy of classifiers trained on `shots` videos of each class, drawn anew for each repeat.
+    """Return the test accuracy of classifiers trained on `shots` videos per class, drawn anew for each repeat.
 
     train_features [M, C], test_features [Q, C] float, finite; labels [M], [Q] integers. The draw is a function of (seed,
-    repeat, class) and of the class's rows. A class with fewer videos gives all it has; a test class without training
-    videos is always missed. ValueError for mismatched input, fewer than two training classes, or shots or repeats below 1.
+    repeat, class) and of the class's rows. A class with fewer videos uses all of them; a test class without training
+    videos counts as wrong. Raises ValueError for mismatched input, fewer than two training classes, or shots or repeats
+    below 1.
     """
     if shots < 1 or repeats < 1:
         raise ValueError(f"shots and repeats must be at least 1, got {shots} and {repeats}")
-    train, train_ids, test, test_ids = _checked(train_features, train_labels, test_features, test_labels)
-    rows_of = _rows_of_classes(train_ids)
+    train, train_ids, test, test_ids = _check_rows(train_features, train_labels, test_features, test_labels)
+    rows_of = _group_by_class(train_ids)
     accuracies, stopped = [], 0
     for repeat in range(repeats):
         chosen = np.concatenate(
-            [_shuffled(rows, seed, "low_shot", repeat, label)[:shots] for label, rows in rows_of.items()]
+            [_shuffle(rows, seed, "low_shot", repeat, label)[:shots] for label, rows in rows_of.items()]
         )
         predicted, converged = _fit(train[chosen], train_ids[chosen], test, regularisation, max_steps)
         accuracies.append(float((predicted == test_ids).mean()))
@@ -105,21 +106,21 @@ def linear_on_features(
     held_out_share: float = 0.2,
     max_steps: int = 1000,
 ) -> LinearOnFeatures:
-    """Return the test accuracy of a classifier trained on all training rows, its C chosen without the test rows.
+    """Return the test accuracy of a classifier trained on all training rows. Does not choose C on the test rows.
 
-    `held_out_share` in (0, 1) of each class's training rows, rounded down, is held out by a draw keyed by (seed, class);
-    the C of `choices` that is best there trains the final classifier on all rows. Input and errors as in `low_shot`.
+    A draw keyed by (seed, class) holds out `held_out_share` in (0, 1) of each class's training rows, rounded down. The C of
+    `choices` with the best held-out accuracy fits the final classifier to all rows. Input and errors as in `low_shot`.
     """
     if not choices or not 0 < held_out_share < 1:
         raise ValueError(f"choices must not be empty and held_out_share in (0, 1), got {choices}, {held_out_share}")
-    train, train_ids, test, test_ids = _checked(train_features, train_labels, test_features, test_labels)
+    train, train_ids, test, test_ids = _check_rows(train_features, train_labels, test_features, test_labels)
     held = np.zeros(len(train), dtype=bool)
-    for label, rows in _rows_of_classes(train_ids).items():
-        held[_shuffled(rows, seed, "linear_on_features", label)[: int(held_out_share * len(rows))]] = True
+    for label, rows in _group_by_class(train_ids).items():
+        held[_shuffle(rows, seed, "linear_on_features", label)[: int(held_out_share * len(rows))]] = True
     if len(choices) > 1 and not held.any():
         raise ValueError(
-            f"no class has the {int(1 / held_out_share)} videos of which one can be held out to choose C: "
-            "give one choice only, or a larger held_out_share"
+            f"no class has the {int(1 / held_out_share)} videos needed to hold one out and choose C: "
+            "give a single choice, or a larger held_out_share"
         )
     held_out, stopped = {}, 0
     for choice in sorted(choices) if len(choices) > 1 else ():
@@ -131,15 +132,15 @@ def linear_on_features(
     right = predicted == test_ids
     return {
         "accuracy": float(right.mean()),
-        "class_accuracy": {label: float(right[rows].mean()) for label, rows in _rows_of_classes(test_ids).items()},
+        "class_accuracy": {label: float(right[rows].mean()) for label, rows in _group_by_class(test_ids).items()},
         "chosen": best,
         "held_out": held_out,
         "not_converged": stopped + (not converged),
     }
 
 
-def _checked(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> list[np.ndarray[Any, Any]]:
-    """Unit rows float32 and labels int64 as arrays, in the order of the arguments, or ValueError."""
+def _check_rows(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> list[np.ndarray[Any, Any]]:
+    """Return unit rows float32 and labels int64 as arrays, in the order of the arguments. Raises ValueError."""
     if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1]:
         raise ValueError(f"features [M, C] and [Q, C] must share C, got {list(train.shape)} and {list(test.shape)}")
     arrays = []
@@ -150,19 +151,19 @@ def _checked(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Ten
                 f"got {labels.dtype} {list(labels.shape)} for {len(rows)} rows"
             )
         if not rows.isfinite().all():
-            raise ValueError(f"{name}_features hold NaN or infinity: leave these videos out")
+            raise ValueError(f"{name}_features hold NaN or infinity: leave those videos out")
         arrays += [F.normalize(rows.detach().float(), dim=1).cpu().numpy(), labels.cpu().long().numpy()]
     if len(np.unique(arrays[1])) < 2:
-        raise ValueError("train_labels must hold at least two classes to tell apart, got one")
+        raise ValueError("train_labels must hold at least two classes, got one")
     return arrays
 
 
-def _rows_of_classes(labels: np.ndarray[Any, Any]) -> dict[int, np.ndarray[Any, Any]]:
+def _group_by_class(labels: np.ndarray[Any, Any]) -> dict[int, np.ndarray[Any, Any]]:
     return {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
 
 
-def _shuffled(rows: np.ndarray[Any, Any], *key: int | str) -> np.ndarray[Any, Any]:
-    """The rows in an order that is a function of the key (seed, purpose, ...)."""
+def _shuffle(rows: np.ndarray[Any, Any], *key: int | str) -> np.ndarray[Any, Any]:
+    """Return the rows in an order that depends only on the key (seed, purpose, ...)."""
     order: np.ndarray[Any, Any] = rows[torch.randperm(len(rows), generator=generator(*key)).numpy()]
     return order
 
@@ -174,7 +175,7 @@ def _fit(
     regularisation: float,
     steps: int,
 ) -> tuple[np.ndarray[Any, Any], bool]:
-    """Classes predicted for the test rows, and whether the fit converged within `steps`."""
+    """Return the classes predicted for the test rows, and whether the fit converged within `steps`."""
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
@@ -182,7 +183,7 @@ def _fit(
         raise InputError("classifying features needs scikit-learn: pip install 'sce_video[evaluation]'") from missing
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        # One video per class is what was asked for.
+        # Training with one video per class is intended.
         warnings.filterwarnings("ignore", "The number of unique classes is greater than", UserWarning)
         model = LogisticRegression(C=regularisation, max_iter=steps).fit(rows, labels)
     for other in caught:

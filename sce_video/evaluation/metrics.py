@@ -1,7 +1,7 @@
-"""Metrics as pure functions of tensors: retrieval, nearest-neighbour and classification.
+"""Metrics as pure functions of tensors: retrieval, nearest neighbours and classification.
 
-Cosine similarities come from `search`, block by block; nothing here holds all Q x N of them at once.
-A class is an integer id; tables per class are dictionaries from that id, of the classes that the queries have.
+`search` computes cosine similarities block by block; no function holds all Q x N of them.
+Classes are integer ids. Tables per class are dictionaries keyed by id, for the classes of the queries.
 
 Shape legend: Q queries, N bank entries, C feature width, L classes, V views of one video, R relevant bank entries.
 """
@@ -19,16 +19,16 @@ from torch import Tensor
 from . import search
 
 RECALL_KS = (1, 5, 10, 20, 25, 50)
-FEW_TIES = 32  # up to so many tied relevant entries are counted one by one; above, the whole row is sorted
+FEW_TIES = 32  # up to this many tied relevant entries are counted one by one; with more, the row is sorted
 
 
 class RetrievalScores(NamedTuple):
-    """What `retrieval_scores` returns; shares in [0, 1].
+    """Result of `retrieval_scores`; shares in [0, 1].
 
     recall: k -> share of queries with an entry of their class among the k nearest. mean_average_precision: mean over
-    queries (not classes) of average precision over the whole bank; None if not asked for. class_recall, class_precision:
-    the same per class. class_queries: class -> number of queries. absent: queries whose class the bank lacks, counted as
-    misses everywhere.
+    queries (not classes) of average precision over the whole bank; None if not requested. class_recall, class_precision:
+    the same per class. class_queries: class -> number of queries. absent: number of queries whose class is not in the bank;
+    they count as misses.
     """
 
     recall: dict[int, float]
@@ -40,7 +40,7 @@ class RetrievalScores(NamedTuple):
 
 
 class KnnScores(NamedTuple):
-    """Accuracy in [0, 1] over all queries, per class, and the predicted classes int64 [Q]."""
+    """Accuracy in [0, 1] over all queries and per class, and the predicted classes int64 [Q]."""
 
     accuracy: float
     class_accuracy: dict[int, float]
@@ -55,11 +55,11 @@ def recall_at_k(
     ks: Sequence[int] = (1, 5, 10, 20, 25),
     center: bool = True,
 ) -> dict[int, float]:
-    """Return for each k the share of queries with at least one of their k nearest bank entries of their own class.
+    """Return for each k the share of queries with an entry of their class among their k nearest bank entries.
 
-    Cosine similarity after subtracting each set's own mean (`center`), the protocol of SCE's retrieval tables; of equal
-    similarities the lower bank index is nearer. A k above N counts the whole bank. query [Q, C], bank [N, C] float;
-    labels [Q] and [N] integers; values in [0, 1]. ValueError for empty, mismatched or non-finite input.
+    Uses cosine similarity after subtracting each set's own mean (`center`), as in SCE's retrieval tables. Among equal
+    similarities the lower bank index ranks first. A k above N counts the whole bank. query [Q, C], bank [N, C] float;
+    labels [Q] and [N] integers; values in [0, 1]. Raises ValueError for empty, mismatched or non-finite input.
     """
     return retrieval_scores(
         query, query_labels, bank, bank_labels, ks=ks, center=center, average_precision=False
@@ -76,19 +76,18 @@ def retrieval_scores(
     center: bool = True,
     average_precision: bool = True,
 ) -> RetrievalScores:
-    """Return recall at each k and, unless turned off, mean average precision, both over all queries and per class.
+    """Return recall at each k and, by default, mean average precision, both over all queries and per class.
 
-    Arguments and errors as in `recall_at_k`. Average precision of a query is 1/R sum_i i / rank_i over the ranks of its R
-    relevant entries in the whole bank (scikit-learn's average_precision_score where nothing ties); of equal similarities
-    the lower bank index ranks first. Both come from one pass over the similarities: the rank of the nearest relevant
-    entry decides recall. Without average precision only the max(ks) nearest are searched, in half the time.
+    Arguments, ties and errors as in `recall_at_k`. The average precision of a query is 1/R sum_i i / rank_i over the ranks
+    of its R relevant entries in the whole bank (equal to scikit-learn's average_precision_score without ties). One pass over
+    the similarities computes both. Without average precision only the max(ks) nearest are searched, in half the time.
     """
     _check_labels(query, query_labels, bank, bank_labels)
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must hold integers of at least 1, got {tuple(ks)}")
     pair = (query, query_labels.cpu().numpy(), bank, bank_labels.cpu().numpy())
     first_rank, precision = (
-        _whole_ranking(*pair, center) if average_precision else (_search(*pair, max(ks), center), None)
+        _rank_whole_bank(*pair, center) if average_precision else (_find_first_hits(*pair, max(ks), center), None)
     )
     labels = query_labels.cpu().numpy()
     classes = {int(label): labels == label for label in np.unique(labels)}
@@ -121,7 +120,7 @@ def weighted_knn(
     """Return the scores of the weighted k-nearest-neighbour vote of Wu et al., CVPR 2018 (section 3.4).
 
     The k most similar bank entries (cosine, not centred) vote as in `knn_vote`. Shapes and errors as in `recall_at_k`;
-    labels from 0.
+    labels must not be negative.
     """
     _check_labels(query, query_labels, bank, bank_labels)
     found = search.nearest(query, bank, k)
@@ -134,26 +133,27 @@ def weighted_knn(
 def knn_vote(similarity: Tensor, neighbor_labels: Tensor, *, temp: float) -> Tensor:
     """Return the class int64 [Q] with the most votes: each neighbour votes for its class with exp(similarity / temp).
 
-    similarity [Q, k] best first, neighbor_labels [Q, k] integers from 0. Equal votes: the lower class. With the first k
-    columns of one search, any smaller k is voted on without searching again.
+    similarity [Q, k] best first, neighbor_labels [Q, k] integers from 0. The lower class wins a tie. To vote with a smaller
+    k, pass the first k columns.
     """
     if temp <= 0 or neighbor_labels.min() < 0:
         raise ValueError(f"temp must be positive and labels from 0, got {temp} and {int(neighbor_labels.min())}")
-    # exp(s - best) instead of exp(s): the vote is the same and nothing overflows.
+    # exp(s - best) instead of exp(s): the same vote without overflow.
     weights = ((similarity - similarity[:, :1]) / temp).exp()
     votes = weights.new_zeros(len(similarity), int(neighbor_labels.max()) + 1)
     return votes.scatter_add_(1, neighbor_labels.long(), weights).argmax(dim=1)
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> dict[int, float]:
-    """Return for each k the share of rows whose class is among the k highest scores; equal scores: the lower class.
+    """Return for each k the share of rows whose class is among the k highest scores.
 
-    scores [Q, L] finite, labels [Q] integers in [0, L); else ValueError. A k above L counts all classes.
+    scores [Q, L] finite, labels [Q] integers in [0, L). Among equal scores the lower class ranks first. A k above L counts
+    all classes. Raises ValueError for other input.
     """
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not scores.numel():
         raise ValueError(f"scores [Q, L] need labels [Q], got {list(scores.shape)} and {list(labels.shape)}")
     if not scores.isfinite().all():
-        raise ValueError("scores hold NaN or infinity: no rank can be given")
+        raise ValueError("scores hold NaN or infinity: they cannot be ranked")
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise ValueError(f"labels must be in [0, {scores.shape[1]}), got {int(labels.min())} to {int(labels.max())}")
     own = scores.gather(1, labels[:, None].long())
@@ -165,7 +165,7 @@ def topk_accuracy(scores: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) ->
 def average_views(logits: Tensor) -> Tensor:
     """Return probabilities [N, L]: the mean over views of softmax(logits [N, V, L]), SCE's test-time averaging.
 
-    Half precision is computed and returned as float32.
+    Computes in float32, or in float64 for float64 logits.
     """
     if logits.ndim != 3 or not logits.shape[1]:
         raise ValueError(f"logits must be [N, V, L] with at least one view, got {list(logits.shape)}")
@@ -184,7 +184,7 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Ten
 
 
 def per_class_accuracy(predicted: Tensor, labels: Tensor) -> dict[int, float]:
-    """Return class -> share of its rows that were predicted right, for the classes in labels. predicted, labels [Q]."""
+    """Return class -> share of its rows predicted correctly, for the classes in labels. predicted, labels [Q]."""
     right = predicted == labels.to(predicted.device)
     return {int(label): right[labels == label].double().mean().item() for label in labels.unique()}
 
@@ -198,48 +198,48 @@ def _check_labels(query: Tensor, query_labels: Tensor, bank: Tensor, bank_labels
             )
 
 
-def _search(
+def _find_first_hits(
     query: Tensor, query_labels: np.ndarray, bank: Tensor, bank_labels: np.ndarray, k: int, center: bool
 ) -> np.ndarray:
-    """Rank from 1 of the nearest relevant entry among the k nearest [Q]; infinity if there is none."""
+    """Return the rank from 1 of the nearest relevant entry among the k nearest [Q]; infinity without one."""
     rows = search.nearest(query, bank, k, center="own" if center else "none").rows.cpu().numpy()
     hits = bank_labels[rows] == query_labels[:, None]
     return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
 
 
-def _whole_ranking(
+def _rank_whole_bank(
     query: Tensor, query_labels: np.ndarray, bank: Tensor, bank_labels: np.ndarray, center: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of the nearest relevant entry (infinity: none) and average precision, float64 [Q] each."""
+    """Return the rank of the nearest relevant entry (infinity without one) and average precision, float64 [Q] each."""
     members = {int(label): np.flatnonzero(bank_labels == label) for label in np.unique(query_labels)}
     first_rank, precision = np.full(len(query), np.inf), np.zeros(len(query))
     for first, block in search.similarity_rows(query, bank, center="own" if center else "none"):
-        for row, ranks in enumerate(_ranks_of_rows(block.cpu().numpy(), query_labels[first:], members), first):
+        for row, ranks in enumerate(_rank_rows(block.cpu().numpy(), query_labels[first:], members), first):
             if len(ranks):
                 first_rank[row] = ranks[0]
                 precision[row] = (np.arange(1, len(ranks) + 1) / ranks).mean()
     return first_rank, precision
 
 
-def _ranks_of_rows(similarity: np.ndarray, labels: np.ndarray, members: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
-    # NumPy sorts a row without holding the interpreter's lock, so threads share the rows.
+def _rank_rows(similarity: np.ndarray, labels: np.ndarray, members: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
+    # NumPy releases the GIL while it sorts, so threads run in parallel.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         yield from pool.map(relevant_ranks, similarity, (members[int(label)] for label in labels[: len(similarity)]))
 
 
 def relevant_ranks(similarity: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Return the ranks from 1, ascending int64 [R], of the entries `members` [R] when similarity [N] is sorted downwards.
+    """Return the ranks from 1, ascending int64 [R], of the entries `members` [R] in descending order of similarity [N].
 
-    Of equal similarities the lower index ranks first. One sort of the values (far cheaper than of the indices) and a
-    binary search for each member; only members that tie are counted by hand.
+    Among equal similarities the lower index ranks first. Sorts the values (far cheaper than an argsort), finds each member
+    by binary search, and counts tied members one by one.
     """
     ascending, own = np.sort(similarity), similarity[members]
     above = len(ascending) - np.searchsorted(ascending, own, side="right")
     tied = np.flatnonzero(len(ascending) - np.searchsorted(ascending, own, side="left") - above > 1)
     if len(tied) > FEW_TIES:
-        place = np.empty(len(similarity), dtype=np.int64)
-        place[np.argsort(-similarity, kind="stable")] = np.arange(len(similarity))
-        above = place[members]
+        rank = np.empty(len(similarity), dtype=np.int64)
+        rank[np.argsort(-similarity, kind="stable")] = np.arange(len(similarity))
+        above = rank[members]
     else:
         for member in tied:
             above[member] += np.count_nonzero(similarity[: members[member]] == own[member])

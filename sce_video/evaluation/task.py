@@ -1,6 +1,6 @@
-"""What the programs that score frozen features have in common: two labelled lists, two encoders, one table.
+"""Shared by the programs that score frozen features: read two labelled lists, compare two encoders, write one table.
 
-The second encoder is the same network with random weights: the floor of every table.
+The second encoder is the same network with random weights, the baseline of every table.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from .views import Views, test_size
 
 @dataclass
 class Task:
-    """Lists with their classes numbered together, and the encoders to compare, by their row's name."""
+    """Two lists with a joint numbering of their classes, and the encoders to compare by row name."""
 
     train: list[Video]
     test: list[Video]
-    sources: dict[str, str]  # train, test: as given
+    sources: dict[str, str]  # train, test: the options' values
     classes: list[str]
     ids: dict[str, list[int]]  # train, test: the class of each row
     views: Views
@@ -47,12 +47,12 @@ class Task:
         return Path(self.sources["test"]).stem
 
     def labels(self, found: Features, split: str) -> Tensor:
-        """Return the classes int64 [N] of the videos that could be read."""
+        """Return the classes int64 [N] of the readable videos."""
         return torch.tensor([self.ids[split][row] for row in found.rows])
 
 
 def prepare(cfg: EncoderOptions, train: str, test: str) -> Task:
-    """Read the lists and load the encoders; say on stderr what makes results on these lists doubtful."""
+    """Read the lists, warn on stderr about doubtful ones, and load the encoders."""
     encoder = load_encoder(cfg.checkpoint, cfg.backbone or None)
     lists = [
         loader.read_videos(source, split=split, root=cfg.root, labels=cfg.labels.value, known_health=cfg.health)
@@ -69,14 +69,14 @@ def prepare(cfg: EncoderOptions, train: str, test: str) -> Task:
         sources={"train": train, "test": test},
         classes=classes,
         ids={"train": ids[0], "test": ids[1]},
-        views=views_of(cfg, encoder),
+        views=choose_views(cfg, encoder),
         checkpoint=str(cfg.checkpoint),
         encoders={"checkpoint": encoder, "random weights": untrained},
     )
 
 
-def views_of(cfg: EncoderOptions, encoder: FrozenEncoder) -> Views:
-    """Return the views: as given, else as in pretraining (crops 8/7 of its size)."""
+def choose_views(cfg: EncoderOptions, encoder: FrozenEncoder) -> Views:
+    """Return the views of the options, by default those of pretraining with crops of 8/7 of its size."""
     return Views(
         clips_per_video=cfg.clips_per_video,
         num_crops=cfg.num_crops,
@@ -89,7 +89,7 @@ def views_of(cfg: EncoderOptions, encoder: FrozenEncoder) -> Views:
 def extract(
     task: Task, cfg: EncoderOptions, device: torch.device, *, kinds: Sequence[str]
 ) -> dict[str, tuple[Features, Features]]:
-    """Return for each encoder the features of the train and of the test list; every video is decoded once at most."""
+    """Return each encoder's features of the train and the test list. Decodes each video at most once."""
     networks = [encoder.to(device) for encoder in task.encoders.values()]
     lists = [
         extract_all(
@@ -108,12 +108,12 @@ def extract(
     if distributed.rank() == 0:
         decoded = sum(max(part.decoded for part in parts) for parts in lists)
         total = sum(len(parts[0].rows) for parts in lists)
-        print(f"{decoded} of {total} videos decoded, the others known from earlier runs", file=sys.stderr)
+        print(f"{decoded} of {total} videos decoded, the others read from the cache", file=sys.stderr)
     return dict(zip(task.encoders, zip(*lists, strict=True), strict=True))  # type: ignore[arg-type]
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """Return what was compared, for the JSON file."""
+    """Return the checkpoint, lists and views as entries of the JSON file."""
     return {
         "checkpoint": task.checkpoint,
         "backbone": task.encoders["checkpoint"].name,
@@ -124,16 +124,16 @@ def describe(task: Task) -> dict[str, Any]:
     }
 
 
-def counted(train: Features, test: Features) -> dict[str, Any]:
-    """Return how many videos were scored, and which could not be read."""
+def count_videos(train: Features, test: Features) -> dict[str, Any]:
+    """Return the numbers of scored videos and the paths of the unreadable ones."""
     return {
         "scored": {"train": len(train.rows), "test": len(test.rows)},
         "unreadable": sorted({failure.path for failure in (*train.failures, *test.failures)}),
     }
 
 
-def headline(result: dict[str, Any]) -> str:
-    """Return a line that says what was compared."""
+def format_headline(result: dict[str, Any]) -> str:
+    """Return the first line of a table: the lists, the network and the views."""
     views = result["views"]
     return (
         f"{result['test']['videos']} test videos, {result['train']['videos']} training videos, {result['classes']} "
@@ -142,33 +142,33 @@ def headline(result: dict[str, Any]) -> str:
     )
 
 
-def scored(result: dict[str, Any], row: dict[str, Any]) -> str:
+def format_counts(result: dict[str, Any], row: dict[str, Any]) -> str:
     """Return `scored/listed` of the test and the train list."""
     return ", ".join(f"{row['scored'][split]}/{result[split]['videos']}" for split in ("test", "train"))
 
 
 def print_unreadable(result: dict[str, Any]) -> None:
-    """Name on stderr the videos that no row counts."""
+    """Print the unreadable videos to stderr."""
     for path in result["rows"]["checkpoint"]["unreadable"]:
         print(f"not scored, unreadable: {path}", file=sys.stderr)
 
 
-def output_file(out: str, source: str, stem: str) -> Path:
-    """Return where a result goes; a file that exists is never written over.
+def choose_output_file(out: str, source: str, stem: str) -> Path:
+    """Return the path of the result file. Never overwrites a file.
 
-    out: as given; empty: `stem`.json beside the checkpoints, numbered if there is one already.
-    Raises InputError, before anything is computed, if it could not be written there.
+    out: the option's value; empty: `stem`.json beside the checkpoints, numbered if that exists.
+    Raises InputError if the file cannot be written.
     """
     if out:
-        return new_file(Path(out))
+        return create_folder_for(Path(out))
     path = Path(source)
     folder = path.parent if path.is_file() else checkpoint.find(path).parent.parent
     names = [f"{stem}.json", *(f"{stem}_{number}.json" for number in range(2, 10_000))]
-    return new_file(next(folder / name for name in names if not (folder / name).exists()))
+    return create_folder_for(next(folder / name for name in names if not (folder / name).exists()))
 
 
-def new_file(path: Path) -> Path:
-    """Return the path of a file that is to be written, its folder made; InputError if it exists or cannot be written."""
+def create_folder_for(path: Path) -> Path:
+    """Create the folder of a new file and return its path. Raises InputError if it exists or cannot be written."""
     if path.exists():
         raise InputError(f"out={path} exists: choose another file, or remove it")
     try:
@@ -177,11 +177,11 @@ def new_file(path: Path) -> Path:
     except OSError:
         writable = False
     if not writable:
-        raise InputError(f"{path.parent} cannot be written: give out=, a file in a folder of yours")
+        raise InputError(f"{path.parent} cannot be written: give out= a file in a writable folder")
     return path
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a result and say where."""
+    """Write a result and print its path."""
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"written: {path}")

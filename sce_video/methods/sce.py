@@ -25,16 +25,16 @@ from . import Rows, Step
 
 @dataclass
 class SCEOptions:
-    """The loss and its target, see losses.sce and methods.sce."""
+    """Loss and target encoder; see losses.sce and SCE."""
 
-    coeff: float = MISSING  # weight of the positive in the target; 1 is MoCo
+    coeff: float = MISSING  # weight of the positive in the target distribution; 1 is MoCo
     temp: float = MISSING  # temperature of the query
-    temp_target: float = MISSING  # temperature of the target
+    temp_target: float = MISSING  # temperature of the target distribution
     queue: int = MISSING  # keys kept
-    momentum: float = MISSING  # of the target encoder at the start; rises to 1 by a cosine
-    symmetric: bool = True  # both views are keys for each other; false: view 1 is the key, view 2 the query
+    momentum: float = MISSING  # initial momentum of the target encoder; rises to 1 on a cosine
+    symmetric: bool = True  # each view is the other's key; false: view 1 is the key, view 2 the query
     mask_positive: bool = True  # as in the paper; false: the reference's code (see losses.sce)
-    warmup_epochs: float = 0.0  # during which the two below move to coeff and temp_target
+    warmup_epochs: float = 0.0  # epochs in which the next two values move to coeff and temp_target
     coeff_start: float | None = None
     temp_target_start: float | None = None
 

@@ -1,11 +1,11 @@
-"""Read files of weights from anywhere without running anything in them.
+"""Read weight files from any source without executing code from them.
 
-Three formats, told apart by their first bytes: torch.save's zip archive, its older format (before torch 1.6; torchvision's
-r2plus1d_18 and SlowFast's zoo are such files), and safetensors. torch.load is only ever called with weights_only=True.
+The first bytes distinguish three formats: torch.save's zip archive, its legacy format (before torch 1.6; used by
+torchvision's r2plus1d_18 and SlowFast's model zoo), and safetensors. Every torch.load uses weights_only=True.
 
-Lightning and others save their options beside the tensors as pickled objects of foreign classes, which the safe loader
-refuses. For those it is given stand-ins under the foreign names: nothing is imported, and what the file calls or builds
-is one of three inert classes below. A file that names `os` or `sys` is refused by torch even so.
+Lightning and others pickle option objects of their own classes beside the tensors, which the safe loader refuses. This
+module registers an inert class for each such name: nothing is imported, and the file can only build the three inert classes
+below. torch still refuses a file that names `os` or `sys`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..errors import InputError
 
 _ZIP = b"PK\x03\x04"
 _OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number 0x1950a86a20f9469cfc6c, pickled
-# What a damaged or odd pickle can raise on the way; torch turns only some of it into UnpicklingError.
+# Errors that a damaged pickle can raise; torch turns only some of them into UnpicklingError.
 _DAMAGED = (
     *(UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError, IndexError, AttributeError, TypeError),
     *(AssertionError, struct.error),
@@ -32,14 +32,14 @@ _DAMAGED = (
 
 
 class WeightFile(NamedTuple):
-    """What a file holds: tensors in plain containers, and for safetensors its text metadata."""
+    """Content of a file: tensors in plain containers, and the text metadata of safetensors."""
 
     content: Any
     metadata: dict[str, str]
 
 
 class _Inert:
-    """Stands in for an object: takes any arguments and any state, and keeps none."""
+    """Replaces an object: accepts any arguments and state, and ignores them."""
 
     def __new__(cls, *_: Any) -> _Inert:
         return object.__new__(cls)
@@ -52,7 +52,7 @@ class _Inert:
 
 
 class _InertMapping:
-    """Stands in for a kind of dict: the safe loader puts items only into types that it knows."""
+    """Replaces a dict subclass, because the safe loader sets items only on types that it knows."""
 
     def __new__(cls, *_: Any) -> Any:
         return OrderedDict()
@@ -67,9 +67,9 @@ _CONTAINERS: dict[str, Any] = {"collections.defaultdict": _InertMapping, "collec
 
 
 def read(path: str | Path) -> WeightFile:
-    """Return what a weight file holds, on the CPU.
+    """Return the content of a weight file, on the CPU.
 
-    Raises InputError for what is no weight file, is damaged, or can only be read by running code in it.
+    Raises InputError if the file is not a weight file, is damaged, or can only be read by executing code from it.
     """
     path = Path(path)
     try:
@@ -80,7 +80,7 @@ def read(path: str | Path) -> WeightFile:
     if start[:4] == _ZIP or start.startswith(_OLD):
         try:
             with warnings.catch_warnings():
-                # Of another pickle protocol, or of TorchScript: read, or refused below.
+                # Another pickle protocol is read; TorchScript is refused below.
                 warnings.filterwarnings("ignore", message="Detected pickle protocol|'torch.load' received a zip file")
                 return WeightFile(_load(path, zipped=start[:4] == _ZIP), {})
         except _DAMAGED as error:
@@ -88,9 +88,9 @@ def read(path: str | Path) -> WeightFile:
             raise InputError(f"{path} is not a weight file that can be read safely: {reason}") from error
     if start[8:9] == b"{":
         return _load_safetensors(path)
-    hint = ", and Caffe2's .pkl are not: convert them with SlowFast" if path.suffix == ".pkl" else ""
+    hint = ". Caffe2's .pkl files are not supported: convert them with SlowFast" if path.suffix == ".pkl" else ""
     raise InputError(
-        f"{path} is not a weight file: it begins neither as torch.save's (zip or the older format) nor as safetensors{hint}"
+        f"{path} is not a weight file: it begins neither as torch.save (zip or legacy format) nor as safetensors{hint}"
     )
 
 
@@ -103,16 +103,16 @@ def _load(path: Path, *, zipped: bool) -> Any:
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     try:
         return _load_with(path, names, _Inert)
-    except UnpicklingError:  # something was put into one of them: they may be kinds of dict
+    except UnpicklingError:  # the file sets items on one of them: it may be a dict subclass
         return _load_with(path, names, _InertMapping)
 
 
 def _load_with(path: Path, names: list[str], stand_in: Any) -> Any:
     known: list[Any] = []
     for name in names:
-        # Arrays and scalars of numpy are never dicts, and have a state that only an object takes.
-        usual = _Inert if name.startswith("numpy.") else stand_in
-        known.append((_CONTAINERS.get(name, usual), name))
+        # numpy's arrays and scalars are never dicts, and their state needs an object.
+        default = _Inert if name.startswith("numpy.") else stand_in
+        known.append((_CONTAINERS.get(name, default), name))
     with torch.serialization.safe_globals(known):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, for people: its digest, and a table of its tensors."""
+"""Show the contents of a checkpoint: its digest, and a table of its tensors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from . import files
 
 
 def read_state(path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """Return everything in a run folder's newest checkpoint, a checkpoint folder or a weight file, and its meta data.
+    """Return the state and metadata of a run folder's newest checkpoint, a checkpoint folder or a weight file.
 
-    Raises InputError: nothing there, damaged, or not safe to read.
+    Raises InputError if it is missing, damaged, or not safe to read.
     """
     if Path(path).is_file():
         file = files.read(path)
@@ -25,23 +25,23 @@ def read_state(path: str | Path) -> tuple[Any, dict[str, Any]]:
 
 
 def digest(path: str | Path) -> str:
-    """Return the SHA-256 of the state, see `checkpoint.state_digest`."""
+    """Return the SHA-256 of the state (see `checkpoint.state_digest`)."""
     return checkpoint.state_digest(read_state(path)[0])
 
 
 def describe(path: str | Path) -> str:
-    """Return the checkpoints of a run and whether they are whole, then meta data and tensors of the newest whole one."""
+    """Return lines that list a run's checkpoints and damage, then metadata and tensors of the newest intact one."""
     lines, shown = [], None
-    for folder in [] if Path(path).is_file() else siblings(Path(path)):
+    for folder in [] if Path(path).is_file() else list_checkpoints(Path(path)):
         try:
             loaded = checkpoint.load(folder)
-            lines.append(f"{folder}: whole, {(folder / 'state.pt').stat().st_size / 1e6:.1f} MB")
+            lines.append(f"{folder}: intact, {(folder / 'state.pt').stat().st_size / 1e6:.1f} MB")
             shown = shown or loaded
         except InputError as error:
             lines.append(str(error))
     state, meta = shown or read_state(path)
     lines += [f"{name}: {value}" for name, value in meta.items()]
-    tensors = list(named_tensors(state))
+    tensors = list(iterate_tensors(state))
     width = max((len(name) for name, _ in tensors), default=0)
     lines += [
         f"{name:<{width}}  {str(value.dtype).removeprefix('torch.')} {list(value.shape)}" for name, value in tensors
@@ -52,19 +52,19 @@ def describe(path: str | Path) -> str:
     )
 
 
-def siblings(path: Path) -> list[Path]:
-    """Return all checkpoints of a run folder, newest first; of a checkpoint folder only itself."""
+def list_checkpoints(path: Path) -> list[Path]:
+    """Return all checkpoints of a run folder, newest first, or the given checkpoint folder."""
     newest = checkpoint.find(path)
     return [newest] if newest == path else checkpoint.checkpoints(newest.parent)
 
 
-def named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+def iterate_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of nested containers with their paths, in order."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from named_tensors(item, f"{name}/{key}" if name else str(key))
+            yield from iterate_tensors(item, f"{name}/{key}" if name else str(key))
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from named_tensors(item, f"{name}/{index}")
+            yield from iterate_tensors(item, f"{name}/{index}")

@@ -1,19 +1,19 @@
-"""Where a backbone's tensors sit in other programs' files, and what they are called there: pure functions over names.
+"""Convert the key names of backbones between programs, as pure functions over names.
 
-"Plain backbone keys" are what our networks use: pytorchvideo's for r3d18 and r3d50 (`blocks.0.conv.weight`,
+Our networks use "plain backbone keys": pytorchvideo's for r3d18 and r3d50 (`blocks.0.conv.weight`,
 `blocks.1.res_blocks.0.branch2.conv_a.weight`), torchvision's for r2plus1d18 and r3d18_torchvision (`stem.0.weight`).
-A file differs in three ways:
+Files differ in three ways:
 
 | what      | known                                                                                          |
 |-----------|------------------------------------------------------------------------------------------------|
 | wrapper   | `method` (ours), `state_dict` (Lightning), `model_state` (pytorchvideo, SlowFast), `model`       |
 | prefix    | `online.backbone.` (ours), `trunk.model.` (eztorch, the reference), `backbone.` (SlowFast's      |
-|           | contrastive models), `model.`, none; before it `module.` where DDP was saved                     |
+|           | contrastive models), `model.`, none; all of them after `module.` if DDP was saved                |
 | names     | `blocks.N` (pytorchvideo), `sN.pathway0_` (SlowFast), `stem.`, `layerN.` (torchvision)           |
 
-The momentum branches (`target.`, `momentum_trunk.`, `backbone_hist.`) never match: the online network is what is used.
-Nothing is dropped silently: what is not of the backbone (heads, projector, queue, transforms) is listed as ignored, and a
-key that looks like the backbone's but has no place in ours keeps its name, so that the network refuses it.
+The momentum branches (`target.`, `momentum_trunk.`, `backbone_hist.`) never match: only the online network is read.
+No key is dropped silently: those outside the backbone (heads, projector, queue, transforms) are listed as ignored, and an
+unknown backbone key keeps its name, so loading it into our network fails.
 
 Sources: names of pytorchvideo 0.1.5, torchvision, and SlowFast's resnet_helper.py, stem_helper.py, contrastive.py.
 """
@@ -32,10 +32,10 @@ WRAPPERS = ("method", "state_dict", "model_state", "model")
 PREFIXES = ("online.backbone.", "trunk.model.", "backbone.", "model.", "")
 PROJECTOR_PREFIXES = ("online.projector.", "projector.")
 OURS = "sce_video"
-# Layout -> how the keys of its backbone and head begin, and how those of its classifier do, which is left out.
+# Layout -> how the keys of its backbone and head begin, and how those of the classifier, which is ignored, begin.
 _BODY = {"pytorchvideo": r"blocks\.\d+\.", "slowfast": r"s\d", "torchvision": r"stem\.\d|layer\d\."}
 _HEAD = {"pytorchvideo": r"blocks\.\d+\.proj\.", "slowfast": r"head\.", "torchvision": r"fc\."}
-# Of a basic or bottleneck residual block: SlowFast's name, ours.
+# Parts of a basic or bottleneck residual block: SlowFast's name -> ours.
 _PARTS = {"branch1": "branch1_conv", "branch1_bn": "branch1_norm"} | {
     f"branch2.{letter}{end}": f"branch2.{name}_{letter}"
     for letter in "abc"
@@ -49,7 +49,7 @@ _STEM_BACK = {ours: theirs for theirs, ours in _STEM.items()}
 class Found(NamedTuple):
     """A backbone in a state dict.
 
-    layout: sce_video (ours), pytorchvideo, slowfast or torchvision. prefix: what stood before every key.
+    layout: sce_video (ours), pytorchvideo, slowfast or torchvision. prefix: of every backbone key in the file.
     backbone: with plain keys. ignored: the other tensors' keys, as in the file.
     """
 
@@ -60,7 +60,7 @@ class Found(NamedTuple):
 
 
 def unwrap(container: Any) -> Tensors:
-    """Return the tensors by name, out of their wrappers and without DDP's `module.`; empty if there are none."""
+    """Return the tensors by name, without wrappers and DDP's `module.`; empty if there are none."""
     while isinstance(container, dict):
         inner = [container[name] for name in WRAPPERS if isinstance(container.get(name), dict)]
         if not inner:
@@ -75,23 +75,23 @@ def unwrap(container: Any) -> Tensors:
 
 
 def to_backbone(tensors: Tensors) -> Found | None:
-    """Return the backbone with plain keys, or None if no known layout is in `tensors`; prefixes in the order above."""
+    """Return the backbone with plain keys, or None for an unknown layout. Tries PREFIXES in order."""
     for prefix in PREFIXES:
         inside = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-        layout = OURS if inside and prefix == PREFIXES[0] else _layout_of(inside)
+        layout = OURS if inside and prefix == PREFIXES[0] else _find_layout(inside)
         if layout is None:
             continue
-        backbone = {_plain(key, layout): value for key, value in inside.items() if _belongs(key, layout)}
-        kept = {prefix + key for key in inside if _belongs(key, layout)}
+        backbone = {_to_plain(key, layout): value for key, value in inside.items() if _is_backbone_key(key, layout)}
+        kept = {prefix + key for key in inside if _is_backbone_key(key, layout)}
         return Found(layout, prefix, backbone, [key for key in tensors if key not in kept])
     return None
 
 
 def from_backbone(backbone: Tensors, layout: str) -> Tensors:
-    """Return a backbone with plain keys under the names of `layout`; the opposite of to_backbone, without any head.
+    """Rename a backbone's plain keys to those of `layout`: the inverse of to_backbone, without a head.
 
-    layout: sce_video (with its prefix), pytorchvideo, slowfast or torchvision. Raises ValueError naming the first key
-    that the layout has no name for.
+    layout: sce_video (with its prefix), pytorchvideo, slowfast or torchvision. Raises ValueError for another layout, and
+    for a key without a name in the layout.
     """
     rename: dict[str, Callable[[str], str | None]] = {
         OURS: lambda key: PREFIXES[0] + key,
@@ -111,7 +111,7 @@ def from_backbone(backbone: Tensors, layout: str) -> Tensors:
 
 
 def to_projector(tensors: Tensors) -> Tensors | None:
-    """Return the online projector as `layers.N...`, from `online.projector.` (ours) or `projector.` (eztorch), or None."""
+    """Return the online projector with keys `layers.N...`, or None. PROJECTOR_PREFIXES: ours and eztorch's."""
     for prefix in PROJECTOR_PREFIXES:
         found = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix + "layers.")}
         if found:
@@ -119,9 +119,9 @@ def to_projector(tensors: Tensors) -> Tensors | None:
     return None
 
 
-def _layout_of(keys: Tensors) -> str | None:
+def _find_layout(keys: Tensors) -> str | None:
     starts = {"pytorchvideo": "blocks.0.", "slowfast": "s1.pathway0_stem.", "torchvision": "stem.0."}
-    # tiny3d and networks like it begin with a block without tensors.
+    # Networks like tiny3d begin with a block without tensors.
     starts_later = {"pytorchvideo": "blocks.1."}
     for table in (starts, starts_later):
         for layout, start in table.items():
@@ -130,11 +130,11 @@ def _layout_of(keys: Tensors) -> str | None:
     return None
 
 
-def _belongs(key: str, layout: str) -> bool:
+def _is_backbone_key(key: str, layout: str) -> bool:
     return layout == OURS or bool(re.match(_BODY[layout], key) and not re.match(_HEAD[layout], key))
 
 
-def _plain(key: str, layout: str) -> str:
+def _to_plain(key: str, layout: str) -> str:
     return _from_slowfast(key) or key if layout == "slowfast" else key
 
 

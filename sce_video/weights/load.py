@@ -1,8 +1,8 @@
-"""From a checkpoint of ours or a weight file from elsewhere to a frozen encoder, whole or not at all.
+"""Load a frozen encoder from a run folder, a checkpoint folder or a weight file.
 
-A run folder and a safetensors file of ours say which network they hold. Any other weight file is recognised by its names
-and tensor shapes among BACKBONES (strides are not in the shapes: name the backbone where two could be meant). A file that
-fills less than the whole backbone, or holds blocks beyond it (a deeper network), is refused.
+Run folders and our safetensors files name their network. For other weight files, key names and tensor shapes select one of
+BACKBONES; shapes do not show strides, so name the backbone where two fit. A file that fills only a part of the backbone, or
+holds blocks beyond it (a deeper network), is refused.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..models.encoder import MLP, Classifier, FrozenEncoder
 from ..runs import checkpoint
 from . import layouts, read
 
-# What a weight file that does not say gets: SCE's normalisation and clip length.
+# Defaults for a weight file without a description: SCE's normalisation and clip length.
 USUAL: dict[str, Any] = {"mean": 0.45, "std": 0.225, "num_frames": 8, "clip_seconds": 2.56, "size": 224}
 
 
 class Fit(NamedTuple):
-    """How the tensors of a file fit a backbone: `matched` of `total`, and the keys of the three ways not to.
+    """How the tensors of a file fit a backbone: `matched` of `total`, and the keys that do not fit.
 
-    missing: not in the file; differing: of another shape; unexpected: of the backbone by name, but not of this one.
+    missing: not in the file; differing: of another shape; unexpected: in the file, but not in this backbone.
     """
 
     matched: int
@@ -39,12 +39,12 @@ class Fit(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether every tensor is filled and none is left over."""
+        """Whether the file fills every tensor and holds no unexpected one."""
         return not (self.missing or self.differing or self.unexpected)
 
 
 def fit(weights: dict[str, Tensor], network: nn.Module) -> Fit:
-    """Compare weights with plain keys with a network's. Batch norms' step counters may lack: nothing here uses them."""
+    """Compare weights with plain keys to a network. Batch norms' step counters are unused and may be missing."""
     expected = network.state_dict()
     missing = [key for key in expected if key not in weights and not key.endswith("num_batches_tracked")]
     differing = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
@@ -56,22 +56,22 @@ def fit(weights: dict[str, Tensor], network: nn.Module) -> Fit:
 def load_encoder(path: str | Path, backbone: str | None = None) -> FrozenEncoder:
     """Return the encoder of a run folder, checkpoint folder or weight file, in evaluation mode on the CPU.
 
-    It maps uint8 or float (0..1) clips [B, 3, T, H, W] to features [B, width]; its `report` says in one line what was
-    filled and what was left out. Weight files: see layouts for what is recognised; `backbone` names the network where
-    the file does not say and the shapes do not tell. They get SCE's normalisation and clip length unless they say.
+    It maps uint8 or float (0..1) clips [B, 3, T, H, W] to features [B, width]. Its `report` lists the loaded and the ignored
+    tensors in one line. See layouts for the supported weight files. `backbone` names the network if neither the file's
+    description nor its shapes do. Without a description, SCE's normalisation and clip length are used.
 
-    Raises InputError: nothing to read, no known layout, another architecture, or a part of one.
+    Raises InputError for a missing file, an unknown layout, another architecture, or an incomplete network.
     """
     contents = read.read(path)
-    found = read.found_backbone(path, contents.tensors)
+    found = read.find_backbone(path, contents.tensors)
     about = contents.about or {}
-    name = _name(path, about.get("backbone"), backbone) or recognise(path, found)
+    name = _choose_backbone(path, about.get("backbone"), backbone) or recognise(path, found)
     network, width = backbones.build(name)
     fitting = fit(found.backbone, network)
     if not fitting.whole:
-        raise InputError(_refusal(path, found, name, fitting, network))
+        raise InputError(_explain_misfit(path, found, name, fitting, network))
     network.load_state_dict(found.backbone, strict=False)
-    projector, note = _projector(contents.tensors, width)
+    projector, note = _load_projector(contents.tensors, width)
     ignored = [key for key in found.ignored if not (projector and key.startswith(layouts.PROJECTOR_PREFIXES))]
     about = {**USUAL, **about}
     return FrozenEncoder(
@@ -81,13 +81,13 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> FrozenEncoder
         std=about["std"],
         clip={key: about[key] for key in ("num_frames", "clip_seconds", "size")},
         projector=projector,
-        report=f"{path}: {fitting.matched} of {fitting.total} tensors of {name}, {_kind(found)}; {note}; "
-        f"{_ignored(ignored)}",
+        report=f"{path}: {fitting.matched} of {fitting.total} tensors of {name}, {_describe_layout(found)}; {note}; "
+        f"{_describe_ignored(ignored)}",
     )
 
 
 def untrained_encoder(backbone: str, *, seed: int, mean: float, std: float, clip: dict[str, float]) -> FrozenEncoder:
-    """Return the encoder with random weights: the floor that every learned one is compared with."""
+    """Return an encoder with random weights, the baseline of every table."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network, _ = backbones.build(backbone)
@@ -95,7 +95,7 @@ def untrained_encoder(backbone: str, *, seed: int, mean: float, std: float, clip
 
 
 def untrained_like(encoder: FrozenEncoder, *, seed: int) -> FrozenEncoder:
-    """Return the encoder's network, projector included, with random weights."""
+    """Return the same network as `encoder`, including its projector, with random weights."""
     twin = untrained_encoder(encoder.name, seed=seed, mean=encoder.mean, std=encoder.std, clip=encoder.clip)
     if encoder.projector is not None:
         twin.projector = copy.deepcopy(encoder.projector)
@@ -111,13 +111,15 @@ def load_classifier(path: str | Path) -> tuple[FrozenEncoder, list[str]]:
     """Return the classifier of a run of tools/finetune.py, in evaluation mode on the CPU, and its class names.
 
     path: the run folder (its last weights), `<run>/best`, or a checkpoint folder. The module maps uint8 or float (0..1)
-    clips [B, 3, T, H, W] to logits [B, classes]; `clip` says what it was trained on.
+    clips [B, 3, T, H, W] to logits [B, classes]; `clip` holds the length and size of its training clips.
 
     Raises InputError for a run without classes.
     """
     state, meta = checkpoint.load(checkpoint.find(path))
     if "classes" not in meta:
-        raise InputError(f"{path} was not trained with labels: load_encoder reads it, or train it by tools/finetune.py")
+        raise InputError(
+            f"{path} was not trained with labels: use load_encoder, or train a classifier with tools/finetune.py"
+        )
     about = meta["encoder"]
     network, width = backbones.build(about["backbone"])
     classifier = Classifier(network, width, len(meta["classes"]), dropout=0.0)
@@ -128,45 +130,47 @@ def load_classifier(path: str | Path) -> tuple[FrozenEncoder, list[str]]:
 
 
 def recognise(path: str | Path, found: layouts.Found) -> str:
-    """Return which of BACKBONES the weights fill whole. Raises InputError naming the closest if none."""
+    """Return the name in BACKBONES that the weights fit. Raises InputError with the closest name if none fits."""
     closest, most = "", Fit(0, 1, [], [], [])
     for name in backbones.BACKBONES:
-        fitting = fit(found.backbone, _shapes_only(name))
+        fitting = fit(found.backbone, _build_on_meta(name))
         if fitting.whole:
             return name
         if fitting.matched / fitting.total > most.matched / most.total:
             closest, most = name, fitting
-    nearest = f"; closest is {closest} ({_difference(found, closest, most, _shapes_only(closest))})" if closest else ""
+    nearest = (
+        f"; closest is {closest} ({_describe_misfit(found, closest, most, _build_on_meta(closest))})" if closest else ""
+    )
     raise InputError(
-        f"{path} {_holds(found)}, which fills none of our backbones whole{nearest}. If it is a network of your own, say "
+        f"{path} {_describe_content(found)}, which fits none of our backbones{nearest}. If it is a network of your own, say "
         "which network it is for: backbone=module:function"
     )
 
 
-def _name(path: str | Path, described: str | None, given: str | None) -> str | None:
+def _choose_backbone(path: str | Path, described: str | None, given: str | None) -> str | None:
     if described and given and described != given:
         raise InputError(f"{path} holds {described}, not backbone={given}: leave backbone= out, or give another file")
     if described and described not in backbones.BACKBONES and not given and Path(path).is_file():
-        # A run folder is the user's own; a file from elsewhere must not choose which module is imported.
+        # Users trust their own run folders; a downloaded file must not choose which module is imported.
         raise InputError(f"{path} is for {described!r}, which is not ours: if you trust it, give backbone={described}")
     return given or described
 
 
-def _shapes_only(name: str) -> nn.Module:
+def _build_on_meta(name: str) -> nn.Module:
     with torch.device("meta"):
         return backbones.build(name)[0]
 
 
-def _kind(found: layouts.Found) -> str:
+def _describe_layout(found: layouts.Found) -> str:
     return f"{found.layout} layout" + (f" under {found.prefix}" if found.prefix else "")
 
 
-def _holds(found: layouts.Found) -> str:
+def _describe_content(found: layouts.Found) -> str:
     key = next((key for key, value in found.backbone.items() if value.ndim > 1), next(iter(found.backbone)))
-    return f"holds a network in {_kind(found)} ({key} {list(found.backbone[key].shape)})"
+    return f"holds a network in {_describe_layout(found)} ({key} {list(found.backbone[key].shape)})"
 
 
-def _difference(found: layouts.Found, name: str, fitting: Fit, network: nn.Module) -> str:
+def _describe_misfit(found: layouts.Found, name: str, fitting: Fit, network: nn.Module) -> str:
     parts = [f"fills {fitting.matched} of {fitting.total} tensors of {name}"]
     if fitting.differing:
         key = fitting.differing[0]
@@ -179,15 +183,15 @@ def _difference(found: layouts.Found, name: str, fitting: Fit, network: nn.Modul
     return "; ".join(parts)
 
 
-def _refusal(path: str | Path, found: layouts.Found, name: str, fitting: Fit, network: nn.Module) -> str:
-    message = f"{path} {_holds(found)}: {_difference(found, name, fitting, network)}"
+def _explain_misfit(path: str | Path, found: layouts.Found, name: str, fitting: Fit, network: nn.Module) -> str:
+    message = f"{path} {_describe_content(found)}: {_describe_misfit(found, name, fitting, network)}"
     for other in backbones.BACKBONES:
-        if other != name and fit(found.backbone, _shapes_only(other)).whole:
+        if other != name and fit(found.backbone, _build_on_meta(other)).whole:
             return f"{message}. It is a whole {other}: backbone={other}"
     return message
 
 
-def _projector(tensors: dict[str, Tensor], width: int) -> tuple[MLP | None, str]:
+def _load_projector(tensors: dict[str, Tensor], width: int) -> tuple[MLP | None, str]:
     weights = layouts.to_projector(tensors)
     if weights is None:
         return None, "no projector"
@@ -202,7 +206,7 @@ def _projector(tensors: dict[str, Tensor], width: int) -> tuple[MLP | None, str]
     return None, "a projector of another kind left out"
 
 
-def _ignored(keys: list[str]) -> str:
+def _describe_ignored(keys: list[str]) -> str:
     kinds = Counter(".".join(key.split(".")[:2]) if key.startswith("online.") else key.split(".")[0] for key in keys)
     if not kinds:
         return "nothing ignored"

@@ -1,4 +1,4 @@
-"""The tensors of a run folder, a checkpoint folder or a weight file, and the description of its encoder."""
+"""Read the tensors of a run folder, checkpoint folder or weight file, and the description of its encoder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..errors import InputError
 from ..runs.checkpoint import find, load
 from . import files, layouts
 
-DESCRIPTION = "sce_video"  # key of the metadata in our safetensors files: JSON that says what the encoder is
+DESCRIPTION = "sce_video"  # metadata key in our safetensors files: a JSON description of the encoder
 
 
 class Contents(NamedTuple):
-    """What a checkpoint holds for use: its tensors by name, unwrapped, and the encoder's description where it has one.
+    """Unwrapped tensors by name, and the encoder's description.
 
-    about: backbone, mean, std, num_frames, clip_seconds, size; None for a weight file that does not say.
+    about: backbone, mean, std, num_frames, clip_seconds, size; None for a weight file without a description.
     """
 
     tensors: dict[str, Tensor]
@@ -26,18 +26,18 @@ class Contents(NamedTuple):
 
 
 def read(path: str | Path) -> Contents:
-    """Return the contents of a run folder, a checkpoint folder or a weight file of any kind that weight_files reads.
+    """Return the contents of a run folder, a checkpoint folder or a weight file (see files.py for the formats).
 
-    Raises InputError for no checkpoint or no weight file, a damaged one, or one that cannot be read safely.
+    Raises InputError if it is missing, damaged, or cannot be read safely.
     """
     if Path(path).is_file():
         file = files.read(path)
-        return Contents(layouts.unwrap(file.content), _description(path, file.metadata))
+        return Contents(layouts.unwrap(file.content), _read_description(path, file.metadata))
     state, meta = load(find(path))
     return Contents(layouts.unwrap(state), meta.get("encoder"))
 
 
-def _description(path: str | Path, metadata: dict[str, str]) -> dict[str, Any] | None:
+def _read_description(path: str | Path, metadata: dict[str, str]) -> dict[str, Any] | None:
     if DESCRIPTION not in metadata:
         return None
     try:
@@ -51,14 +51,14 @@ def _description(path: str | Path, metadata: dict[str, str]) -> dict[str, Any] |
         raise InputError(f"{path}: its {DESCRIPTION} metadata does not describe an encoder ({error!r})") from error
 
 
-def found_backbone(path: str | Path, tensors: dict[str, Tensor]) -> layouts.Found:
-    """Return the backbone in `tensors`, read from `path`. Raises InputError if no layout that we know is in them."""
+def find_backbone(path: str | Path, tensors: dict[str, Tensor]) -> layouts.Found:
+    """Return the backbone in `tensors`, read from `path`. Raises InputError for an unknown layout."""
     found = layouts.to_backbone(tensors)
     if found is None:
         begin = sorted({key.split(".")[0] for key in tensors})[:8]
         raise InputError(
-            f"no backbone in {path}: its keys begin with {begin}; known are {', '.join(p for p in layouts.PREFIXES if p)} "
-            "or nothing, then pytorchvideo's, SlowFast's or torchvision's names"
+            f"no backbone in {path}: its keys begin with {begin}; supported are the prefixes "
+            f"{', '.join(p for p in layouts.PREFIXES if p)} or none, before pytorchvideo's, SlowFast's or torchvision's names"
         )
     return found
 
@@ -67,13 +67,13 @@ def read_backbone(path: str | Path) -> dict[str, Tensor]:
     """Return the backbone's state dict with plain keys (`blocks.0.conv.weight`, ...), on the CPU.
 
     path: a run folder, a checkpoint folder, or a weight file: torch.save's (both formats) or safetensors. See layouts
-    for the wrappers, prefixes and names that are known; a classifier's weights are left out.
+    for the supported wrappers, prefixes and names. A classifier's weights are ignored.
 
-    Raises InputError if there is no backbone in it.
+    Raises InputError if it holds no backbone.
     """
-    return found_backbone(path, read(path).tensors).backbone
+    return find_backbone(path, read(path).tensors).backbone
 
 
 def read_projector(path: str | Path) -> dict[str, Tensor] | None:
-    """Return the online projector's state dict (`layers.0.weight`, ...), ours or the reference's; None without one."""
+    """Return the online projector's state dict (`layers.0.weight`, ...), or None. Reads our files and the reference's."""
     return layouts.to_projector(read(path).tensors)

@@ -1,1 +1,1 @@
-"""Measurements printed by tools/benchmark.py: one file per part of the system, each a sub-command."""
+"""Benchmarks of tools/benchmark.py: one file per part of the system and sub-command."""

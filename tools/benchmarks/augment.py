@@ -34,17 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the sub-command."""
     parser.add_argument("--clips", type=int, default=8, help="clips in the batch")
     parser.add_argument("--frames", type=int, default=8, help="frames per clip")
-    parser.add_argument("--height", type=int, default=256, help="of the frames that crops are cut from, pixels")
+    parser.add_argument("--height", type=int, default=256, help="of the source frames, pixels")
     parser.add_argument("--width", type=int, default=340)
-    parser.add_argument("--size", type=int, default=224, help="of the result, pixels")
+    parser.add_argument("--size", type=int, default=224, help="of the output clips, pixels")
     parser.add_argument(
         "--threads", type=int, nargs="+", default=[1, torch.get_num_threads()], help="one table for each"
     )
     parser.add_argument("--views", nargs="+", default=list(VIEWS), choices=list(VIEWS))
-    parser.add_argument("--rounds", type=int, default=3, help="how often every case is run, in turn")
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls in each round")
-    parser.add_argument("--kornia", default=sys.executable, help="a Python with kornia")
-    parser.add_argument("--torchaug", default="", help="a Python with torchaug; default: not compared")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; each runs every case in turn")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls per round")
+    parser.add_argument("--kornia", default=sys.executable, help="Python interpreter with kornia")
+    parser.add_argument("--torchaug", default="", help="Python interpreter with torchaug; default: skip torchaug")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def make_input(path: Path, options: argparse.Namespace) -> Path:
-    """Write noise frames (the worst case for every cache), SCE's random boxes, and each view's parameters."""
+    """Write noise frames (the worst case for caches), SCE's random boxes, and each view's parameters."""
     pixels = torch.Generator().manual_seed(0)
     shape = (options.clips, options.frames, options.height, options.width, 3)
     boxes = [
@@ -116,7 +116,7 @@ def ours(source: str, view: str, threads: int, target: str) -> Callable[[], list
 
 
 def cases(source: str, view: str, threads: int, rivals: dict[str, str]) -> dict[str, tuple[Request, str]]:
-    """Return by name what to measure, and with which Python."""
+    """Return the requests and their Python interpreters by name."""
     folder = Path(source).parent
     shared: dict[str, Any] = {"source": source, "view": view, "threads": threads}
     arguments = {**shared, "target": str(folder / f"ours {view}.pt")}
@@ -128,7 +128,7 @@ def cases(source: str, view: str, threads: int, rivals: dict[str, str]) -> dict[
 
 
 def in_turn(requests: dict[str, tuple[Request, str]], rounds: int, repeats: int) -> dict[str, Measurement]:
-    """Run every case in each round, so that what else the machine does falls on all of them alike."""
+    """Run every case in each round, so that other load on the machine affects all cases equally."""
     rows: dict[str, Measurement] = {}
     for number in range(rounds):
         for name, (request, python) in requests.items():
@@ -171,7 +171,7 @@ def table(rows: dict[str, Measurement], clips: int, difference: dict[str, float]
 
 
 def version_of(library: str, python: str) -> str:
-    """Return the version of a library that another Python imports, or "not there"."""
+    """Return the version of a library in another Python, or "not there"."""
     if not python:
         return "not there"
     script = f"import {library}, importlib.metadata as m; print(m.version('{library}'))"

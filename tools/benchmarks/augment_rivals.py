@@ -1,9 +1,9 @@
-"""The same augmentation by other libraries, fed with the parameters that we drew: cases of `benchmark/augment.py`.
+"""Cases of `augment.py`: the same augmentation by other libraries, with the parameters that we drew.
 
-Each case does what the library's own video or batch transforms do (torchaug: groups of one order, then the clips that are
-blurred, grey, ...; kornia: frames as a batch; torchvision: clip by clip), crops cut first and resized by
-`torch.nn.functional.interpolate`, as the reference does. This file needs nothing but torch and the one library: it is also
-run by another Python, in whose environment the rest of this package cannot work.
+Each case follows the library's own video or batch transforms (torchaug: groups of one order, then the clips to blur, grey,
+...; kornia: frames as a batch; torchvision: clip by clip). Like the reference, all cut crops first and resize them with
+`torch.nn.functional.interpolate`. This file imports only torch and one library: it also runs in another Python, where the
+rest of this package cannot be imported.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ MODULES = {
 
 
 def rival(library: str, source: str, view: str, threads: int, target: str) -> Callable[[], list[float]]:
-    """Return the function to be timed: all clips of the file `source` by `library`; its first result goes to `target`.
+    """Return the function to time: `library` augments all clips of the file `source`; writes the first result to `target`.
 
-    It finds the mean of the result, and by how many bytes the peak of memory grew since the libraries were loaded.
+    The function returns the mean of the result, and the growth of peak memory since the imports, in bytes.
     """
     torch.set_num_threads(threads)
     data = torch.load(source, weights_only=True)
@@ -56,8 +56,8 @@ def rival(library: str, source: str, view: str, threads: int, target: str) -> Ca
     return timed
 
 
-def _resized(crops: list[Tensor], size: int) -> Tensor:
-    """uint8 crops [T, h, w, 3] -> float [B, T, 3, size, size] in 0..1."""
+def _resize(crops: list[Tensor], size: int) -> Tensor:
+    """Resize uint8 crops [T, h, w, 3] -> float [B, T, 3, size, size] in 0..1."""
     frames = [clip.permute(0, 3, 1, 2).float() for clip in crops]
     return torch.stack([F.interpolate(clip, size=(size, size), mode="bilinear") for clip in frames]) / 255
 
@@ -72,7 +72,7 @@ def _torchvision(crops: list[Tensor], drawn: Drawn, fixed: dict[str, float]) -> 
     )
     result = []
     for b, crop in enumerate(crops):
-        clip = _resized([crop], int(fixed["size"]))[0]
+        clip = _resize([crop], int(fixed["size"]))[0]
         if drawn["jitter"][b]:
             for operation in drawn["order"][b].tolist():
                 clip = jitters[operation](clip, drawn["factors"][b, operation].item())
@@ -90,7 +90,7 @@ def _torchvision(crops: list[Tensor], drawn: Drawn, fixed: dict[str, float]) -> 
 
 
 def _by_order(clips: Tensor, drawn: Drawn, jitters: dict[int, Callable[[Tensor, Tensor], Tensor]]) -> None:
-    """Apply the jitters in place to the groups of clips [B, ...] that share an order, as the libraries do."""
+    """Apply the jitters in place to each group of clips [B, ...] with the same order, as the libraries do."""
     orders: dict[tuple[int, ...], list[int]] = {}
     for b in drawn["jitter"].nonzero().flatten().tolist():
         orders.setdefault(tuple(drawn["order"][b].tolist()), []).append(b)
@@ -105,7 +105,7 @@ def _torchaug(crops: list[Tensor], drawn: Drawn, fixed: dict[str, float]) -> Ten
     batch: Any = importlib.import_module("torchaug.batch_transforms.functional")
     single: Any = importlib.import_module("torchaug.transforms.functional")
     functional: Any = importlib.import_module("torchvision.transforms.v2.functional")
-    clips = _resized(crops, int(fixed["size"]))
+    clips = _resize(crops, int(fixed["size"]))
     jitters = {
         0: batch.batch_adjust_brightness,
         CONTRAST: batch.batch_adjust_contrast,
@@ -125,7 +125,7 @@ def _torchaug(crops: list[Tensor], drawn: Drawn, fixed: dict[str, float]) -> Ten
 def _kornia(crops: list[Tensor], drawn: Drawn, fixed: dict[str, float]) -> Tensor:
     kornia: Any = importlib.import_module("kornia")
     enhance = kornia.enhance
-    clips = _resized(crops, int(fixed["size"]))
+    clips = _resize(crops, int(fixed["size"]))
     frames = clips.shape[1]
 
     def on_frames(operation: Callable[..., Tensor], scale: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:

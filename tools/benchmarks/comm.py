@@ -1,9 +1,9 @@
-"""Bytes that the processes exchange per step, counted in one real step and computed by formula, and what that makes for a recipe.
+"""Bytes that processes exchange per step: counted in a real step, computed by a formula, and predicted for a recipe.
 
-A small SCE takes a step on gloo processes while every collective is noted with who called it and the size of its tensor;
-the formula must give the same numbers. It is then applied to the recipe as built: gradients, the statistics of batch norm,
-keys, loss. The queue costs nothing: it is filled with the same gathered keys everywhere (a queue that is broadcast as a
-buffer, as DDP does unless told not to, would be the last row).
+A small SCE model takes a step on gloo processes while the benchmark records the caller and tensor size of every collective;
+the formula must give the same bytes. The table applies it to a recipe: gradients, batch-norm statistics, keys, loss. The
+queue costs nothing, because every rank enqueues the same gathered keys. The last row shows the cost of broadcasting the
+queue as a buffer, DDP's default.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sce_video.training import optim
 from sce_video.training.update import share
 
 FLOAT = 4  # bytes
-# Which of our collectives a call is, by the file and function it comes from.
+# Our name of a collective, by the calling file and function.
 CALLERS = {
     ("default_hooks.py", "_allreduce_fut"): "gradients",
     ("default_hooks.py", "_compress_hook"): "gradients",
@@ -42,14 +42,14 @@ CALLERS = {
 
 
 class Sizes(NamedTuple):
-    """What the bytes of a step depend on: trained parameters, batch-norm channels of each branch, keys."""
+    """Sizes that determine the bytes of a step: trained parameters, batch-norm channels of each branch, keys."""
 
     parameters: int
     online_channels: int
     online_norms: int
     target_channels: int
     target_norms: int
-    views: int  # through the online encoder; as many are keys
+    views: int  # through the online encoder; the number of keys is equal
     width: int
     queue: int
 
@@ -57,7 +57,7 @@ class Sizes(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the sub-command."""
     parser.add_argument("--processes", type=int, default=2, help="gloo processes of the counted step")
-    parser.add_argument("--recipe", default="sce_r3d50_k400_16f", help="of pretraining, for the table")
+    parser.add_argument("--recipe", default="sce_r3d50_k400_16f", help="pretraining recipe of the table")
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 32], help="processes that the table is for")
 
 
@@ -75,16 +75,16 @@ def run(options: argparse.Namespace) -> None:
         assert dict(counted) == {name: size for name, size in expected.items() if size}, "the formula is wrong"
     cfg = compose_options("pretrain", PretrainConfig, [f"recipe={options.recipe}", "data.train=x"])
     print(f"\n{options.recipe}, {cfg.optim.batch} videos per step, MB that each process sends per step (rings):")
-    sizes = sizes_of(build_sce(cfg), symmetric=cfg.sce.symmetric)
+    sizes = measure_sizes(build_sce(cfg), symmetric=cfg.sce.symmetric)
     for ranks in options.ranks:
         print("\n".join(table(sizes, cfg.optim.batch, ranks)))
 
 
 def payload(sizes: Sizes, *, rows: int, on_gpu: bool, compress: bool = False) -> dict[str, int]:
-    """Return the bytes that each collective is called with on one rank, per step of one micro-batch of `rows` clips.
+    """Return the input bytes of each collective on one rank, per step of one micro-batch of `rows` clips.
 
-    on_gpu: torch's SyncBatchNorm, which gathers mean, deviation and count, and reduces two sums per channel backwards;
-    else ours, which reduces sums and squares forwards and backwards.
+    on_gpu: torch's SyncBatchNorm, which gathers mean, deviation and count in the forward pass and reduces two sums per
+    channel in the backward pass; otherwise ours, which reduces sums and squares in both passes.
     """
     online, target = sizes.online_channels, sizes.target_channels
     if on_gpu:
@@ -95,17 +95,15 @@ def payload(sizes: Sizes, *, rows: int, on_gpu: bool, compress: bool = False) ->
         "gradients": sizes.parameters * (FLOAT // 2 if compress else FLOAT),
         "batch norm": sizes.views * norm * FLOAT,
         "keys": sizes.views * rows * sizes.width * FLOAT,
-        "loss": 2 * FLOAT,  # with the wish to stop
+        "loss": 2 * FLOAT,  # and the flag to stop
         "queue": 0,
     }
 
 
 def table(sizes: Sizes, batch: int, ranks: int) -> list[str]:
-    """Return lines with the megabytes sent per rank and step by ring algorithms, for `batch` videos over `ranks` GPUs."""
-    once, ring = (
-        ranks - 1,
-        2 * (ranks - 1) / ranks,
-    )  # a gather passes on every other rank's part, a reduction two rounds
+    """Return lines with the megabytes sent per rank and step by ring algorithms, for `batch` videos on `ranks` GPUs."""
+    # A ring all-gather forwards the part of every other rank; a ring all-reduce takes two rounds.
+    once, ring = ranks - 1, 2 * (ranks - 1) / ranks
     lines = [f"  {ranks} processes:"]
     for compress in (False, True):
         found = payload(sizes, rows=batch // ranks, on_gpu=True, compress=compress)
@@ -127,8 +125,8 @@ def table(sizes: Sizes, batch: int, ranks: int) -> list[str]:
     return lines
 
 
-def sizes_of(method: Any, *, symmetric: bool = True) -> Sizes:
-    """Return what a method's bytes depend on."""
+def measure_sizes(method: Any, *, symmetric: bool = True) -> Sizes:
+    """Return the sizes of a method."""
     norms = {
         name: [m for m in branch.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for name, branch in (("online", method.online), ("target", method.target))
@@ -146,17 +144,17 @@ def sizes_of(method: Any, *, symmetric: bool = True) -> Sizes:
 
 
 def count_step(processes: int, *, compress: bool) -> tuple[Counter[str], Sizes, int]:
-    """Take two steps on real gloo processes; return rank 0's bytes of the second, the sizes, and the rows of a rank."""
+    """Take two steps on gloo processes; return rank 0's bytes in the second, the sizes, and the rows per rank."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     found: Any = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_rank, args=(processes, port, compress, found), nprocs=processes)  # type: ignore[attr-defined,no-untyped-call]
+    mp.spawn(_run_rank, args=(processes, port, compress, found), nprocs=processes)  # type: ignore[attr-defined,no-untyped-call]
     counted, sizes, rows = found.get()
     return counted, Sizes(*sizes), rows
 
 
-def _rank(rank: int, processes: int, port: int, compress: bool, found: Any) -> None:
+def _run_rank(rank: int, processes: int, port: int, compress: bool, found: Any) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -170,8 +168,8 @@ def _rank(rank: int, processes: int, port: int, compress: bool, found: Any) -> N
             network.register_comm_hook(None, allreduce_hook)  # type: ignore[operator]
         optimizer = optim.LARS(method.online.parameters(), lr=0.1)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        for _ in range(2):  # in the first DDP has yet to learn the order of the gradients
-            counted = _note_collectives()
+        for _ in range(2):  # DDP learns the order of the gradients in the first step
+            counted = _count_collectives()
             views = [torch.randn(rows, 3, 4, 32, 32), torch.randn(rows, 3, 4, 32, 32)]
             taken = network(views, None, 0.0)
             taken.loss.backward()
@@ -180,26 +178,26 @@ def _rank(rank: int, processes: int, port: int, compress: bool, found: Any) -> N
             method.after_step(taken.keys, 0.0)
             optimizer.zero_grad()
         if rank == 0:
-            found.put((counted, tuple(sizes_of(method)), rows))
+            found.put((counted, tuple(measure_sizes(method)), rows))
 
 
-def _note_collectives() -> Counter[str]:
-    """Count from now on the bytes that torch's collectives are called with, by our name for the caller."""
+def _count_collectives() -> Counter[str]:
+    """Wrap torch's collectives to count their input bytes by our name of the caller."""
     counted: Counter[str] = Counter()
 
-    def noting(call: Any, argument: int) -> Any:
+    def wrap(call: Any, argument: int) -> Any:
         original = getattr(call, "original", call)
 
-        def noted(*arguments: Any, **options: Any) -> Any:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
             code = sys._getframe(1).f_code
             name = CALLERS.get((os.path.basename(code.co_filename), code.co_name), code.co_name)
             counted[name] += arguments[argument].nbytes
             return original(*arguments, **options)
 
-        noted.original = original  # type: ignore[attr-defined]
-        return noted
+        wrapper.original = original  # type: ignore[attr-defined]
+        return wrapper
 
-    dist.all_reduce = noting(dist.all_reduce, 0)
-    dist.all_gather_into_tensor = noting(dist.all_gather_into_tensor, 1)
-    dist.broadcast = noting(dist.broadcast, 0)
+    dist.all_reduce = wrap(dist.all_reduce, 0)
+    dist.all_gather_into_tensor = wrap(dist.all_gather_into_tensor, 1)
+    dist.broadcast = wrap(dist.broadcast, 0)
     return counted

@@ -1,10 +1,9 @@
-"""Clips per second of a core: two random clips of 8 frames per video, opened, read and closed, by every decoder and way.
+"""Clips per second per core: each case opens a video, reads two random clips of 8 frames and closes it.
 
-All cases read the same frames of the same files in one thread and one process each; what is compared is processor time,
-in rounds, within this run. The limit is decoding alone, of just the packets that the frames depend on: no opening, no
-index, no conversion. Files: given ones, or some that are made as Kinetics is downloaded (see kinetics_like).
---forms: how fast, how large and how good the forms are that a video may be shrunk to. --shrunk: a folder that
-data_prep/shrink.py made, its copies against their sources.
+All cases read the same frames of the same files, each in its own process with one thread. Rounds compare CPU time within
+one run. The limit decodes only the packets that the frames depend on, without opening, indexing or conversion. Without
+--files, videos like those of Kinetics are encoded (see kinetics_like). --forms compares speed, size and quality of encodings
+for data_prep/shrink.py. --shrunk compares the copies in a folder of data_prep/shrink.py to their sources.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from sce_video.errors import InputError
 from sce_video.randomness import generator
 
 CLIPS, FRAMES, SECONDS = 2, 8, 2.56
-REPEATS = 5  # of all files in a round; the quickest counts
+REPEATS = 5  # of all files in a round; the fastest counts
 RIVAL = "decord, two calls"
 LIMIT = "the limit: these packets decoded"
-CASES: dict[str, tuple[str, dict[str, Any], str]] = {  # name -> (function, arguments, the library it needs)
+CASES: dict[str, tuple[str, dict[str, Any], str]] = {  # name -> (function, arguments, required library)
     LIMIT: ("limit", {}, "av"),
     "ours": ("ours", {}, "av"),
     "ours, crops of it": ("ours", {"way": "clips"}, "av"),
@@ -50,26 +49,24 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {  # name -> (function, argu
     "pytorchvideo": ("pytorchvideo", {}, "pytorchvideo"),
 }
 Timed = Callable[[], float]
-Job = tuple[str, list[list[int]]]  # a file, and the frames of each clip
+Job = tuple[str, list[list[int]]]  # a file and the frame indices of each clip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the sub-command."""
-    parser.add_argument("--files", nargs="+", default=[], help="videos; default: some that are made")
-    parser.add_argument("--count", type=int, default=6, help="how many are made")
-    parser.add_argument("--rounds", type=int, default=9, help="how often every case is run, in turn")
-    parser.add_argument("--forms", action="store_true", help="compare the forms that videos may be shrunk to")
-    parser.add_argument(
-        "--shrunk", metavar="FOLDER", help="made by data_prep/shrink.py: its sources against its copies"
-    )
+    parser.add_argument("--files", nargs="+", default=[], help="videos; default: encode new ones")
+    parser.add_argument("--count", type=int, default=6, help="number of videos to encode")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds; each runs every case in turn")
+    parser.add_argument("--forms", action="store_true", help="compare encodings for shrinking videos")
+    parser.add_argument("--shrunk", metavar="FOLDER", help="folder of data_prep/shrink.py: compare copies to sources")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure every case that can run here, and print the table."""
+    """Measure every case whose library is installed, and print the table."""
     print(machine(["torch", "av", "decord", "torchcodec", "pytorchvideo"]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if options.shrunk:
-            _compare_copies(*_copies_in(Path(options.shrunk)), rounds=options.rounds)
+            _compare_copies(*_read_copies(Path(options.shrunk)), rounds=options.rounds)
             return
         files = options.files or kinetics_like.make(Path(folder), options.count)
         if options.forms:
@@ -91,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def plan(path: str) -> Job:
-    """Return the file and the frames of its clips, drawn as in training."""
+    """Draw the clips of a file as in training; return the file and the frame indices."""
     with open_video(path) as video:
         clips = []
         for view in range(CLIPS):
@@ -127,7 +124,9 @@ def _compare_forms(files: list[str], folder: Path, *, rounds: int) -> None:
     print(table(rows, "as it is"))
     for name, paths in made.items():
         pairs = list(zip(files, paths, strict=True))
-        quality = statistics.mean(forms.psnr(source, copy) for source, copy in pairs) if name in forms.FORMS else 99.0
+        quality = (
+            statistics.mean(forms.compute_psnr(source, copy) for source, copy in pairs) if name in forms.FORMS else 99.0
+        )
         rate = CLIPS * len(files) / rows[name].median
         times = statistics.median(b / a for a, b in zip(rows[name].seconds, rows["as it is"].seconds, strict=True))
         print(
@@ -136,10 +135,10 @@ def _compare_forms(files: list[str], folder: Path, *, rounds: int) -> None:
         )
 
 
-def _copies_in(folder: Path) -> tuple[list[str], list[str]]:
+def _read_copies(folder: Path) -> tuple[list[str], list[str]]:
     table_of_copies = folder / "shrunk.csv"
     if not table_of_copies.is_file():
-        raise InputError(f"{folder} has no shrunk.csv: give a folder in which data_prep/shrink.py has finished")
+        raise InputError(f"{folder} has no shrunk.csv: give a folder that data_prep/shrink.py has completed")
     with open(table_of_copies, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
     if not rows:
@@ -148,7 +147,7 @@ def _copies_in(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _compare_copies(sources: list[str], copies: list[str], *, rounds: int) -> None:
-    """Read the same seconds of the sources and of the copies, which have the same frames."""
+    """Compare reading the same frame indices from sources and copies."""
     jobs = [plan(path) for path in sources]
     requests = {
         "sources": _request("ours", jobs),
@@ -162,10 +161,10 @@ def _compare_copies(sources: list[str], copies: list[str], *, rounds: int) -> No
 
 
 def limit(jobs: list[Job]) -> Timed:
-    """The packets that reading the frames gives to the decoder, held in memory, and their decoding."""
+    """Decode only the packets that the frames depend on, held in memory."""
     from sce_video.data.readers.pyav import PyAVReader
 
-    readers = [PyAVReader(path) for path, _ in jobs]  # open as long as their packets are used
+    readers = [PyAVReader(path) for path, _ in jobs]  # keep them open while their packets are used
     wanted = [sorted({index for clip in clips for index in clip}) for _, clips in jobs]
     stretches = [s for reader, indices in zip(readers, wanted, strict=True) for s in reader.needed_packets(indices)]
 
@@ -182,7 +181,7 @@ def limit(jobs: list[Job]) -> Timed:
 
 
 def ours(jobs: list[Job], way: str = "frames", loop_filter: str = "exact") -> Timed:
-    """One open, one pass."""
+    """Read all clips with one open and one decode pass."""
 
     def timed() -> float:
         total = 0.0
@@ -202,7 +201,7 @@ def ours(jobs: list[Job], way: str = "frames", loop_filter: str = "exact") -> Ti
 
 
 def decord_calls(jobs: list[Job], union: bool = False) -> Timed:
-    """decord: a call of get_batch per clip, or one for the frames of all."""
+    """Read with decord: one get_batch call per clip, or one for the union of frames."""
     import decord
 
     def timed() -> float:
@@ -218,7 +217,7 @@ def decord_calls(jobs: list[Job], union: bool = False) -> Timed:
 
 
 def torchcodec_sampler(jobs: list[Job]) -> Timed:
-    """torchcodec's clip sampler with its defaults; it draws clips of its own."""
+    """Read with torchcodec's clip sampler and its defaults; it draws its own clips."""
     from torchcodec.decoders import VideoDecoder
     from torchcodec.samplers import clips_at_random_indices
 
@@ -235,7 +234,7 @@ def torchcodec_sampler(jobs: list[Job]) -> Timed:
 
 
 def torchcodec_union(jobs: list[Job]) -> Timed:
-    """torchcodec, exact mode, one call for all frames."""
+    """Read with torchcodec in exact mode: one call for all frames."""
     from torchcodec.decoders import VideoDecoder
 
     def timed() -> float:
@@ -249,7 +248,7 @@ def torchcodec_union(jobs: list[Job]) -> Timed:
 
 
 def in_order(jobs: list[Job]) -> Timed:
-    """PyAV from the start to the last frame that is wanted, converting those."""
+    """Decode with PyAV from the start to the last requested frame; convert only the requested ones."""
     import av
 
     def timed() -> float:
@@ -268,7 +267,7 @@ def in_order(jobs: list[Job]) -> Timed:
 
 
 def pytorchvideo(jobs: list[Job]) -> Timed:
-    """pytorchvideo's EncodedVideo, a call of get_clip per clip, frames then taken out evenly."""
+    """Read with pytorchvideo's EncodedVideo: one get_clip call per clip, then subsample frames evenly."""
     from pytorchvideo.data.encoded_video import EncodedVideo
 
     def timed() -> float:

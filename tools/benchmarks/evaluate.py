@@ -1,9 +1,9 @@
-"""All test views of a video from one open and one decode pass, against opening the file for every view, as peers do.
+"""Read all test views of a video with one open and decode pass, compared to opening the file for every view.
 
-The network is a stand-in that costs nothing, so that decoding and cutting crops are what is measured; every case must find
-the same mean over all views. Files: given ones, or one that is made: 10 s of H.264, 340 x 256, 30 frames per second, a key
-frame every 250 frames, B-frames, as Kinetics is downloaded. Goal: 8 times the videos per second, and no more memory than
-the clips as uint8 at short side 256 and one batch on the device.
+A trivial network makes decoding and cropping dominate; every case must return the same mean over all views. Without --files,
+one video is encoded like those of Kinetics: 10 s of H.264, 340 x 256, 30 frames per second, a key frame every 250 frames,
+B-frames. Goal: 8 times the videos per second, and no more memory than the clips as uint8 at short side 256 and one batch on
+the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sce_video import augment
 from sce_video.data import clips, crops, synthetic
 from sce_video.data.decode import open_video
 from sce_video.data.manifest import Video
-from sce_video.evaluation.views import VIEWS_AT_ONCE, Views, test_crops, view_outputs
+from sce_video.evaluation.views import VIEWS_AT_ONCE, Views, cut_crops, view_outputs
 
 RIVAL = "an open per view"
 CASES = {
@@ -35,14 +35,14 @@ CASES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the sub-command."""
-    parser.add_argument("--files", nargs="+", default=[], help="videos; default: one that is made")
+    parser.add_argument("--files", nargs="+", default=[], help="videos; default: encode a new one")
     parser.add_argument("--decoder", default="auto", help="auto, pyav or decord")
     parser.add_argument("--clips", type=int, default=10, help="clips per video")
     parser.add_argument("--crops", type=int, default=3, choices=(1, 3), help="crops per clip")
     parser.add_argument("--frames", type=int, default=8, help="frames per clip, over 2.56 s")
     parser.add_argument("--size", type=int, default=256, help="crop, pixels")
-    parser.add_argument("--seconds", type=int, default=10, help="length of the video that is made")
-    parser.add_argument("--rounds", type=int, default=5, help="how often every case is run, in turn")
+    parser.add_argument("--seconds", type=int, default=10, help="length of the encoded video")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; each runs every case in turn")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -70,7 +70,9 @@ def run(options: argparse.Namespace) -> None:
             {name: Request(__name__, case, arguments) for name, case in CASES.items()}, options.rounds
         )
         own = measure(Request(__name__, "memory_of_one_pass", arguments, warm_up=0)).found
-    assert all(abs(row.found - rows[RIVAL].found) < 1e-6 for row in rows.values()), "the cases must find the same"
+    assert all(abs(row.found - rows[RIVAL].found) < 1e-6 for row in rows.values()), (
+        "all cases must return the same mean"
+    )
     print(table(rows, RIVAL))
     ratio = rows[RIVAL].median / rows["one pass"].median
     print(f"one pass: {len(files) / rows['one pass'].median:.2f} videos/s, {ratio:.1f} times {RIVAL}")
@@ -84,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def make_video(path: Path, seconds: int) -> str:
-    """Encode a picture that is panned over, with noise; return the path."""
+    """Encode a pan over a picture with noise; return the path."""
     random = np.random.default_rng(0)
     coarse = torch.from_numpy(random.uniform(0, 255, (3, 40, 60)).astype(np.float32))
     picture = F.interpolate(coarse[None], (400, 640), mode="bicubic")[0].permute(1, 2, 0).clamp(0, 255).numpy()
@@ -98,7 +100,7 @@ def make_video(path: Path, seconds: int) -> str:
 
 
 def network(views: Tensor) -> Tensor:
-    """Mean value per channel: clips [B, 3, T, H, W] -> [B, 3]."""
+    """Return the mean per channel: clips [B, 3, T, H, W] -> [B, 3]."""
     return views.mean(dim=(2, 3, 4))
 
 
@@ -106,7 +108,7 @@ Found = Callable[[], float]
 
 
 def memory_of_one_pass(files: list[str], views: dict[str, float], decoder: str) -> Callable[[], int]:
-    """By how many bytes the peak of resident memory grows from one view of one frame of 16 px to all views."""
+    """Measure the growth of peak resident memory in bytes from one view of one frame of 16 px to all views."""
     small = one_pass(files, {**views, "clips_per_video": 1, "num_crops": 1, "num_frames": 1, "size": 16}, decoder)
     whole = one_pass(files, views, decoder)
 
@@ -120,7 +122,7 @@ def memory_of_one_pass(files: list[str], views: dict[str, float], decoder: str) 
 
 
 def one_pass(files: list[str], views: dict[str, float], decoder: str) -> Found:
-    """Ours: `view_outputs`."""
+    """Read all views with `view_outputs`."""
     torch.set_num_threads(1)
     videos = [Video(path, None) for path in files]
     look = Views(**views)  # type: ignore[arg-type]
@@ -133,16 +135,16 @@ def one_pass(files: list[str], views: dict[str, float], decoder: str) -> Found:
 
 
 def open_per_view(files: list[str], views: dict[str, float], decoder: str) -> Found:
-    """A file is opened for each of its views, and the other crops of the clip are thrown away."""
-    return _opening(files, Views(**views), decoder, per_view=True)  # type: ignore[arg-type]
+    """Open the file for each view, and discard the other crops of the clip."""
+    return _open_often(files, Views(**views), decoder, per_view=True)  # type: ignore[arg-type]
 
 
 def open_per_clip(files: list[str], views: dict[str, float], decoder: str) -> Found:
-    """A file is opened for each of its clips."""
-    return _opening(files, Views(**views), decoder, per_view=False)  # type: ignore[arg-type]
+    """Open the file for each clip."""
+    return _open_often(files, Views(**views), decoder, per_view=False)  # type: ignore[arg-type]
 
 
-def _opening(files: list[str], views: Views, decoder: str, *, per_view: bool) -> Found:
+def _open_often(files: list[str], views: Views, decoder: str, *, per_view: bool) -> Found:
     torch.set_num_threads(1)
 
     def timed() -> float:
@@ -155,16 +157,16 @@ def _opening(files: list[str], views: Views, decoder: str, *, per_view: bool) ->
                         first, last = clips.frame_window(video.fps, *times[clip], video.num_frames)
                         frames = video.read(first + clips.uniform_subsample(last - first, views.num_frames))
                     if crop is None:
-                        outputs.append(network(test_crops(frames, size=views.size, num_crops=views.num_crops)))
+                        outputs.append(network(cut_crops(frames, size=views.size, num_crops=views.num_crops)))
                     else:
-                        outputs.append(network(_one_crop(frames, views, crop)[None]))
+                        outputs.append(network(_cut_crop(frames, views, crop)[None]))
         return torch.cat(outputs).double().mean().item()
 
     return timed
 
 
-def _one_crop(frames: Tensor, views: Views, crop: int) -> Tensor:
-    """One crop, without the cost of the others: uint8 [T, h, w, 3] -> float [3, T, size, size]."""
+def _cut_crop(frames: Tensor, views: Views, crop: int) -> Tensor:
+    """Cut one crop, without the cost of the others: uint8 [T, h, w, 3] -> float [3, T, size, size]."""
     clip = frames.permute(3, 0, 1, 2).contiguous()
     height, width = crops.short_side(clip.shape[-2], clip.shape[-1], views.size)
     if (height, width) != clip.shape[-2:]:

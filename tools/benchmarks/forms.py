@@ -1,7 +1,7 @@
-"""Forms that videos may be shrunk to for training, and how much is lost: bytes, and PSNR against the source.
+"""Encodings of shrunk training videos, and their quality: PSNR compared to the source.
 
-What makes a form fast to read is B-frames that nothing refers to (no pyramid): a reader leaves them undecoded. A short
-distance between key frames, `fastdecode` (no loop filter, no arithmetic coding) and fewer pixels do the rest.
+Unreferenced B-frames (no pyramid) make an encoding fast to read, because a reader can skip them. A short distance between
+key frames, `fastdecode` (no loop filter, no arithmetic coding) and fewer pixels also help.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from sce_video.data.crops import short_side
 
 
 class Form(NamedTuple):
-    """short_side in pixels; gop: frames between key frames; b_frames in a row; x264's pyramid, tune and crf.
+    """Options of an encoding: short_side in pixels, gop in frames between key frames, consecutive b_frames.
 
-    adaptive: x264 chooses how many B-frames suit a picture, up to b_frames; otherwise it always takes as many.
+    pyramid, fast_decode (tune) and crf are x264's. adaptive: x264 chooses up to b_frames B-frames; else always b_frames.
     """
 
     short_side: int
@@ -47,7 +47,7 @@ FORMS = {
 
 
 def encode(source: str, target: Any, form: Form) -> str:
-    """Write a copy in this form, every frame and without sound; return its path."""
+    """Write a copy of every frame in this encoding, without audio; return its path."""
     with av.open(source) as before, av.open(str(target), "w") as after:
         read = before.streams.video[0]
         height, width = size(read.height, read.width, form)
@@ -65,21 +65,21 @@ def encode(source: str, target: Any, form: Form) -> str:
         for number, frame in enumerate(before.decode(read)):
             scaled = converter.reformat(frame, width, height, "yuv420p", interpolation="BICUBIC", threads=1)
             scaled.pts, scaled.time_base = number, 1 / read.average_rate
-            scaled.pict_type = 0  # else x264 takes over which of the source's frames were B-frames
+            scaled.pict_type = 0  # else x264 keeps the source's choice of B-frames
             after.mux(stream.encode(scaled))
         after.mux(stream.encode())
     return str(target)
 
 
 def size(height: int, width: int, form: Form) -> tuple[int, int]:
-    """Return (height, width) of the copy: even numbers, never larger than the source."""
+    """Return the even (height, width) of the copy, at most the source's."""
     if min(height, width) > form.short_side:
         height, width = short_side(height, width, form.short_side)
     return height // 2 * 2, width // 2 * 2
 
 
-def psnr(source: str, copy: str, *, every: int = 10) -> float:
-    """Peak signal to noise ratio in dB of luma, of every tenth frame against the source scaled to the copy's size."""
+def compute_psnr(source: str, copy: str, *, every: int = 10) -> float:
+    """Return the luma PSNR in dB of every `every`-th frame, compared to the source scaled to the copy's size."""
     errors = []
     with av.open(source) as before, av.open(copy) as after:
         converter = VideoReformatter()

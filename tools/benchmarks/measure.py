@@ -1,8 +1,8 @@
-"""Measure a function in a process of its own: seconds of each repetition, and the peak of resident memory.
+"""Measure a function in its own process: seconds of each repetition, and peak resident memory.
 
-Speed is compared as ratios between cases of one run on one machine; a time alone says little on shared cores. A case is a
-module-level function of a part's module with keyword arguments of plain values. It prepares its input and returns the
-function to be timed, which returns what it found (plain values), so that rivals can be seen to agree.
+Compare ratios between cases of one run on one machine; absolute times are unreliable on shared cores. A case is a
+module-level function with keyword arguments of plain values. It prepares its input and returns the function to time. That
+function returns its result as plain values, so that the results of all cases can be compared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 
 class Measurement(NamedTuple):
-    """Seconds of each repetition (the warm-up is not in it), peak resident bytes of the process, and what was found."""
+    """Seconds of each repetition without warm-up, peak resident bytes of the process, and the result."""
 
     seconds: list[float]
     peak_bytes: int
@@ -31,12 +31,12 @@ class Measurement(NamedTuple):
 
     @property
     def median(self) -> float:
-        """The middle time."""
+        """Median of the seconds."""
         return statistics.median(self.seconds)
 
 
 def machine(packages: Sequence[str]) -> str:
-    """Return lines that say when and where: date, CPU, cores, threads, versions of Python and of these packages, command."""
+    """Return lines with the date, CPU, cores, threads, versions of Python and `packages`, and the command."""
     import torch
 
     versions = ", ".join(f"{name} {_version(name)}" for name in packages)
@@ -52,9 +52,9 @@ def machine(packages: Sequence[str]) -> str:
 
 
 class Request(NamedTuple):
-    """Which case to measure: `module.case(**arguments)` returns the function to be timed, after `warm_up` calls of it.
+    """A case to measure: `module.case(**arguments)` returns the function, which is timed after `warm_up` calls.
 
-    clock: of Python's time module; `process_time` is the time of the processor, of all threads, without waiting.
+    clock: a function of Python's time module; `process_time` is the CPU time of all threads.
     """
 
     module: str
@@ -65,9 +65,9 @@ class Request(NamedTuple):
 
 
 def measure_in_rounds(requests: Mapping[str, Request], rounds: int, *, repeats: int = 1) -> dict[str, Measurement]:
-    """Run every case in each round, so that what else the machine does falls on all of them alike.
+    """Run every case in each round, so that other load on the machine affects all cases equally.
 
-    Of several repeats in a round the quickest counts: that one was disturbed least.
+    The fastest of several repeats in a round counts, because other load disturbed it least.
     """
     rows: dict[str, Measurement] = {}
     for number in range(rounds):
@@ -81,9 +81,9 @@ def measure_in_rounds(requests: Mapping[str, Request], rounds: int, *, repeats: 
 
 
 def measure(request: Request, *, repeats: int = 1, python: str = sys.executable) -> Measurement:
-    """Time the function of a case in a fresh Python; RuntimeError, with its error output, if it fails.
+    """Time a case in a new Python process. Raises RuntimeError with its error output if it fails.
 
-    python: another interpreter, whose environment holds what the case needs; this package is found for it.
+    python: interpreter with the packages that the case needs; PYTHONPATH adds this package.
     """
     tools = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tools), str(tools.parent)])}
@@ -95,9 +95,9 @@ def measure(request: Request, *, repeats: int = 1, python: str = sys.executable)
 
 
 def table(rows: Mapping[str, Measurement], rival: str) -> str:
-    """Return one line per case: median and range of the seconds, peak memory, and how many times the rival's time it took.
+    """Return one line per case: median and range of the seconds, peak memory, and ratio to the rival's time.
 
-    The ratio is the median of the rounds' ratios, with their range.
+    The ratio is the median over the rounds, with the range.
     """
     width = max(map(len, rows))
     lines = [f"{'case':<{width}} {'median s':>9} {'min..max s':>15} {'peak GB':>8}  times the time of {rival}"]
@@ -125,7 +125,7 @@ def _cpu() -> str:
 
 
 def peak_bytes() -> int:
-    """Peak resident memory since this program started. ru_maxrss would also hold the peak of the process that started it."""
+    """Return the peak resident memory of this process in bytes. ru_maxrss would include the parent's peak."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -136,7 +136,7 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _answer(
+def _run_case(
     module: str, case: str, arguments: dict[str, Any], warm_up: int, clock: str, repeats: int
 ) -> dict[str, Any]:
     now = getattr(time, clock)
@@ -151,4 +151,4 @@ def _answer(
 
 
 if __name__ == "__main__":
-    print(json.dumps(_answer(*json.loads(sys.argv[1]))))
+    print(json.dumps(_run_case(*json.loads(sys.argv[1]))))

@@ -1,6 +1,6 @@
-"""Search and retrieval scores against rivals: the obvious torch code, scikit-learn and faiss.
+"""Search and retrieval scores, compared to plain torch code, scikit-learn and faiss.
 
-Features are random (the cost does not depend on them), in two sets as after extraction of a test and a training list.
+Features are random (the cost does not depend on them): a query set and a bank, like those of a test and a training list.
 Goals: R@1..50 of 3,800 queries in 9,500 x 2,048 in under 2 s on two cores; 20,000 in 240,000 x 2,048 within 6 GB.
 """
 
@@ -20,7 +20,7 @@ from sce_video.evaluation import metrics, search
 KS = metrics.RECALL_KS
 CLASSES = 101
 RIVAL = "naive torch"
-# name -> (function, its own arguments, package that it needs, whether it is run with --large)
+# name -> (function, arguments, required package, whether --large runs it)
 CASES: dict[str, tuple[str, dict[str, str], str, bool]] = {
     RIVAL: ("naive", {}, "torch", False),  # would hold 19 GB of similarities
     "scikit-learn": ("scikit_learn", {}, "sklearn", False),  # copies the bank: over 7 GB
@@ -36,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queries", type=int, default=3800, help="rows of the query set (HMDB51-sized: 3,800)")
     parser.add_argument("--bank", type=int, default=9500, help="rows of the bank (UCF101-sized: 9,500)")
     parser.add_argument("--width", type=int, default=2048, help="features per row")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="how often every case is run, in turn, each time warmed up"
-    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; each warms up and runs every case in turn")
     parser.add_argument(
         "--large",
         action="store_true",
@@ -47,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure every case that can run here, each in its own process, and print the table."""
+    """Measure every case whose package is installed, each in its own process, and print the table."""
     queries, bank = (20_000, 240_000) if options.large else (options.queries, options.bank)
     rounds = 1 if options.large else options.rounds
     print(machine(["torch", "numpy", "scikit-learn", "faiss-cpu"]))
@@ -61,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     requests = {}
     for name, (case, arguments, package, fits) in CASES.items():
         if options.large and not fits:
-            print(f"{name}: not run, it needs more memory than 6 GB")
+            print(f"{name}: not run, it needs more than 6 GB of memory")
         elif find_spec(package) is None:
             print(f"{name}: not run, {package} is not installed")
         else:
@@ -76,7 +74,7 @@ Found = Callable[[], dict[str, float]]
 
 
 def make(queries: int, bank: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return query, query_labels, bank, bank_labels as `metrics.recall_at_k` takes them."""
+    """Draw query, query_labels, bank and bank_labels for `metrics.recall_at_k`."""
     g = torch.Generator().manual_seed(0)
     return (
         torch.randn(queries, width, generator=g).add_(1),
@@ -87,7 +85,7 @@ def make(queries: int, bank: int, width: int) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def recall(queries: int, bank: int, width: int, engine: search.Engine) -> Found:
-    """Ours, recall only."""
+    """Compute recall with our search."""
     query, query_labels, bank_rows, bank_labels = make(queries, bank, width)
 
     def timed() -> dict[str, float]:
@@ -98,7 +96,7 @@ def recall(queries: int, bank: int, width: int, engine: search.Engine) -> Found:
 
 
 def recall_and_precision(queries: int, bank: int, width: int) -> Found:
-    """Ours, recall and mean average precision over the whole bank, also per class."""
+    """Compute recall and mean average precision over the whole bank, also per class."""
     data = make(queries, bank, width)
 
     def timed() -> dict[str, float]:
@@ -110,7 +108,7 @@ def recall_and_precision(queries: int, bank: int, width: int) -> Found:
 
 
 def naive(queries: int, bank: int, width: int) -> Found:
-    """Centre, normalise, one matrix product, torch.topk."""
+    """Compute recall by centring, normalising, one matrix product and torch.topk."""
     query, query_labels, bank_rows, bank_labels = make(queries, bank, width)
 
     def timed() -> dict[str, float]:
@@ -122,7 +120,7 @@ def naive(queries: int, bank: int, width: int) -> Found:
 
 
 def scikit_learn(queries: int, bank: int, width: int) -> Found:
-    """NearestNeighbors, brute force, cosine."""
+    """Compute recall with NearestNeighbors: brute force, cosine."""
     from sklearn.neighbors import NearestNeighbors
 
     query, query_labels, bank_rows, bank_labels = make(queries, bank, width)
@@ -137,7 +135,7 @@ def scikit_learn(queries: int, bank: int, width: int) -> Found:
 
 
 def faiss_index(queries: int, bank: int, width: int) -> Found:
-    """IndexFlatIP, which copies the normalised bank; added in blocks."""
+    """Compute recall with IndexFlatIP, which copies the normalised bank in blocks."""
     import faiss
 
     query, query_labels, bank_rows, bank_labels = make(queries, bank, width)

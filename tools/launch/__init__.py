@@ -1,6 +1,6 @@
-"""Start a program on many processes and machines, and start it again when it was stopped or killed.
+"""Launch a program on several processes and machines, and restart it when it is stopped or killed.
 
-torch.distributed's `torchrun` starts and connects the processes; what is here renders what the cluster's own scheduler
-takes. The shell code is in `*.sh`: `restart.sh` (what happened, and what next), used by `slurm.sh` (one job, queued again)
-and `loop.sh` (one machine, pod or VM: starts again by itself). `tools/launch.py` is the program; docs/launch.md explains.
+`torchrun` starts and connects the processes; this package writes the scripts for the cluster's scheduler. The shell code is
+in `*.sh`: `restart.sh` decides after each exit whether to restart; `slurm.sh` (one job, requeued) and `loop.sh` (one machine,
+pod or VM, restarted in a loop) use it. `tools/launch.py` is the program, docs/launch.md its documentation.
 """

@@ -1,10 +1,10 @@
-"""Is this a place to train? The processes, their connection, clocks, disk, limits and decoders, in one page.
+"""Check machines before training: processes, their connection, clocks, disk, limits and decoders.
 
     python tools/launch.py check
     torchrun --nproc-per-node 8 tools/launch.py check
     python tools/launch.py slurm nodes=4 gpus=8 time=10 -- tools/launch.py check
 
-Lines that begin with `problem` are what will stop or spoil a run; there the exit code is 1.
+Lines that begin with `problem` name causes of a failed or wrong run; with any, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import torch.distributed as dist
 from sce_video import distributed
 from sce_video.config.shared import Device
 
-ELEMENTS = 4 << 20  # float32, of the timed all-reduce: 16 MiB, about a bucket of gradients
-SKEW_SECONDS = 2.0  # of the clocks; file times and locks on shared disks are compared across machines
+ELEMENTS = 4 << 20  # float32 elements of the timed all-reduce: 16 MiB, about a bucket of gradients
+SKEW_SECONDS = 2.0  # largest clock difference; locks on shared disks compare file times across machines
 FREE_GB = 20.0
 OPEN_FILES = 4096
 
@@ -37,16 +37,16 @@ OPEN_FILES = 4096
 class Check:
     """tools/launch.py check"""
 
-    out: str = "."  # folder whose disk is looked at
+    out: str = "."  # folder whose disk is checked
     device: Device = Device.auto
 
 
 def run(options: Check) -> None:
-    """Look at every process and print the page on rank 0; exits with 1 if there is a problem."""
+    """Check every process and print the report on rank 0. Exits with 1 if it finds a problem."""
     with distributed.session(options.device.value) as device:
-        connection = look_at_connection(device)
-        own = look_here(Path(options.out), device)
-        # Right after a barrier all clocks should show the same time.
+        connection = check_connection(device)
+        own = describe_process(Path(options.out), device)
+        # Right after a barrier, synchronised clocks show the same time.
         distributed.barrier()
         own["time"] = time.time()
         ranks = distributed.gather_objects(own)
@@ -58,8 +58,8 @@ def run(options: Check) -> None:
         sys.exit(1)
 
 
-def look_at_connection(device: torch.device) -> dict[str, Any]:
-    """Sum a tensor over all ranks; return the backend, whether the sum is right, and the rate in GB/s."""
+def check_connection(device: torch.device) -> dict[str, Any]:
+    """All-reduce a tensor; return the backend, whether the sum is correct, and the rate in GB/s."""
     if not distributed.active():
         return {"backend": "none (one process)", "right": True, "rate": 0.0}
     rank, world = distributed.rank(), distributed.world_size()
@@ -69,7 +69,7 @@ def look_at_connection(device: torch.device) -> dict[str, Any]:
     distributed.barrier()
     start = time.perf_counter()
     dist.all_reduce(values)
-    values[0].item()  # waits for the device
+    values[0].item()  # synchronises with the device
     return {
         "backend": dist.get_backend(),
         "right": all(distributed.gather_objects(right)),
@@ -77,8 +77,8 @@ def look_at_connection(device: torch.device) -> dict[str, Any]:
     }
 
 
-def look_here(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Return what one process sees: host, device, free disk (GB), limits, decoders."""
+def describe_process(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Return the host, device, free disk (GB), limits and decoders of this process."""
     while not folder.exists():
         folder = folder.parent
     return {
@@ -93,7 +93,7 @@ def look_here(folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 def page(ranks: list[dict[str, Any]], connection: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return what is printed about all ranks, and the problems among it."""
+    """Return the report's lines about all ranks, and the problems."""
     first, hosts = ranks[0], sorted({rank["host"] for rank in ranks})
     skew = max(rank["time"] for rank in ranks) - min(rank["time"] for rank in ranks)
     devices = sorted({rank["device"] for rank in ranks})
@@ -113,7 +113,7 @@ def page(ranks: list[dict[str, Any]], connection: dict[str, Any]) -> tuple[list[
     wrong = {
         "all-reduce gives a wrong sum: check drivers and network before training": not connection["right"],
         f"clocks are {skew:.1f} s apart: synchronise them (chrony, ntp)": skew > SKEW_SECONDS,
-        f"only {free:.0f} GB free where the run will be; a checkpoint of R3D-50 takes 1 GB": free < FREE_GB / 10,
+        f"only {free:.0f} GB free in the run's folder; a checkpoint of R3D-50 takes 1 GB": free < FREE_GB / 10,
         f"only {_limit(files)} open files allowed: ulimit -n {OPEN_FILES}": 0 <= files < OPEN_FILES // 4,
         "machines run different versions: " + "; ".join(f"{rank['host']}: {rank['versions']}" for rank in ranks): any(
             rank["versions"] != first["versions"] for rank in ranks
@@ -124,15 +124,15 @@ def page(ranks: list[dict[str, Any]], connection: dict[str, Any]) -> tuple[list[
 
 
 def notes(versions: dict[str, str]) -> list[str]:
-    """Return what is known about the decoders that are installed."""
+    """Return known problems of the installed decoders."""
     found = []
     if versions["decord"].startswith("0.6"):
         found.append(
-            "decord 0.6 (FFmpeg 4.1) hangs or gives wrong frames on files with an edit list, as stream-copied cuts have: "
-            "run data_prep/doctor.py over the list, or use data.decoder=pyav"
+            "decord 0.6 (FFmpeg 4.1) hangs or returns wrong frames for files with an edit list, e.g. stream-copied cuts: "
+            "run data_prep/doctor.py on the list, or use data.decoder=pyav"
         )
     if not versions["decord"] and not versions["decord2"]:
-        found.append("decord is not installed: PyAV reads everything")
+        found.append("decord is not installed: PyAV reads all videos")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The program that is launched, checked before it waits in a queue: its options, and the run folder they mean."""
+"""Check the launched program and its options before it waits in a queue, and find its run folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError
 
-TRAINING: dict[str, Any] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}  # these keep a run folder
+TRAINING: dict[str, Any] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}  # programs with a run folder
 OTHERS: dict[str, Any] = {"evaluate": EvaluateConfig, "retrieval": RetrievalConfig, "features": FeaturesConfig}
 
 
 class Command(NamedTuple):
-    """What torchrun starts, the run folder it writes (empty: none), and a name for the job."""
+    """Command line for torchrun, the run folder (empty: none), and a name for the job."""
 
     words: list[str]
     run: str
@@ -26,21 +26,21 @@ class Command(NamedTuple):
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words before and after `--`. Raises InputError if there is no program after it."""
+    """Return the words before and after `--`. Raises InputError if no program follows it."""
     words = list(arguments)
-    place = words.index("--") if "--" in words else len(words)
-    if not words[place + 1 :]:
+    index = words.index("--") if "--" in words else len(words)
+    if not words[index + 1 :]:
         raise InputError("no program: write it and its options after --, e.g. -- tools/pretrain.py recipe=... out=...")
-    return words[:place], words[place + 1 :]
+    return words[:index], words[index + 1 :]
 
 
 def read_command(words: Sequence[str], *, shared: bool) -> Command:
-    """Check a program and its options, and settle its run folder, once for all restarts.
+    """Check a program and its options, and set the run folder of all restarts.
 
-    A program of one's own (any other .py file) must name its run folder by `out=` to be restarted.
-    shared: the program runs elsewhere, so that `out=` must be an absolute path on a volume that all machines see.
+    Your own program (any other .py file) must name its run folder with `out=`, so that it can be restarted.
+    shared: the program runs on other machines; `out=` must be an absolute path on a volume that they share.
 
-    Raises InputError for a program that is not there, options it would refuse, a relative `out` of a shared run.
+    Raises InputError for a missing program, options that it refuses, or a relative `out` of a shared run.
     """
     program, options = words[0], list(words[1:])
     if any(not word.isprintable() for word in words):
@@ -70,7 +70,7 @@ def _out(options: Sequence[str]) -> str:
 
 
 def _for_hydra(value: str) -> str:
-    """Quote a value as Hydra's override grammar has it, where it needs to be."""
+    """Quote a value for Hydra's override grammar if necessary."""
     if all(letter.isalnum() or letter in "/-_.+@%" for letter in value):
         return value
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

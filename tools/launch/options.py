@@ -1,4 +1,4 @@
-"""The options of `tools/launch.py`, one class per place to run: `key=value` words before `--`, typed and checked."""
+"""Options of `tools/launch.py`, one class per target: `key=value` words before `--`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ S = TypeVar("S")
 
 @dataclass
 class Launch:
-    """What every place to run has."""
+    """Options of every target."""
 
     nodes: int = 1  # machines
     gpus: int = 8  # per machine
     processes: int = 0  # per machine; 0: one per GPU
-    port: int = 29500  # where the processes meet, on the first machine
-    max_restarts: int = 20  # after failures; being preempted is none
-    stop_seconds: int = 240  # a run that was asked to stop has this long to save
+    port: int = 29500  # of the rendezvous on the first machine
+    max_restarts: int = 20  # after failures; a preemption does not count
+    stop_seconds: int = 240  # time to save for a run that was asked to stop
     python: str = ""  # the Python that runs there; empty: this one, in a container `python`
-    setup: str = ""  # a file of shell commands that is read first (`module load`, `source .venv/bin/activate`)
+    setup: str = ""  # shell file to source first (`module load`, `source .venv/bin/activate`)
 
     def __post_init__(self) -> None:
         for name in ("nodes", "stop_seconds"):
@@ -50,7 +50,7 @@ class Launch:
 
     @property
     def processes_per_node(self) -> int:
-        """How many processes torchrun starts on each machine."""
+        """Processes that torchrun starts on each machine."""
         return self.processes or self.gpus
 
 
@@ -59,15 +59,15 @@ class Slurm(Launch):
     """tools/launch.py slurm"""
 
     port: int = 0  # 0: from the job's number
-    time: str = "24:00:00"  # limit of one start, as sbatch takes it; the run goes on in the next
-    notice_seconds: int = 300  # before the limit, when the run is asked to stop and save
+    time: str = "24:00:00"  # time limit of one start in sbatch's format; the next start continues the run
+    notice_seconds: int = 300  # seconds before the limit at which the run is asked to stop and save
     partition: str = ""
     account: str = ""
     qos: str = ""
-    cpus: int = 0  # cores per machine; 0: what the cluster gives
+    cpus: int = 0  # cores per machine; 0: the cluster's default
     container: str = ""  # image for pyxis (srun --container-image)
-    mounts: str = ""  # for pyxis: folders of the machine that the container sees
-    extra: str = ""  # more options of sbatch, in one word, e.g. extra='--exclusive --mem=0'
+    mounts: str = ""  # for pyxis: host folders to mount in the container
+    extra: str = ""  # more options of sbatch, e.g. extra='--exclusive --mem=0'
     logs: str = ""  # folder of the script and the job's output; empty: <run folder>-launch
     dry_run: bool = False  # print the script and submit nothing
 
@@ -79,8 +79,8 @@ class Slurm(Launch):
         require(self.cpus, "cpus", lambda value: value >= 0, "at least 0")
         if self.stop_seconds >= self.notice_seconds:
             raise InputError(
-                f"stop_seconds ({self.stop_seconds}) must be below notice_seconds ({self.notice_seconds}), for then the job "
-                "is killed"
+                f"stop_seconds ({self.stop_seconds}) must be below notice_seconds ({self.notice_seconds}), after which "
+                "SLURM kills the job"
             )
         if self.mounts and not self.container:
             raise InputError("mounts= is for container=: give the image too")
@@ -91,9 +91,9 @@ class Local(Launch):
     """tools/launch.py local"""
 
     gpus: int = field(default_factory=lambda: _visible_gpus())
-    processes: int = 0  # 0: one per GPU, one in all without any
-    node: int = 0  # which of the machines this is, from 0
-    head: str = ""  # name or address of machine 0, when there are several
+    processes: int = 0  # 0: one per GPU, or one without GPUs
+    node: int = 0  # index of this machine, from 0
+    head: str = ""  # name or address of machine 0, if there are several
     pause_seconds: int = 5  # before starting again
     dry_run: bool = False  # print the script and start nothing
 
@@ -159,7 +159,7 @@ PLACES: dict[str, type[Launch]] = {
 
 
 def read_options(words: Sequence[str], schema: type[S]) -> S:
-    """Return the options that `key=value` words give. Raises InputError: no such option, wrong type, a broken rule."""
+    """Parse `key=value` words. Raises InputError for an unknown option, a wrong type or an invalid value."""
     values: dict[str, Any] = {}
     for word in words:
         key, sign, value = word.partition("=")
@@ -178,11 +178,11 @@ def python_of(options: Launch) -> str:
 
 
 def _visible_gpus() -> int:
-    import torch  # not at the top: `slurm` and the others need not know
+    import torch  # imported late: only `local` needs it
 
     return torch.cuda.device_count()
 
 
 def log_folder(options: Slurm, run: str) -> str:
-    """Return the folder for the script and the output of a SLURM job."""
+    """Return the folder of a SLURM job's script and output."""
     return os.path.abspath(options.logs or (f"{run}-launch" if run else "runs/launch"))

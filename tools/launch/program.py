@@ -16,7 +16,7 @@ from sce_video.errors import InputError
 
 
 def main(arguments: Sequence[str], usage: str) -> None:
-    """Do what the command line says; errors end the process with one line and their exit code. usage: for --help."""
+    """Run a command line. Errors print one line and set the exit code. usage: text of --help."""
     if not arguments or {"-h", "--help"} & set(arguments[:2]):
         print(usage + "\n" + help_text(), end="")
         return
@@ -33,9 +33,9 @@ def main(arguments: Sequence[str], usage: str) -> None:
 
 
 def help_text() -> str:
-    """Return the options of each place with their defaults."""
+    """Return the names of each target's options."""
     shared = set(option_names(Launch))
-    lines = [f"every place: {', '.join(sorted(shared))}"]
+    lines = [f"every target: {', '.join(sorted(shared))}"]
     lines += [
         f"{name}: {', '.join(n for n in option_names(schema) if n not in shared)}" for name, schema in PLACES.items()
     ]
@@ -44,7 +44,7 @@ def help_text() -> str:
 
 
 def launch(options: Launch, command: Command) -> None:
-    """Submit to SLURM, become the loop of this machine, or print what kubectl and sky take."""
+    """Submit to SLURM, run the restart loop in this process, or print a specification for kubectl or sky."""
     if isinstance(options, Slurm):
         script = render.slurm(options, command, os.getcwd())
         if options.dry_run:
@@ -64,7 +64,7 @@ def launch(options: Launch, command: Command) -> None:
 
 
 def submit(script: str, logs: Path) -> None:
-    """Keep the script in the log folder and give it to sbatch. Raises InputError with sbatch's own words."""
+    """Write the script to the log folder and submit it. Raises InputError with sbatch's message."""
     path = logs / "launch.sh"
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def submit(script: str, logs: Path) -> None:
         result = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise InputError(
-            "there is no sbatch here: submit from a machine of the cluster, or see the script with dry_run=true"
+            "there is no sbatch here: submit from a machine of the cluster, or print the script with dry_run=true"
         ) from error
     if result.returncode:
         raise InputError(f"sbatch refused {path}: {result.stderr.strip() or result.stdout.strip()}")

@@ -1,7 +1,7 @@
-"""From options to what a scheduler takes: scripts and YAML, as text. Pure but for reading our own shell code.
+"""Render options as scripts and YAML for a scheduler. Pure functions, except that they read our shell files.
 
-Every value of the user's is quoted here, for the shell (`shlex.quote`), for the comment lines that sbatch reads, or by the
-YAML writer; the shell code itself is the same for all and takes them from variables.
+This module quotes every user value for the shell (`shlex.quote`), for sbatch's comment lines, or in YAML. The shell code is
+fixed and reads the values from variables.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from launch.command import Command
 from launch.options import Kubernetes, Launch, Local, Skypilot, Slurm, log_folder, python_of
 from sce_video.errors import InputError
 
-# SIGUSR1/2 are not among torchrun's own, and would kill it and leave its children running.
+# By default torchrun does not handle SIGUSR1/2: they would kill it and leave its children running.
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 
 
 def shell_code(*names: str) -> str:
-    """Return our shell files, one after another."""
+    """Return the concatenated shell files."""
     return "\n".join((resources.files(__package__) / f"{name}.sh").read_text() for name in names)
 
 
 def assignments(values: Mapping[str, str | int | Sequence[str]]) -> str:
-    """Return shell lines that set variables: a text or number, or an array."""
+    """Return shell lines that assign variables: a string, a number or an array."""
     lines = []
     for name, value in values.items():
         quoted = shlex.quote(str(value)) if isinstance(value, (str, int)) else f"({shlex.join(value)})"
@@ -48,14 +48,14 @@ def _shared(options: Launch, command: Command) -> dict[str, str | int | Sequence
 
 
 def _exports(options: Launch) -> str:
-    # An environment variable, for the option --shutdown-timeout is younger than torch 2.11.
+    # An environment variable, because torch 2.11 has no option --shutdown-timeout yet.
     return f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={options.stop_seconds}\n"
 
 
 def slurm(options: Slurm, command: Command, folder: str) -> str:
-    """Return an sbatch script. folder: where the program starts, absolute."""
+    """Return an sbatch script. folder: absolute working directory of the program."""
     logs = log_folder(options, command.run)
-    if "\\" in logs:  # sbatch would then take %j in the name of the output as it stands
+    if "\\" in logs:  # with one, sbatch does not replace %j in the output's name
         raise InputError(f"logs={logs} must be without backslashes: choose another logs=")
     wanted = {
         "job-name": f"sce-{command.name}",
@@ -90,11 +90,11 @@ def slurm(options: Slurm, command: Command, folder: str) -> str:
 
 
 def local(options: Local, command: Command) -> str:
-    """Return the script of one machine, that starts the run until it is completed."""
+    """Return the script of one machine, which restarts the run until it is completed."""
     rendezvous = ["--standalone"]
     if options.nodes > 1:
         rendezvous = [f"--nnodes={options.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={command.name}"]
-        # Which machine serves the others is said, not found out from host names.
+        # Name the rendezvous host explicitly: host names do not identify it reliably.
         rendezvous += [
             f"--rdzv-endpoint={options.head}:{options.port}",
             f"--rdzv-conf=is_host={int(options.node == 0)}",
