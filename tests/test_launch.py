@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import yaml
 from conftest import ROOT, run_tool
 from launch import check, program, render
 from launch.command import read_command, split
-from launch.options import PLACES, Kubernetes, Local, Skypilot, Slurm, read_options
+from launch.options import PLACES, Local, Slurm, read_options
 
 from sce_video.errors import InputError
 
@@ -28,7 +29,7 @@ RUN = ["recipe=sce_r3d50_k400_16f", "data.train=/data/k400/train.csv", "out=/dat
 
 
 def rendered() -> dict[str, str]:
-    command = read_command([PRETRAIN, *RUN], shared=True)._replace(words=["tools/pretrain.py", *RUN])
+    command = read_command([PRETRAIN, *RUN])._replace(words=["tools/pretrain.py", *RUN])
     there = ["python=/opt/sce/bin/python", "nodes=4", "gpus=8"]
     slurm = read_options(
         [*there, "partition=gpu", "account=lab", "cpus=96", "time=12:00:00", "extra=--exclusive --mem=0"], Slurm
@@ -39,10 +40,6 @@ def rendered() -> dict[str, str]:
         "slurm_container.sh": render.slurm(contained, command, "/home/ann/sce_video"),
         "local.sh": render.local(read_options([*there[:1], "processes=8", "gpus=8"], Local), command),
         "machine_2_of_4.sh": render.local(read_options([*there, "node=2", "head=host0"], Local), command),
-        "trainjob.yaml": render.kubernetes(
-            read_options([*there[1:], "image=lab/sce:1", "claim=data", "namespace=vision"], Kubernetes), command
-        ),
-        "skypilot.yaml": render.skypilot(read_options([*there[1:], "store=s3://lab/sce"], Skypilot), command),
     }
 
 
@@ -51,20 +48,10 @@ def test_what_is_rendered_is_what_was_reviewed(name: str) -> None:
     assert rendered()[name] == (GOLDEN / name).read_text()
 
 
-def shell_scripts() -> dict[str, str]:
-    texts = rendered()
-    scripts = {name: text for name, text in texts.items() if name.endswith(".sh")}
-    scripts["trainjob"] = yaml.safe_load(texts["trainjob.yaml"])["spec"]["trainer"]["command"][2]
-    scripts["skypilot"] = yaml.safe_load(texts["skypilot.yaml"])["run"]
-    return scripts
-
-
-@pytest.mark.parametrize(
-    "name", ["slurm.sh", "slurm_container.sh", "local.sh", "machine_2_of_4.sh", "trainjob", "skypilot"]
-)
+@pytest.mark.parametrize("name", ["slurm.sh", "slurm_container.sh", "local.sh", "machine_2_of_4.sh"])
 def test_bash_and_shellcheck_accept_every_script(name: str, tmp_path: Path) -> None:
     path = tmp_path / "script.sh"
-    path.write_text("#!/bin/bash\n" + shell_scripts()[name])
+    path.write_text("#!/bin/bash\n" + rendered()[name])
     assert subprocess.run(["bash", "-n", path], capture_output=True, check=False).stderr == b""
     if shutil.which("shellcheck"):
         # SC2054 mistakes the commas of --signals-to-handle for separators; SC1128 reports the second shebang line.
@@ -74,19 +61,38 @@ def test_bash_and_shellcheck_accept_every_script(name: str, tmp_path: Path) -> N
         assert result.returncode == 0, result.stdout
 
 
-def test_yaml_has_what_its_readers_need() -> None:
-    job = yaml.safe_load(rendered()["trainjob.yaml"])
-    assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
-    assert job["metadata"] == {"name": "sce-k400", "namespace": "vision"}
-    assert job["spec"]["runtimeRef"] == {"name": "torch-distributed"}
-    trainer = job["spec"]["trainer"]
-    assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == ("lab/sce:1", 4, 8)
-    assert trainer["resourcesPerNode"]["limits"] == {"nvidia.com/gpu": 8}
-    task = yaml.safe_load(rendered()["skypilot.yaml"])
-    assert task["num_nodes"] == 4
-    assert task["resources"]["accelerators"] == "H100:8"
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
-    assert task["file_mounts"] == {"/data": {"source": "s3://lab/sce", "mode": "MOUNT_CACHED"}}
+def run_by(script: str, environment: dict[str, str], folder: Path) -> list[str]:
+    """Return the words after `python` that bash makes of a script."""
+    (folder / "python").write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
+    (folder / "python").chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", "-c", script], env={**environment, "PATH": path}, capture_output=True, text=True, check=True
+    )
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("place", ["kubernetes", "skypilot"])
+def test_the_examples_for_clouds_start_a_program_that_accepts_its_options(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = yaml.safe_load((ROOT / f"examples/launch/{place}.yaml").read_text())
+    if place == "kubernetes":
+        trainer = example["spec"]["trainer"]
+        assert (example["apiVersion"], example["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+        assert (trainer["numNodes"], trainer["resourcesPerNode"]["limits"]) == (4, {"nvidia.com/gpu": 8})
+        script, environment = trainer["command"][2], {"PET_NODE_RANK": "2", "PET_MASTER_ADDR": "10.0.0.1"}
+    else:
+        assert example["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+        script = example["run"]
+        environment = {"SKYPILOT_NUM_NODES": "4", "SKYPILOT_NODE_RANK": "2", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    program, target, *words = run_by(script, environment, tmp_path)
+    assert (program, target) == ("tools/launch.py", "local")
+    own, command = split(words)
+    options = read_options(own, Local)
+    assert (options.nodes, options.node, options.head, options.gpus) == (4, 2, "10.0.0.1", 8)
+    monkeypatch.chdir(ROOT)
+    assert read_command(command).run == "/data/runs/k400"
 
 
 ODD = ["it's", 'a "b"', "$(touch marker)", "`touch marker`", "a;touch marker", "*", "-x", "~", "#", "ü", "a\\b"]
@@ -209,10 +215,6 @@ REFUSED = [
     (["slurm"], ["recipe=sce_r3d18_k400"], "option data.train must be given"),
     (["slurm"], [*RUN, "sce.coef=1"], "unknown option 'sce.coef': did you mean sce.coeff?"),
     (["slurm"], [*RUN, "sce.queue=10"], "sce.queue (10) must hold at least one step's keys"),
-    (["kubernetes"], RUN, "option image must be given"),
-    (["kubernetes", "image=x", "claim=My_Data"], RUN, "claim (My_Data) must be lower-case letters"),
-    (["kubernetes", "image=x"], [*RUN, "out=runs/k400"], "out=runs/k400 must be an absolute path on the volume"),
-    (["skypilot"], RUN, "option store must be given"),
     (["local", "processes=2", "nodes=2"], RUN, "with several machines give head="),
     (["local", "processes=2", "node=1"], RUN, "node (1) must be in 0..nodes - 1 (0)"),
 ]
@@ -229,7 +231,7 @@ def test_bad_values_are_refused_before_anything_waits_in_a_queue(
 
 def render_as_given(place: str, own: list[str], words: list[str]) -> None:
     options = read_options(own, PLACES[place])
-    command = read_command(words, shared=place in ("kubernetes", "skypilot"))
+    command = read_command(words)
     if isinstance(options, Slurm):
         render.slurm(options, command, "/")
 
@@ -243,7 +245,7 @@ def test_programs_are_known_by_their_path(tmp_path: Path, monkeypatch: pytest.Mo
     ):
         (tmp_path / "own.py").touch()
         with pytest.raises(InputError) as caught:
-            read_command(words, shared=False)
+            read_command(words)
         assert message in str(caught.value)
     with pytest.raises(InputError, match="no program: write it and its options after --"):
         split(["nodes=4"])
@@ -253,18 +255,18 @@ def test_programs_are_known_by_their_path(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_run_folder_is_settled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program's own choice, as an absolute path, quoted for Hydra if necessary."""
     monkeypatch.chdir(tmp_path)
-    assert read_command([PRETRAIN, "name=mine"], shared=False).run == f"{tmp_path}/runs/mine"
+    assert read_command([PRETRAIN, "name=mine"]).run == f"{tmp_path}/runs/mine"
     finetune = [str(ROOT / "tools/finetune.py"), "train=synthetic", "test=synthetic", "checkpoint=runs/demo"]
-    assert read_command(finetune, shared=False).words[-1] == f"out={tmp_path}/runs/finetune_demo"
-    odd = read_command([PRETRAIN, "out='it\\'s (mine) = \"x\"'"], shared=False)
+    assert read_command(finetune).words[-1] == f"out={tmp_path}/runs/finetune_demo"
+    odd = read_command([PRETRAIN, "out='it\\'s (mine) = \"x\"'"])
     assert odd.run == f'{tmp_path}/it\'s (mine) = "x"'
-    assert read_command(odd.words, shared=False).run == odd.run, "what was quoted reads as itself"
+    assert read_command(odd.words).run == odd.run, "what was quoted reads as itself"
     (tmp_path / "folder/recipe").mkdir(parents=True)
     (tmp_path / "folder/recipe/own.yaml").write_text((ROOT / "configs/pretrain/recipe/demo.yaml").read_text())
-    own = read_command([PRETRAIN, "--config-dir", "folder", "recipe=own", "name=theirs"], shared=False)
+    own = read_command([PRETRAIN, "--config-dir", "folder", "recipe=own", "name=theirs"])
     assert own.run == f"{tmp_path}/runs/theirs"
     evaluate = [str(ROOT / "tools/evaluate.py"), "train=synthetic", "test=synthetic", "checkpoint=runs/demo"]
-    assert read_command(evaluate, shared=False).run == "", "an evaluation keeps none"
+    assert read_command(evaluate).run == "", "an evaluation keeps none"
 
 
 def test_help_shows_commands_and_where_there_is_no_slurm_it_is_said(

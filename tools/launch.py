@@ -3,9 +3,9 @@
 python tools/launch.py local processes=2 -- tools/pretrain.py
 python tools/launch.py slurm nodes=4 gpus=8 -- tools/pretrain.py recipe=sce_r3d50_k400_16f data.train=train.csv out=runs/k400
 python tools/launch.py slurm nodes=4 gpus=8 dry_run=true -- tools/pretrain.py recipe=sce_r3d18_k400 data.train=train.csv
-python tools/launch.py kubernetes nodes=4 gpus=8 image=lab/sce:1 claim=data -- tools/pretrain.py ... out=/data/runs/k400
-python tools/launch.py skypilot nodes=2 gpus=8 store=s3://lab/sce -- tools/pretrain.py ... out=/data/runs/k400
 torchrun --nproc-per-node 8 tools/launch.py check
+
+Kubernetes and SkyPilot: examples/launch/, docs/launch.md.
 """
 
 import sys

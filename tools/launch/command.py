@@ -34,13 +34,12 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return words[:index], words[index + 1 :]
 
 
-def read_command(words: Sequence[str], *, shared: bool) -> Command:
+def read_command(words: Sequence[str]) -> Command:
     """Check a program and its options, and set the run folder of all restarts.
 
     Your own program (any other .py file) must name its run folder with `out=`, so that it can be restarted.
-    shared: the program runs on other machines; `out=` must be an absolute path on a volume that they share.
 
-    Raises InputError for a missing program, options that it refuses, or a relative `out` of a shared run.
+    Raises InputError for a missing program or options that it refuses.
     """
     program, options = words[0], list(words[1:])
     if any(not word.isprintable() for word in words):
@@ -58,8 +57,6 @@ def read_command(words: Sequence[str], *, shared: bool) -> Command:
         return Command([program, *options], "", stem)
     if not folder:
         raise InputError(f"{program} is not one of ours: give its run folder, out=")
-    if shared and not os.path.isabs(folder):
-        raise InputError(f"out={folder} must be an absolute path on the volume that all machines share")
     folder = os.path.abspath(folder)
     kept = [word for word in options if not word.startswith("out=")]
     return Command([program, *kept, f"out={_for_hydra(folder)}"], folder, PurePath(folder).name)

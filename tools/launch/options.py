@@ -14,7 +14,6 @@ from sce_video.errors import InputError, require
 
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}")
 _NAME = re.compile(r"[\w.,@:+-]*")
-_KUBERNETES_NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")
 
 S = TypeVar("S")
 
@@ -107,54 +106,9 @@ class Local(Launch):
             raise InputError("with several machines give head=, the name or address of machine 0, the same on all")
 
 
-@dataclass
-class Kubernetes(Launch):
-    """tools/launch.py kubernetes"""
-
-    image: str = ""  # container image with this package
-    claim: str = ""  # persistent volume claim that holds data and runs, shared by all pods
-    mount: str = "/data"  # where the pods see it
-    namespace: str = ""
-    name: str = ""  # of the TrainJob; empty: from the run folder
-    runtime: str = "torch-distributed"  # ClusterTrainingRuntime
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.image:
-            raise InputError("option image must be given: image=registry/name:tag with this package installed")
-        require(self.mount, "mount", lambda value: value.startswith("/"), "an absolute path")
-        for name in ("name", "namespace", "claim", "runtime"):
-            value = getattr(self, name)
-            if value and not _KUBERNETES_NAME.fullmatch(value):
-                raise InputError(f"{name} ({value}) must be lower-case letters, digits and -, at most 53 of them")
-
-
-@dataclass
-class Skypilot(Launch):
-    """tools/launch.py skypilot"""
-
-    accelerator: str = "H100"  # kind of GPU, as `sky show-gpus` names it
-    spot: bool = True  # cheaper machines that may be taken away
-    store: str = ""  # bucket (s3://..., gs://...) that holds data and runs, mounted on all machines
-    mount: str = "/data"  # where they see it
-    image: str = ""  # container image; empty: SkyPilot's own, and this checkout is installed
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.gpus:
-            raise InputError("skypilot needs gpus=, the number per machine")
-        require(self.mount, "mount", lambda value: value.startswith("/"), "an absolute path")
-        if not self.store:
-            raise InputError(
-                "option store must be given: a bucket that survives the machines, e.g. store=s3://bucket/sce"
-            )
-
-
 PLACES: dict[str, type[Launch]] = {
     "slurm": Slurm,
     "local": Local,
-    "kubernetes": Kubernetes,
-    "skypilot": Skypilot,
 }
 
 
@@ -173,7 +127,7 @@ def read_options(words: Sequence[str], schema: type[S]) -> S:
 
 def python_of(options: Launch) -> str:
     """Return the Python that runs the program."""
-    contained = isinstance(options, (Kubernetes, Skypilot)) or (isinstance(options, Slurm) and bool(options.container))
+    contained = isinstance(options, Slurm) and bool(options.container)
     return options.python or ("python" if contained else sys.executable)
 
 

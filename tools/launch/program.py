@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launch import check, render
 from launch.command import Command, read_command, split
-from launch.options import PLACES, Kubernetes, Launch, Local, Skypilot, Slurm, log_folder, read_options
+from launch.options import PLACES, Launch, Local, Slurm, log_folder, read_options
 from sce_video.command_line import errors_as_exit_codes, option_names
 from sce_video.errors import InputError
 
@@ -28,8 +28,7 @@ def main(arguments: Sequence[str], usage: str) -> None:
             raise InputError(f"{arguments[0]!r} is not one of {', '.join(PLACES)}, check")
         own, program = split(arguments[1:])
         options = read_options(own, PLACES[arguments[0]])
-        shared = isinstance(options, (Kubernetes, Skypilot))
-        launch(options, read_command(program, shared=shared))
+        launch(options, read_command(program))
 
 
 def help_text() -> str:
@@ -44,7 +43,7 @@ def help_text() -> str:
 
 
 def launch(options: Launch, command: Command) -> None:
-    """Submit to SLURM, run the restart loop in this process, or print a specification for kubectl or sky."""
+    """Submit to SLURM, or run the restart loop in this process."""
     if isinstance(options, Slurm):
         script = render.slurm(options, command, os.getcwd())
         if options.dry_run:
@@ -57,10 +56,6 @@ def launch(options: Launch, command: Command) -> None:
             print(script, end="")
         else:
             os.execvp("bash", ["bash", "-c", script, "launch"])
-    elif isinstance(options, Kubernetes):
-        print(render.kubernetes(options, command), end="")
-    elif isinstance(options, Skypilot):
-        print(render.skypilot(options, command), end="")
 
 
 def submit(script: str, logs: Path) -> None:

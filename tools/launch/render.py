@@ -10,12 +10,9 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any
-
-import yaml
 
 from launch.command import Command
-from launch.options import Kubernetes, Launch, Local, Skypilot, Slurm, log_folder, python_of
+from launch.options import Launch, Local, Slurm, log_folder, python_of
 from sce_video.errors import InputError
 
 # By default torchrun does not handle SIGUSR1/2: they would kill it and leave its children running.
@@ -101,90 +98,8 @@ def local(options: Local, command: Command) -> str:
         ]
     rendezvous.append(f"--nproc-per-node={options.processes_per_node}")
     values: dict[str, str | int | Sequence[str]] = {"RENDEZVOUS": rendezvous, "PAUSE_SECONDS": options.pause_seconds}
-    return _loop(options, command, assignments(values))
-
-
-def _loop(options: Launch, command: Command, own: str) -> str:
-    head = assignments(_shared(options, command)) + own + _exports(options)
+    head = assignments(_shared(options, command)) + assignments(values) + _exports(options)
     return "\n".join(["#!/bin/bash", head, shell_code("restart", "loop")])
-
-
-def kubernetes(options: Kubernetes, command: Command) -> str:
-    """Return a TrainJob of Kubeflow Trainer v2; every pod runs the loop, torchrun's places come from the runtime (PET_*)."""
-    script = _loop(options, command, "RENDEZVOUS=() # the runtime sets PET_NNODES and the others\nPAUSE_SECONDS=5\n")
-    name = options.name or re.sub(r"[^a-z0-9]+", "-", f"sce-{command.name}".lower())[:53].strip("-")
-    trainer: dict[str, Any] = {
-        "image": options.image,
-        "numNodes": options.nodes,
-        "numProcPerNode": options.processes_per_node,
-        "command": ["bash", "-c", script],
-    }
-    if options.gpus:
-        trainer["resourcesPerNode"] = {kind: {"nvidia.com/gpu": options.gpus} for kind in ("requests", "limits")}
-    pod: dict[str, Any] = {"terminationGracePeriodSeconds": options.stop_seconds + 30}
-    volumes: list[dict[str, Any]] = [
-        {"name": "shm", "emptyDir": {"medium": "Memory"}}
-    ]  # decoding processes share memory
-    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
-    if options.claim:
-        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": options.claim}})
-        mounts.append({"name": "data", "mountPath": options.mount})
-    pod |= {"volumes": volumes, "containers": [{"name": "node", "volumeMounts": mounts}]}
-    nested: dict[str, Any] = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
-    patch = {"template": {"spec": {"replicatedJobs": [nested]}}}
-    return _yaml(
-        {
-            "apiVersion": "trainer.kubeflow.org/v1alpha1",
-            "kind": "TrainJob",
-            "metadata": {"name": name, **({"namespace": options.namespace} if options.namespace else {})},
-            "spec": {
-                "runtimeRef": {"name": options.runtime},
-                "trainer": trainer,
-                "runtimePatches": [{"manager": "sce-video/launch", "trainingRuntimeSpec": patch}],
-            },
-        }
-    )
-
-
-def skypilot(options: Skypilot, command: Command) -> str:
-    """Return a task of SkyPilot, for `sky jobs launch`: machines that are lost are replaced, and the loop runs on each."""
-    rendezvous = (
-        'RENDEZVOUS=(--nnodes="$SKYPILOT_NUM_NODES" --node-rank="$SKYPILOT_NODE_RANK"\n'
-        f'    --master-addr="$(head -n 1 <<<"$SKYPILOT_NODE_IPS")" --master-port={options.port}\n'
-        f"    --nproc-per-node={options.processes_per_node})\nPAUSE_SECONDS=5\n"
-    )
-    resources_: dict[str, Any] = {
-        "accelerators": f"{options.accelerator}:{options.gpus}",
-        "use_spot": options.spot,
-        "job_recovery": {"max_restarts_on_errors": options.max_restarts, "recover_on_exit_codes": [75]},
-    }
-    if options.image:
-        resources_["image_id"] = f"docker:{options.image}"
-    task: dict[str, Any] = {
-        "name": f"sce-{command.name}",
-        "num_nodes": options.nodes,
-        "resources": resources_,
-        "workdir": ".",
-        "file_mounts": {options.mount: {"source": options.store, "mode": "MOUNT_CACHED"}},
-    }
-    if not options.image:
-        task["setup"] = "pip install -e .\n"
-    return _yaml({**task, "run": _loop(options, command, rendezvous)})
-
-
-class _Literal(yaml.SafeDumper):  # type: ignore[misc]
-    """Writes texts of several lines as such."""
-
-
-_Literal.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
-
-
-def _yaml(content: Mapping[str, Any]) -> str:
-    text: str = yaml.dump(dict(content), Dumper=_Literal, sort_keys=False, width=1000, allow_unicode=True)
-    return text
 
 
 def _words(name: str, text: str) -> list[str]:
