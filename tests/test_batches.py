@@ -115,8 +115,8 @@ def test_replacing_processes_changes_nothing(videos: Path) -> None:
 def test_slow_storage_is_not_a_fault(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every video takes longer than a look at the processes, but less than it may."""
     data = dataset(videos)
-    views = data._views
-    monkeypatch.setattr(data, "_views", lambda *arguments: (time.sleep(0.1), views(*arguments))[1])
+    views = data._read_views
+    monkeypatch.setattr(data, "_read_views", lambda *arguments: (time.sleep(0.1), views(*arguments))[1])
     with loader.build(data, sampler(total_steps=2), workers=1, pin_memory=False, read_timeout=5) as iterator:
         assert len(list(iterator)) == 2
         assert iterator.quarantine.reasons == {}

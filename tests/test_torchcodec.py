@@ -29,7 +29,7 @@ def torchcodec() -> None:
 
 @pytest.fixture
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exactness, "_told", set())
+    monkeypatch.setattr(exactness, "_warned", set())
 
 
 def cut(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Clips of different sizes as one buffer: one shared-memory handle and one copy to the device per view of a batch."""
+"""Clips of different sizes in one buffer: one shared-memory handle and one copy to the device per view of a batch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .readers.planes import Coding, PlanarClip
 
-Clip = Tensor | PlanarClip  # RGB uint8 [T, h, w, 3], or planes that become it
+Clip = Tensor | PlanarClip  # RGB uint8 [T, h, w, 3], or its YUV planes
 
 
 class Planes(NamedTuple):
-    """What beside its shape tells how a planar clip lies in the buffer: see planes.PlanarClip."""
+    """Crop offsets and colour coding of a planar clip in the buffer: see `planes.PlanarClip`."""
 
     top: int
     left: int
@@ -24,9 +24,9 @@ class Planes(NamedTuple):
 
 @dataclass
 class Packed:
-    """B clips, one after the other: `pixels` uint8 [sum of bytes], `shapes` int64 [B, 4] of [T, h, w, 3] as RGB.
+    """B clips in sequence: `pixels` uint8 [sum of bytes], `shapes` int64 [B, 4] of the RGB clips [T, h, w, 3].
 
-    planes: for each clip how its planes lie there, None for RGB.
+    planes: one entry per clip, None for RGB.
     """
 
     pixels: Tensor
@@ -35,7 +35,7 @@ class Packed:
 
     @staticmethod
     def pack(clips: Sequence[Clip]) -> Packed:
-        """Copy the clips into one buffer; a single RGB clip is taken as it is."""
+        """Copy the clips into one buffer; a single RGB clip is not copied."""
         flat: list[Tensor] = []
         shapes: list[tuple[int, ...]] = []
         planes: list[Planes | None] = []
@@ -52,7 +52,7 @@ class Packed:
         return Packed(pixels, torch.tensor(shapes).reshape(-1, 4), planes)
 
     def unpack(self) -> list[Tensor]:
-        """Return the clips as RGB uint8 [T, h, w, 3], views of the buffer where it holds RGB."""
+        """Return the clips as RGB uint8 [T, h, w, 3]: views of the buffer where it holds RGB, converted copies elsewhere."""
         clips, start = [], 0
         for (t, height, width, channels), planes in zip(self.shapes.tolist(), self.planes, strict=True):
             if planes is None:
@@ -68,9 +68,9 @@ class Packed:
         return clips
 
     def to(self, device: torch.device) -> Packed:
-        """Copy the pixels to the device; asynchronous from pinned memory."""
+        """Copy the pixels to the device, asynchronously from pinned memory."""
         return Packed(self.pixels.to(device, non_blocking=True), self.shapes, self.planes)
 
     def pin_memory(self) -> Packed:
-        """Called by the DataLoader; a method of this name is its protocol."""
+        """Pin the pixels. The DataLoader calls a batch's method of this name."""
         return Packed(self.pixels.pin_memory(), self.shapes, self.planes)
