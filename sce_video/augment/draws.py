@@ -86,10 +86,7 @@ def draw(view: View, generators: Sequence[torch.Generator]) -> Parameters:
 
 
 def _draw_box(view: View, generator: torch.Generator) -> list[float]:
-    """Draw a box of random area and log-uniform ratio: top, left, height and width in [0, 1], zeros for none.
-
-    Takes the same number of draws with and without a box.
-    """
+    """Draw top, left, height, width in [0, 1] of a box of log-uniform ratio, or zeros; takes the same draws either way."""
     uniform = torch.rand(1 + 4 * ERASE_TRIES, generator=generator, dtype=torch.float64).tolist()
     low, high = math.log(view.erase_ratio_min), math.log(view.erase_ratio_max)
     if uniform[0] < view.erase_probability:

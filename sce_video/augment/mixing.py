@@ -26,7 +26,7 @@ class Mixing:
 
 
 def draw(seed: int, keys: Sequence[tuple[int, int]], *, mixup_alpha: float, cutmix_alpha: float) -> Mixing:
-    """Draw one share from Beta(alpha, alpha) per pair; with both alphas above 0 a pair gets mixup or CutMix, equally likely.
+    """Draw a share from Beta(alpha, alpha) per pair; with both alphas above 0 each pair gets mixup or CutMix at random.
 
     keys: (epoch, row) of each clip. A box has the frame's sides times sqrt(1 - share) and a uniform centre, and is clipped
     to the frame (Yun et al., 2019).

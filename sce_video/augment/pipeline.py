@@ -1,8 +1,8 @@
 """The augmentation of one view: `draw` parameters for a batch, then `apply` them to its clips.
 
 Order (SCE, section 4 of the recipe): [temporal difference] - resize - flip - [RandAugment] - colour jitter - grey - blur -
-solarise - normalise - [erase]. The reference flips last, with the same result: its other operations are symmetric. All
-frames of a clip share one parameter set, so a static clip stays static. Draws are independent per clip.
+solarise - normalise - [erase]. The reference flips last, with the same result: its operations treat left and right alike.
+All frames of a clip share one parameter set: a static clip stays static. Draws are independent per clip.
 
 Clips are augmented one after another: on a CPU one clip's frames fit into the cache, a batch's do not (measured 7 times
 slower). This file is the definition; `fused.py` does the same in fewer passes, compiled.
@@ -45,10 +45,8 @@ def apply(
         view: the view that the parameters were drawn for; only its blur kernel and solarize threshold are used here.
         clips: all with the same T, on one device.
         parameters: see `draws.draw`.
-        size: side of the result in pixels.
-        mean, std: normalisation, (clip - mean) / std of values in 0..1.
-        differences: whether each clip becomes a temporal difference; it then has 2 T frames, T frames and their T
-            successors.
+        size, mean, std: side in pixels and normalisation of the result, (clip - mean) / std of values in 0..1.
+        differences: whether each clip becomes a temporal difference; it then holds T frames and their T successors.
         antialias: whether to antialias when downscaling; the reference does not.
         compiled: by the passes of `fused`, equal to rounding; on a CPU those that `compilation.prepare` made ready are
             machine code, others are computed as written.

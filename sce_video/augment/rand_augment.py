@@ -148,9 +148,9 @@ def _move(clips: Tensor, name: str, magnitude: float) -> Tensor:
     matrix = torch.tensor([[*across, x], [*down, y]], dtype=clips.dtype, device=clips.device)
     columns = torch.arange(width, dtype=clips.dtype, device=clips.device) - (width - 1) / 2
     lines = torch.arange(height, dtype=clips.dtype, device=clips.device) - (height - 1) / 2
-    place = torch.stack([columns.expand(height, -1), lines[:, None].expand(-1, width), torch.ones_like(columns)
+    pixels = torch.stack([columns.expand(height, -1), lines[:, None].expand(-1, width), torch.ones_like(columns)
                          .expand(height, -1)], dim=-1)  # fmt: skip
-    grid = place @ (matrix.T / half)  # [H, W, 2] in -1..1
+    grid = pixels @ (matrix.T / half)  # [H, W, 2] in -1..1
     frames = clips.transpose(1, 2).flatten(0, 1)  # [N * T, 3, H, W]
     moved = F.grid_sample(
         frames, grid.expand(len(frames), -1, -1, -1), mode="nearest", padding_mode="zeros", align_corners=False

@@ -16,10 +16,7 @@ Seconds = float | Fraction
 
 
 def random_clip(video_seconds: Seconds, clip_seconds: Seconds, generator: torch.Generator) -> tuple[Fraction, Fraction]:
-    """Return (start, end) of a clip whose start is uniform in [0, max(video_seconds - clip_seconds, 0)].
-
-    If the video is shorter than the clip, the end lies after the video's end; `frame_window` clamps it.
-    """
+    """Draw (start, end), start uniform in [0, max(video_seconds - clip_seconds, 0)]; end may exceed a short video's."""
     latest = max(Fraction(video_seconds) - Fraction(clip_seconds), Fraction(0))
     start = Fraction(torch.rand((), generator=generator, dtype=torch.float64).item()) * latest
     return start, start + Fraction(clip_seconds)
@@ -38,7 +35,7 @@ def constant_clips(
 
 
 def frame_window(fps: Seconds, start: Seconds, end: Seconds, num_frames: int) -> tuple[int, int]:
-    """Return the window of frames in [start, end): [ceil(fps * start), ceil(fps * min(end, duration))), at least one frame.
+    """Return the frames of [start, end): [ceil(fps * start), ceil(fps * min(end, duration))), at least one.
 
     num_frames: frames of the video, > 0; its duration is num_frames / fps. Short videos give short windows and never loop.
     """
@@ -57,7 +54,7 @@ def uniform_subsample(num_frames: int, num_samples: int) -> Tensor:
 
 
 def jittered_subsample(num_frames: int, num_samples: int, jitter: float, generator: torch.Generator) -> Tensor:
-    """Return `uniform_subsample`'s indices with random shifts: int64 [num_samples], non-decreasing, clamped to the window.
+    """Return randomly shifted indices of `uniform_subsample`: int64 [num_samples], non-decreasing, within the window.
 
     Index i is floor((i + jitter u) d) with spacing d = (num_frames - 1) / (num_samples - 1) and u uniform in
     [-1/2, 1/2). jitter is in [0, 1].
@@ -74,10 +71,9 @@ def playback_speed(low: float, high: float, generator: torch.Generator) -> float
 
 
 def neighbours(indices: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Return the two adjacent frames of each index's temporal difference: (i, i + 1).
+    """Return the frames (i, i + 1) of each index's temporal difference, within the window [first, last).
 
-    The last frame of the window [first, last) has no successor and takes the pair before it. Raises ValueError for a
-    window of one frame.
+    The last frame takes the pair before it. Raises ValueError for a window of one frame.
     """
     if last - first < 2:
         raise ValueError(f"a temporal difference needs two frames, the window [{first}, {last}) has {last - first}")

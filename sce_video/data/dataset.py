@@ -1,12 +1,11 @@
-"""The data sets: a row of the manifest to clips, random views for training and evenly spread clips for evaluation.
+"""The data sets: random views of a video for training, evenly spread clips for evaluation.
 
 Each video is opened once and decoded in one pass for all its clips. The worker returns uint8 crops of their native size
 and the device resizes them: no rounding, and usually fewer bytes than the resized clip. Crops may travel as the file's
 YUV planes (half the bytes of RGB), converted on the device. Clips of different sizes share one flat buffer (`Packed`).
 
-All randomness is keyed by (seed, epoch, row, view): a sample does not depend on the worker, the rank or the order.
-Training replaces an unreadable video by one drawn from (seed, epoch, row, attempt) and reports it; evaluation reports it
-and never replaces it.
+All randomness is keyed by (seed, epoch, row, view): a sample does not depend on worker, rank or order. An unreadable video
+is reported; training also replaces it by one drawn from (seed, epoch, row, attempt).
 """
 
 from __future__ import annotations
@@ -147,7 +146,7 @@ class ClipDataset(Dataset[Sample]):
         return len(self.videos)
 
     def __getitem__(self, index: tuple[int, int]) -> Sample:
-        """Return the sample of (epoch, row), of another video if its own is unreadable; raise DecodeError after ATTEMPTS."""
+        """Return the sample of (epoch, row), replacing unreadable videos; raise DecodeError after ATTEMPTS of them."""
         epoch, row = index
         failures: list[Failure] = []
         for attempt in range(ATTEMPTS):
@@ -172,9 +171,7 @@ class ClipDataset(Dataset[Sample]):
             indices, differences, boxes = [], [], []
             for view, draw_box in enumerate(self.draw_boxes):
                 draw = generator(self.seed, "clip", epoch, row, view)
-                timing = generator(
-                    self.seed, "time", epoch, row, view
-                )  # separate: speed and jitter shift no other draw
+                timing = generator(self.seed, "time", epoch, row, view)  # separate, to keep the other draws unchanged
                 seconds = self.clip_seconds
                 if self.speed != (1.0, 1.0):
                     seconds *= clip_times.playback_speed(*self.speed, timing)

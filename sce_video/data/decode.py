@@ -1,14 +1,9 @@
 """Open any video for random access to its frames: `open_video(path)` returns a `readers.reader.FrameReader`.
 
-Frame i is the i-th frame in presentation order of a forward decode, with the file's rotation applied.
-
-`auto` picks the fastest exact reader: PyAV with our own seeking. It is more than twice as fast as decord on files as
+Decoder `auto` is the fastest exact reader: PyAV with our own seeking. It is more than twice as fast as decord on files as
 Kinetics distributes them (docs/decoding.md), and correct where decord returns wrong frames without an error or never
-returns (edit lists, packed B-frames, MPEG-TS). Any other decoder warns where it is not exact. `FrameReader.decoder`
-names the one in use.
-
-Open and close a reader in the same process: never keep one across a fork.
-`media.check_media` checks every file before a decoder opens it.
+returns (edit lists, packed B-frames, MPEG-TS). The others warn where they are not exact. `FrameReader.decoder` names the
+one in use. `media.check_media` checks every file before a decoder opens it.
 """
 
 from __future__ import annotations
@@ -32,9 +27,7 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
     """Open a video: a file, or a folder or zip of JPEG pictures (see `readers.frame_folder`).
 
     decoder: one of DECODERS, for files. loop_filter: `exact`, or `reference` and `off` for faster, inexact decoding with
-    PyAV, see `PyAVReader`. limits: the largest video that may be opened.
-
-    Raises DecodeError if it is missing, is not a video, holds no frame, or exceeds the limits.
+    PyAV, see `PyAVReader`. Raises DecodeError for a missing file, no video, no frame, and beyond the limits.
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}")

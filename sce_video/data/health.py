@@ -31,7 +31,7 @@ class Stamp(NamedTuple):
 
 
 def stamp(path: str) -> Stamp | None:
-    """Return the stamp of a file, or of a folder of pictures: total size and latest time; None if it does not exist."""
+    """Return the stamp of a file, or of a folder with its pictures (total size, latest time); None if it is missing."""
     try:
         info = os.stat(path)
         if not os.path.isdir(path):
@@ -63,10 +63,7 @@ def find(source: str, choice: str) -> Path | None:
 
 
 def add_health(videos: Sequence[Video], table: Path) -> list[Video]:
-    """Return the videos with their `health` from the table, "" without a row or if the file has changed since.
-
-    Raises InputError for a file that is not a health table.
-    """
+    """Return the videos with their health from the table, "" without a valid row; raise InputError for another file."""
     table_rows = _read(table)
     rows = [table_rows.get(os.path.normpath(video.path)) for video in videos]
     paths = [video.path for video, row in zip(videos, rows, strict=True) if row is not None]

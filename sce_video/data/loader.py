@@ -100,21 +100,13 @@ def steps(num_rows: int, seed: int, batch: int, accumulate: int, start_step: int
 
 
 def read_videos(
-    source: str,
-    *,
-    split: str,
-    root: str = "",
-    labels: str = "file",
-    known_health: str = "none",
-    training: bool = False,
+    source: str, *, split: str, root: str = "", labels: str = "file", known_health: str = "none", training: bool = False
 ) -> list[Video]:
     """Read a manifest (see `data.manifest`), or the built-in videos of `split` (train, val) for source `synthetic`.
 
-    One process per machine makes the built-in videos on first use.
-    known_health: the doctor's table, see `health.find`. Training drops the videos that it lists as bad; evaluation keeps
-    the unreadable ones with their status, counts them and never opens them.
-
-    Raises InputError if no video remains.
+    One process per machine makes the built-in videos on first use. known_health: the doctor's table, see `health.find`.
+    Training drops the videos that it lists as bad; evaluation keeps unreadable ones with their status, counts them and
+    never opens them. Raises InputError if no video remains.
     """
     if source != "synthetic":
         videos = manifest.read(source, root or None, labels=labels)
@@ -140,7 +132,7 @@ def _apply_health(videos: list[Video], table: Path, *, training: bool) -> list[V
 
 
 def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
-    """Raise InputError unless at least one of 32 videos opens: drawn from the seed, those without a health status first."""
+    """Raise InputError if none of up to 32 random videos opens; videos without a health status are tried first."""
     order = sorted(epoch_order(seed, 0, len(videos)), key=lambda row: videos[row].health != "")
     rows = order[:READABLE_TRIES]
     reasons = []
@@ -191,8 +183,7 @@ def build(
 ) -> Batches:
     """Return the loader of the sampler's micro-batches, in its order for any number of workers; see `workers.Batches`.
 
-    worker_videos: videos that a worker reads before it is replaced; 0: never. quarantine: file that lists the videos that
-    crashed or hung a worker.
+    worker_videos: videos that a worker reads before it is replaced; 0: never. quarantine: path of `workers.Quarantine`.
     """
     micro_batch = sampler.local // sampler.accumulate
     return Batches(

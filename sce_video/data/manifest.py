@@ -26,25 +26,9 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from .readers.media import FRAMES_FOLDER, FRAMES_ZIP
 
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".m2ts",
-        ".ogv",
-        ".ts",
-        ".webm",
-        ".wmv",
-    ]
-)
+VIDEO_SUFFIXES = frozenset([
+    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".m2ts", ".ogv", ".ts", ".webm", ".wmv"
+])  # fmt: skip
 
 
 class Video(NamedTuple):
@@ -60,9 +44,7 @@ def read(path: str | Path, root: str | Path | None = None, *, labels: str = "fil
     """Read a manifest, list or folder.
 
     labels: `file` reads classes as in the table above; `folder` uses the name of each video's folder, for lists without
-    labels such as UCF101's test lists.
-
-    Raises InputError if the path does not exist, a row does not parse (with file:line), or there is no video.
+    labels such as UCF101's test lists. Raises InputError for a missing path, an invalid row (with file:line), no video.
     """
     path = Path(path)
     if root is not None and not Path(root).is_dir():
@@ -82,10 +64,7 @@ def read(path: str | Path, root: str | Path | None = None, *, labels: str = "fil
 
 
 def label_ids(*lists: Iterable[Video]) -> tuple[list[str], list[list[int]]]:
-    """Return the sorted class names of all lists (numbers by value) and the class ids of each list.
-
-    Raises InputError if a video has no label.
-    """
+    """Return the class names of all lists, sorted (numbers by value), and each list's ids; InputError without a label."""
     rows = [list(videos) for videos in lists]
     for video in (video for videos in rows for video in videos):
         if video.label is None:
@@ -100,10 +79,7 @@ def label_ids(*lists: Iterable[Video]) -> tuple[list[str], list[list[int]]]:
 
 
 def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:
-    """Return warnings about two labelled lists, one sentence each.
-
-    Checks for videos in both lists (with their lines), classes in only one list, and gaps in numbered classes.
-    """
+    """Return warnings about two labelled lists: videos in both, classes in one only, gaps in numbered classes."""
     warnings = []
     in_train = {os.path.normpath(video.path): video.line for video in train}
     shared = [video for video in test if os.path.normpath(video.path) in in_train]
@@ -148,7 +124,7 @@ def _read_folder(folder: Path) -> list[Video]:
 
 def _resolve_path(path: str, base: Path, where: str) -> str:
     if not path or "\0" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|subfile,", path):
-        raise InputError(f"{where}: {path!r} is not a file path (addresses and protocols are not read)")
+        raise InputError(f"{where}: {path!r} is not a file path (URLs and protocols are not supported)")
     return os.path.join(base, path)
 
 

@@ -24,10 +24,7 @@ class Planes(NamedTuple):
 
 @dataclass
 class Packed:
-    """B clips in sequence: `pixels` uint8 [sum of bytes], `shapes` int64 [B, 4] of the RGB clips [T, h, w, 3].
-
-    planes: one entry per clip, None for RGB.
-    """
+    """B clips: `pixels` uint8 [sum of bytes], `shapes` int64 [B, 4] of [T, h, w, 3] as RGB, `planes` None for RGB clips."""
 
     pixels: Tensor
     shapes: Tensor
@@ -52,7 +49,7 @@ class Packed:
         return Packed(pixels, torch.tensor(shapes).reshape(-1, 4), planes)
 
     def unpack(self) -> list[Tensor]:
-        """Return the clips as RGB uint8 [T, h, w, 3]: views of the buffer where it holds RGB, converted copies elsewhere."""
+        """Return the clips as RGB uint8 [T, h, w, 3], views of the buffer where it holds RGB."""
         clips, start = [], 0
         for (t, height, width, channels), planes in zip(self.shapes.tolist(), self.planes, strict=True):
             if planes is None:

@@ -3,16 +3,15 @@
 A class is a pair (shape, motion). Each of the 8 shapes occurs with 2 of the 8 motions, so there are 16 classes: the shape
 alone classifies half of the videos, shape and motion all of them. Colours, textures, background, position, size, speed,
 tilt, camera drift and noise are nuisances. Appearance is redrawn about every second with linear fades, so that two clips
-of a video share little but shape and motion; colour histograms carry little information (`tests/test_synthetic.py`). A
-horizontal flip changes no motion.
+of a video share little but shape and motion; colour histograms tell little (`tests/test_synthetic.py`). Horizontal flips
+keep the class.
 
 Variants tried (2026-11, tiny network, 150 steps of 64 videos; kNN accuracy untrained -> SCE, chance 6 %): objects
 randomly lighter or darker than the ground, strong textures: 13 -> 7 (supervised: 47); objects always lighter, weak
 textures: 15 -> 20; the same with clips standardised by the network's first layer, as now: 41 -> 85.
 
-Files have 30 frames per second and a key frame every 250 frames, as Kinetics, so that the demo uses the decoding path of
-real training. Videos are a function of (split, index) only: no seed, the same files everywhere. `build` writes lists for
-`data.manifest`.
+Files have 30 frames per second and a key frame every 250 frames, as Kinetics, so that the demo decodes like real training.
+Videos depend on (split, index) only: no seed, the same files everywhere. `build` writes lists for `data.manifest`.
 """
 
 from __future__ import annotations
@@ -180,8 +179,7 @@ def build(
 ) -> Path:
     """Make the videos and their manifests if missing; return the folder with train.csv and val.csv.
 
-    Concurrent calls are safe: each writes to a temporary folder, and the first to finish is kept.
-    progress is called with (videos done, all videos).
+    Concurrent calls are safe: the first to finish is kept. progress is called with (videos done, all videos).
     """
     final = folder or cache_folder() / f"synthetic_v{VERSION}"
     if (final / "val.csv").exists():

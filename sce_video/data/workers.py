@@ -36,15 +36,14 @@ from .decode import DecodeError
 STALL_SECONDS = 600  # longest wait for a batch: after it the storage counts as unavailable
 POLL_SECONDS = 2  # interval of checks on the workers while waiting for a batch
 RECOVERIES = 5  # restarts in a row without a batch between them
-# A video that causes one of these is quarantined at once; after others, such as the kernel's SIGKILL when memory runs
-# out, at the second time.
+# Signals that quarantine a video at once; others, such as the kernel's SIGKILL when memory runs out, when they recur.
 OWN_FAULT = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
 
 def prepare_worker(_: int) -> None:
-    """Initialise a worker: one thread, as there is one worker per core; ends with its parent.
+    """Initialise a worker: one thread, killed with its parent.
 
-    Workers ignore stop signals, which torchrun and SLURM send to all processes: the parent handles them.
+    It ignores stop signals, which torchrun and SLURM send to all processes: the parent handles them.
     """
     torch.set_num_threads(1)
     for number in SIGNALS:
@@ -68,7 +67,7 @@ class Quarantine:
                     self.reasons[record["path"]] = record["reason"]
 
     def add(self, path: str, reason: str) -> None:
-        """Add a video."""
+        """Add a video to the list and to the file."""
         self.reasons[path] = reason
         if self._lines is not None:
             record = {"path": path, "reason": reason, "rank": distributed.rank(), "host": socket.gethostname()}
@@ -194,7 +193,7 @@ class Batches:
         return self._iterator._workers if self.workers and self._iterator is not None else []
 
     def _end(self, *, at_once: bool = False) -> None:
-        """End the workers by request, then by SIGKILL; at_once: by SIGKILL, as a dead one may hold a lock of the others."""
+        """End the workers: by request, then SIGKILL; at_once: by SIGKILL, as a dead one may hold a shared lock."""
         for process in self._processes() if at_once else ():
             process.kill()
         if self._processes():
@@ -205,7 +204,7 @@ class Batches:
         self._iterator = None
 
     def _mend(self, error: Exception, waited: float) -> bool:
-        """Quarantine the videos of dead and hung workers and end the others; return whether to wait for the batch again."""
+        """Quarantine the videos of dead and hung workers and end all; return whether to wait for the batch again."""
         now = time.monotonic()
         guilty: dict[int, str] = {}
         dead = False
@@ -226,7 +225,7 @@ class Batches:
         if self.recoveries > RECOVERIES:
             raise Stopped(
                 f"decoding processes died {self.recoveries} times without a batch between them, last of {guilty or error}: "
-                "is memory short? (system.workers=1 needs least)"
+                "is memory short? (system.workers=1 needs the least)"
             ) from error
         self._end(at_once=True)
         return True

@@ -9,9 +9,8 @@
 | tiny3d            | here: for demos and tests on CPUs     |    291,984 |   128 | 4               |
 
 r3d18 and r3d50 have pytorchvideo's state keys (`blocks.0.conv.weight`, ...), r2plus1d18 and r3d18_torchvision those of
-torchvision, so that weights can be exchanged (`weights/layouts.py`, `export.py`). Both libraries are imported only here,
-on demand. To add a backbone, write a function `-> (module, width)` and add a line to BACKBONES, or set
-`model.backbone=my.module:function`.
+torchvision, so that weights can be exchanged (`weights/layouts.py`, `export.py`). Both libraries are imported here only, on
+demand. To add a backbone: a function `-> (module, width)` and a line in BACKBONES, or `model.backbone=my.module:function`.
 """
 
 from __future__ import annotations
@@ -140,8 +139,7 @@ def r3d18_torchvision() -> tuple[nn.Module, int]:
 def published(name: str) -> nn.Module:
     """Build r3d50, r2plus1d18 or r3d18_torchvision as its library does, with that library's forward.
 
-    pytorchvideo's returns feature maps [B, 2048, T, h, w], without a head; torchvision's end in the classifier `fc`,
-    [B, 400].
+    r3d50 returns feature maps [B, 2048, T, h, w], without a head; the others end in the classifier `fc`, [B, 400].
     """
     import_torchvision()  # pytorchvideo's heads import it
     if name == "r3d50":
@@ -209,8 +207,7 @@ def import_torchvision() -> types.ModuleType:
     """Import torchvision, even its CUDA wheel beside a CPU-only torch.
 
     That pair fails with `operator torchvision::nms does not exist` while registering operators that we never call. With
-    the two registration modules replaced by empty ones the rest works (verified with torch 2.13.0+cpu and torchvision
-    0.28.0).
+    the two registration modules replaced by empty ones the rest works (verified with 2.13.0+cpu and 0.28.0).
     """
     try:
         return importlib.import_module("torchvision")

@@ -34,10 +34,7 @@ class MLP(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Backbone, projector and, in the online branch, predictor: clips [B, 3, T, H, W] -> unit rows [B, C].
-
-    Only the final output is normalised, not the projection before the predictor.
-    """
+    """Backbone, projector and, in the online branch, predictor: clips [B, 3, T, H, W] -> unit rows [B, C]."""
 
     def __init__(self, backbone: nn.Module, projector: nn.Module, predictor: nn.Module | None = None) -> None:
         super().__init__()
@@ -49,16 +46,15 @@ class Encoder(nn.Module):
         output = self.projector(self.backbone(clips))
         if self.predictor is not None:
             output = self.predictor(output)
-        # Normalise in float32 even under autocast: the queue holds float32 unit rows.
+        # Only the output is normalised, not the projection; in float32 even under autocast, like the queue.
         return F.normalize(output if output.dtype.itemsize > 2 else output.float(), dim=1)
 
 
 class FrozenEncoder(nn.Module):
     """A frozen backbone: uint8 clips in 0..255 or float clips in 0..1, [B, 3, T, H, W] -> features [B, width].
 
-    Normalises the clips as in pretraining. name: the backbone's. clip: the clips of its training, num_frames, clip_seconds,
-    size (pixels). projector: the projector of its training, if the checkpoint has it. report: the source of the weights,
-    in one line.
+    Normalises the clips as in pretraining. name: the backbone's. clip: num_frames, clip_seconds and size (pixels) of its
+    training. projector: that of its training, if the checkpoint has it. report: one line on the source of the weights.
     """
 
     def __init__(
@@ -99,8 +95,8 @@ class FrozenEncoder(nn.Module):
 class Classifier(nn.Module):
     """Backbone, dropout and one linear layer: normalised clips [B, 3, T, H, W] -> logits [B, num_classes].
 
-    frozen: train a linear probe; the backbone stays in evaluation mode without gradients. freeze_norm: its batch norms stay
-    in evaluation mode with fixed affine parameters. The linear layer is initialised from N(0, 0.01), its bias with 0.
+    frozen: a linear probe; the backbone stays in evaluation mode without gradients. freeze_norm: its batch norms stay in
+    evaluation mode with fixed affine parameters. The linear layer starts from N(0, 0.01), its bias from 0.
     """
 
     def __init__(
@@ -126,10 +122,7 @@ class Classifier(nn.Module):
             norm.requires_grad_(False)
 
     def stages(self) -> list[list[nn.Parameter]]:
-        """Return the parameters by stage, from the input: the backbone's blocks (or children), then the linear layer.
-
-        Parameters outside the blocks belong to the first stage.
-        """
+        """Return the parameters by stage: the backbone's blocks (or children), others in the first, the linear layer."""
         blocks = getattr(self.backbone, "blocks", None)
         parts = [list(part.parameters()) for part in (blocks if blocks is not None else self.backbone.children())]
         parts = [parameters for parameters in parts if parameters]
@@ -151,10 +144,7 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, clips: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """Return logits. uniform: [B, width] in [0, 1), drops features where it is below `dropout`; None: no dropout.
-
-        The draws are an argument so that they can be keyed by clip, independent of batch, rank and restarts.
-        """
+        """Return logits. uniform: draws [B, width] in [0, 1), keyed by clip: below `dropout` they drop a feature; or None."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.backbone(clips)
         if uniform is not None and self.dropout:

@@ -30,10 +30,9 @@ def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
 
 
 class KeyQueue(nn.Module):
-    """The last `size` keys, first in first out, as buffers saved in checkpoints.
+    """The last `size` keys, first in first out, as buffers saved in checkpoints; a push may wrap around at any size.
 
     `keys` [size, width] are unit rows, initially random; `pointer` (int64 scalar tensor) is the index of the next write.
-    Any size works: a push may wrap around.
     """
 
     keys: Tensor

@@ -25,8 +25,7 @@ class DecordReader(FrameReader):
             import decord
         except ImportError as error:
             raise ValueError("decord is not installed: use decoder=pyav, or decoder=auto") from error
-        # decord raises RuntimeError, its own DECORDError (a plain Exception), and UnicodeError for file names that are
-        # not UTF-8.
+        # DECORDError is a plain Exception; UnicodeError is raised for file names that are not UTF-8.
         self._errors: tuple[type[Exception], ...] = (RuntimeError, decord.DECORDError, UnicodeError)
         try:
             self._reader = decord.VideoReader(path, num_threads=1)

@@ -9,9 +9,8 @@ Folders from other tools are read too, under any name, if their pictures are num
 with `{"fps": "30"}` in it or in one of the three folders above it, so that one file serves a data set. There is no
 default: a wrong rate would silently change the length of every clip.
 
-Pillow decodes every frame in full. Its reduced-size decoding (`draft`) is not used: it differs from the bilinear scaling
-that `max_short_side` promises. EXIF orientation is ignored; extracted frames have none. Pictures are read one by one:
-nothing is extracted to disk, so names in a zip cannot escape a folder.
+Pillow decodes every frame in full: its reduced-size decoding (`draft`) differs from the bilinear scaling that
+`max_short_side` promises. EXIF orientation is ignored; extracted frames have none. Nothing is extracted to disk.
 """
 
 from __future__ import annotations
@@ -40,16 +39,7 @@ MAX_ZIP_ENTRIES = 65_534  # limit of the zip format without ZIP64; longer videos
 FOLDERS_ABOVE = 3  # parent folders searched for the frame rate
 PICTURE = re.compile(r"(?!flow_)([^/\\]*?)(\d+)\.jpe?g", re.I)
 # Errors of zipfile on damaged or hostile files, and of Pillow on pictures.
-ZIP_ERRORS = (
-    OSError,
-    zipfile.BadZipFile,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    KeyError,
-    ValueError,
-    struct.error,
-)
+ZIP_ERRORS = (OSError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, struct.error)
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -119,7 +109,7 @@ class FrameFolder(FrameReader):
                     raise DecodeError(f"{self.path}: {name!r} and {series[int(match[2])]!r} have the same number")
                 series[int(match[2])] = name
         if not found:
-            raise DecodeError(f"{self.path}: no numbered JPEG pictures lie in it")
+            raise DecodeError(f"{self.path}: it holds no numbered JPEG pictures")
         if len(found) > 1:
             names = sorted(next(iter(series.values())) for series in found.values())
             raise DecodeError(

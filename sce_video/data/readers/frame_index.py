@@ -33,11 +33,10 @@ class Packet(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameIndex:
-    """The index of a video stream.
+    """The packets of a video stream. stamps: their `dts`, or `pts` in files without dts. keys: positions of key packets.
 
-    stamps: `dts` of all packets, or `pts` in files without dts. keys: positions of the key packets. shown_before: number
-    of shown frames among the packets before each key. times: pts of all shown frames in presentation order if the packets
-    were read; None with the container's index, which has none.
+    shown_before: number of shown frames among the packets before each key. times: pts of all shown frames in presentation
+    order if the packets were read; None with the container's index, which has none.
     """
 
     stamps: list[int]

@@ -170,7 +170,7 @@ def is_reference(packet: bytes | memoryview, size_bytes: int) -> bool:
 def is_old_x264(first_packet: bytes | memoryview) -> bool:
     """Return whether x264 before build 34 wrote the stream, which must then be decoded from its start.
 
-    FFmpeg adapts its decoding to the build number (also for 4:4:4 of builds before 151), which only the first packet holds.
+    FFmpeg's decoding depends on the build (also for 4:4:4 before build 151), which only the first packet holds.
     """
     build = re.search(rb"x264 - core (\d+)", bytes(first_packet))
     return build is not None and int(build[1]) <= 33

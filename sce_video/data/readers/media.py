@@ -87,7 +87,7 @@ def check_media(path: str) -> str:
         raise DecodeError(f"{path}: its first bytes are not those of a video container")
     if NAMES_FILES.search(text):
         raise DecodeError(
-            f"{path}: begins like a video and goes on like a playlist, which would make a decoder open more"
+            f"{path}: begins like a video and goes on like a playlist, which would make a decoder open other files"
         )
     return container
 

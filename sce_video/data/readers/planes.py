@@ -59,18 +59,14 @@ class PlanarClip:
         low, luma, (red_cr, green_cb, green_cr, blue_cb) = _factors(self.coding)
         chroma = (self.chroma.int() - 128) << 3
         blue, red = chroma[:, 0], chroma[:, 1]
-        parts = [
-            (red * red_cr) >> 16,
-            ((blue * green_cb) >> 16) + ((red * green_cr) >> 16),
-            (blue * blue_cb) >> 16,
-        ]
+        parts = [(red * red_cr) >> 16, ((blue * green_cb) >> 16) + ((red * green_cr) >> 16), (blue * blue_cb) >> 16]
         full = torch.stack(parts, dim=-1).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
         level = (((self.luma[:, rows, columns].int() - low) << 3) * luma) >> 16
         return (level[..., None] + full[:, rows, columns]).clamp_(0, 255).to(torch.uint8)
 
 
 def _factors(coding: Coding) -> tuple[int, int, tuple[int, int, int, int]]:
-    """Return (black level, luma factor, factors (Cr to red, Cb to green, Cr to green, Cb to blue)), in units of 1 / 2**13."""
+    """Return black level, luma factor and factors (Cr to red, Cb to green, Cr to green, Cb to blue), in 1 / 2**13."""
     red, blue = WEIGHTS[coding.matrix]
     green = 1 - red - blue
     low, luma, chroma = (0, 1.0, 1.0) if coding.full_range else (16, 255 / 219, 255 / 224)
@@ -81,10 +77,7 @@ def _factors(coding: Coding) -> tuple[int, int, tuple[int, int, int, int]]:
 
 
 def get_coding(frame: Any) -> Coding | None:
-    """Return the coding of a PyAV frame, None if the frame must travel as RGB.
-
-    An interlaced frame must: each chroma line belongs to one field.
-    """
+    """Return the coding of a PyAV frame; None for RGB transport: other formats, interlaced (chroma lines per field)."""
     matrix, name = int(frame.colorspace), frame.format.name
     if name not in FORMATS or matrix not in WEIGHTS or frame.interlaced_frame:
         return None

@@ -2,9 +2,8 @@
 
 A read seeks to the key packet at or before the first wanted frame, skips packets that no wanted frame depends on (H.264
 non-reference pictures) and stretches without a wanted frame, converts wanted frames only, and stops after the last one.
-An index maps frame i to its packet. It comes from the container's own index (MP4), from reading all packets once
-(Matroska, or an MP4 with an unreliable index), or from counting frames in a forward decode (everything else: AVI,
-transport streams, interlaced or old codecs).
+The index of frames to packets is the container's own (MP4) or comes from reading all packets once (Matroska, unreliable
+MP4). Elsewhere frames are counted in a forward decode (AVI, transport streams, interlaced or old codecs).
 
 Frames are matched by their presentation times. If a decoded frame contradicts the index, the reader falls back one step:
 container index, packets, forward decode. The forward decode is correct by definition.
@@ -33,9 +32,8 @@ LOOP_FILTERS = {"exact": "default", "reference": "noref", "off": "all"}  # -> FF
 class PyAVReader(FrameReader):
     """The default reader, see the module.
 
-    loop_filter: "exact"; "reference" skips H.264's deblocking filter in non-reference pictures, "off" in all pictures.
-    Both are faster and inexact (docs/decoding.md gives the PSNR). is_mp4: whether to try opening the file by its header
-    only, without probing the streams.
+    loop_filter: "exact"; "reference" skips H.264's deblocking filter in non-reference pictures, "off" in all pictures:
+    faster and inexact (PSNR in docs/decoding.md). is_mp4: whether to try the header only, without probing the streams.
     """
 
     decoder = "pyav"
@@ -109,9 +107,7 @@ class PyAVReader(FrameReader):
             and not self._index.discards
             and picture is not None
             and (picture.height, picture.width) == (self._codec.height, self._codec.width)
-            and (
-                picture.square or self._stream.sample_aspect_ratio is not None
-            )  # the container's value takes precedence
+            and (picture.square or self._stream.sample_aspect_ratio is not None)  # the container's takes precedence
             and self._is_upright()
         )
 

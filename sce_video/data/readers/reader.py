@@ -1,9 +1,7 @@
 """The interface of every frame reader.
 
 Frame i is the i-th frame in presentation order of a forward decode that respects edit lists and discarded frames, with
-the file's rotation applied.
-
-Open and close a reader in the same process: never keep one across a fork.
+the file's rotation applied. Open and close a reader in the same process: never keep one across a fork.
 """
 
 from __future__ import annotations
@@ -49,9 +47,8 @@ class FrameReader:
         """Return the frames at `indices` (any order, repeats allowed): uint8 RGB [N, height, width, 3].
 
         Decodes in one forward pass. max_short_side: larger frames are scaled down to it (bilinear, rounded) one by one,
-        so that memory does not depend on the video's size.
-
-        Raises DecodeError if the file ends before a frame, IndexError for an index outside the video.
+        so that memory does not depend on the video's size. Raises DecodeError if the file ends before a frame,
+        IndexError for an index outside the video.
         """
         wanted = torch.as_tensor(indices, dtype=torch.long).tolist()
         size = _limit_short_side(self.height, self.width, max_short_side)
@@ -100,10 +97,7 @@ class FrameReader:
 
 
 def check_frames(reader: FrameReader, indices: list[int], frames: Any) -> Iterator[tuple[int, Any]]:
-    """Yield from frames(indices).
-
-    Raises IndexError for an index outside the video, DecodeError for a missing frame or one of another size.
-    """
+    """Yield from frames(indices); raise IndexError outside the video, DecodeError for a missing frame or another size."""
     if indices and not 0 <= indices[0] <= indices[-1] < reader.num_frames:
         raise IndexError(f"{reader.path} has {reader.num_frames} frames, asked for {indices}")
     found: set[int] = set()

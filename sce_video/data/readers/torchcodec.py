@@ -17,11 +17,9 @@ from .reader import FrameReader, first_line
 
 
 class TorchcodecReader(FrameReader):
-    """Reads a file with torchcodec.
+    """Reads a file (absolute path) with torchcodec. container: from `media.check_media`.
 
-    path: absolute. container: from `media.check_media`. stream, fps: index and frame rate of the video stream from PyAV
-    (torchcodec's rate differs for files with a variable one).
-
+    stream, fps: the video stream's index and frame rate from PyAV (torchcodec's differs for files with a variable rate).
     Raises DecodeError if torchcodec cannot read the file, InputError if torchcodec itself is unusable.
     """
 
@@ -39,8 +37,7 @@ class TorchcodecReader(FrameReader):
             ) from error
         if container not in TORCHCODEC_IS_EXACT_ON:
             warn_inexact("torchcodec", path)
-        # torchcodec raises RuntimeError from its native code, ValueError for missing streams and indices, UnicodeError
-        # for file names that are not UTF-8.
+        # From native code, for missing streams and indices, and for file names that are not UTF-8.
         self._errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, IndexError, UnicodeError)
         try:
             self._reader: Any = VideoDecoder(
