@@ -1,9 +1,9 @@
-"""Losses of contrastive learning between a query and a key encoder: pure functions.
+"""Contrastive losses between a query and a key encoder, as pure functions.
 
 Shape legend: B clips of this rank, C feature width, K queue entries, N keys of all ranks.
-All vectors are unit rows. Similarities and softmax are computed in float32 even inside an autocast region (float64 stays
-float64): divided by a temperature of 0.05, the spacing of half precision near 1 would be an error of 0.01 in a logit.
-Gradient flows through `query` only.
+All vectors are unit rows. Similarities and softmax are computed in float32 even under autocast (float64 stays float64):
+the spacing of half precision near 1, divided by a temperature of 0.05, is an error of 0.01 in a logit. Gradients flow
+through `query` only.
 
 Sources: SCE, Denize et al., "Similarity Contrastive Estimation for Image and Video Soft Contrastive Self-Supervised
 Learning", MVAP 2023 (eq. 4-7); InfoNCE with a queue, He et al., "Momentum Contrast", CVPR 2020 (eq. 1).
@@ -35,28 +35,28 @@ def sce(
 
     ::
 
-        p_b = softmax_n(query_b . n / temp)               over the own key and all other keys n
-        s_b = softmax_n(key_b . n / temp_target)          the same n without the own key (eq. 5)
+        p_b = softmax_n(query_b . n / temp)               over all keys n, its own key included
+        s_b = softmax_n(key_b . n / temp_target)          over all keys n but its own (eq. 5)
         w_b = coeff * onehot(own key) + (1 - coeff) * s_b                                  (eq. 6)
         loss = mean_b( -sum_n w_bn log p_bn )                                              (eq. 7)
 
     Args:
         query: [B, C] unit rows, the online branch.
-        key: [B, C] unit rows, the momentum branch on another view; no gradient flows.
-        queue: [K, C] unit rows, keys of earlier steps; None only together with `batch_keys`.
+        key: [B, C] unit rows, the momentum branch on another view; without gradient.
+        queue: [K, C] unit rows, keys of earlier steps; None requires `batch_keys`.
         temp: temperature of the query's similarities, > 0.
         temp_target: temperature of the target's similarities, > 0; smaller than `temp` sharpens the target.
         coeff: weight of the positive in the target, in [0, 1]; 1 is InfoNCE (MoCo).
-        batch_keys: [N, C] unit rows, the keys of all ranks, used as further candidates; row `batch_offset + b` is key b.
-        batch_offset: where this rank's keys begin in `batch_keys`.
-        mask_positive: True leaves the own key out of s as in the paper; False gives it logit 0 as the reference's code
-            does (matters only with a queue far from the keys). Without effect when `batch_keys` is given.
+        batch_keys: [N, C] unit rows, the keys of all ranks as additional candidates; row `batch_offset + b` is key b.
+        batch_offset: row of this rank's first key in `batch_keys`.
+        mask_positive: True excludes the own key from s as in the paper; False gives it logit 0 as in the reference's code
+            (matters only with a queue far from the keys). Ignored with `batch_keys`.
 
     Returns:
         Scalar, float32 or float64.
     """
     if queue is None and batch_keys is None:
-        raise ValueError("sce needs a queue or batch_keys: there is nothing to compare the query with")
+        raise ValueError("sce needs a queue or batch_keys: without them the query has no negatives")
     with torch.autocast(query.device.type, enabled=False):
         query, key = _full_precision(query), _full_precision(key.detach())
         parts = [keys.detach().to(query.dtype) for keys in (batch_keys, queue) if keys is not None]
@@ -77,9 +77,9 @@ def sce(
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temp: float) -> Tensor:
-    """Return InfoNCE over the own key and a queue (MoCo eq. 1), averaged over the batch; equal to `sce` with coeff 1.
+    """Return InfoNCE over the own key and a queue (MoCo eq. 1), averaged over the batch: `sce` with coeff 1.
 
-    query, key [B, C] and queue [K, C] are unit rows; returns a scalar in float32 or float64.
+    query, key [B, C] and queue [K, C] are unit rows; the result is a scalar, float32 or float64.
     """
     with torch.autocast(query.device.type, enabled=False):
         query, key = _full_precision(query), _full_precision(key.detach())

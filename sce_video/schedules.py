@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the step or of `where` = step / total_steps in [0, 1]. They have no state to resume."""
+"""Schedules: pure functions of the step or of `where` = step / total_steps in [0, 1], without state to save."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import math
 def warmup_cosine(step: int, *, base: float, warmup_steps: int, total_steps: int) -> float:
     """Return the learning rate for optimiser step `step` (from 0).
 
-    `base * (t + 1) / W` while t < W, then `base / 2 * (1 + cos(pi (t - W) / (T - W)))`: the first step already learns,
-    step W - 1 and step W use the base rate, and from step T on the rate is 0.
+    `base * (t + 1) / W` for t < W, then `base / 2 * (1 + cos(pi (t - W) / (T - W)))`: step 0 has a rate above 0, steps
+    W - 1 and W have the base rate, and from step T on the rate is 0.
     """
     if step < warmup_steps:
         return base * (step + 1) / warmup_steps

@@ -1,4 +1,4 @@
-"""Every operation equals torchvision's functional one frame by frame; the pipeline equals them composed."""
+"""Each operation equals torchvision's functional one on every frame; the pipeline equals their composition."""
 
 from __future__ import annotations
 

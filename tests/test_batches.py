@@ -1,4 +1,4 @@
-"""Decoding processes crash, hang, are killed or replaced, and the batches stay those of one that never failed."""
+"""Workers crash, hang, are killed or replaced, and the batches equal those of a run without failures."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_crash_and_hang_are_survived_and_the_culprits_quarantined(
 
 @pytest.mark.slow
 def test_killed_process_is_replaced_and_its_video_is_not_to_blame(videos: Path) -> None:
-    """As the kernel does when memory is short; the second time on the same video it is."""
+    """SIGKILL, as by the kernel when memory runs out: only its second one at the same video quarantines the video."""
     expected = flat(list(loader.build(dataset(videos), sampler(), workers=0, pin_memory=False)))
     found = []
     with loader.build(dataset(videos), sampler(), workers=2, pin_memory=False) as iterator:
@@ -113,10 +113,10 @@ def test_replacing_processes_changes_nothing(videos: Path) -> None:
 
 @pytest.mark.slow
 def test_slow_storage_is_not_a_fault(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every video takes longer than a look at the processes, but less than it may."""
+    """Every video takes longer than the polling interval, but less than read_timeout."""
     data = dataset(videos)
-    views = data._views
-    monkeypatch.setattr(data, "_views", lambda *arguments: (time.sleep(0.1), views(*arguments))[1])
+    views = data._read_views
+    monkeypatch.setattr(data, "_read_views", lambda *arguments: (time.sleep(0.1), views(*arguments))[1])
     with loader.build(data, sampler(total_steps=2), workers=1, pin_memory=False, read_timeout=5) as iterator:
         assert len(list(iterator)) == 2
         assert iterator.quarantine.reasons == {}
@@ -124,7 +124,7 @@ def test_slow_storage_is_not_a_fault(videos: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_process_that_hangs_does_not_outlive_the_run(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may read for long yet, and hears no request to end."""
+    """It has time left to read, and ignores requests to end."""
     monkeypatch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")
     rows = [row for _, row in list(sampler())[1]]
     monkeypatch.setenv("SCE_VIDEO_FAULT", f"hang@row={rows[0]}")

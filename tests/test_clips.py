@@ -47,7 +47,7 @@ def test_frame_windows_are_the_references(conformance: dict[str, Any]) -> None:
 
 
 def test_twenty_five_frames_per_second_give_65_frames_from_zero() -> None:
-    """2.56 as a float is a hair above 2.56, so frame 64 at exactly 2.56 s is shown before the clip's end."""
+    """The float 2.56 is slightly above 2.56, so frame 64, at exactly 2.56 s, lies before the clip's end."""
     assert frame_window(25, 0, Fraction(2.56), 250) == (0, 65)
 
 

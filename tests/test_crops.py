@@ -58,7 +58,7 @@ def test_frame_that_admits_no_box_gets_the_largest_centred_one() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(256, 340), (240, 320), (720, 405), (50, 50)])
 def test_random_scaled_boxes_are_crops_of_the_scaled_frame(height: int, width: int) -> None:
-    """A box of side s of a frame with short side h becomes 224 pixels when h becomes 224 h / s: that must be 256..320."""
+    """Scaling a box of side s to 224 pixels scales the short side h to 224 h / s, which must be in 256..320."""
     draws = [
         random_scaled(height, width, size=224, short_sides=(256, 320), generator=generator("scaled", i))
         for i in range(4000)

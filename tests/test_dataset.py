@@ -1,4 +1,4 @@
-"""Samples and their order are functions of the seed: of nothing else, whoever decodes them."""
+"""Samples and their order depend on the seed only, whichever process decodes them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_batches_that_do_not_fit_are_refused() -> None:
 
 
 def test_clips_are_the_frames_and_boxes_that_were_drawn(videos: Path) -> None:
-    """The slow way: read the whole video, cut what the dataset says it cut, and compare."""
+    """Read the whole video, crop it as the data set does, and compare."""
     data = dataset(videos, difference_probability=0.0)
     sample = data[(2, 5)]
     with open_video(data.videos[5].path) as video:
@@ -104,7 +104,7 @@ def test_clips_are_the_frames_and_boxes_that_were_drawn(videos: Path) -> None:
 
 
 def test_local_views_leave_the_others_as_they_were(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two more views from small boxes: the clips of the first two are the same bytes, and a video is opened once."""
+    """Two local views leave the bytes of the two global ones unchanged, and a video is opened once."""
     opened = []
 
     def counted(path: str, *rest: str, **named: str) -> FrameReader:
@@ -197,7 +197,7 @@ def test_no_readable_video_is_said_before_training(tmp_path: Path) -> None:
 
 
 def test_a_replaced_video_says_whose_place_it_took(videos: Path, tmp_path: Path) -> None:
-    """Training with labels needs the label of the video that was read, not of the row it stands for."""
+    """Supervised training needs the label of the video that was read, not that of the replaced row."""
     listed = manifest.read(videos / "train.csv")[:4]
     listed[2] = Video(str(tmp_path / "gone.mp4"), "9")
     data = ClipDataset(listed, num_frames=4, clip_seconds=0.8, draw_boxes=[RandomScaled(32, (37, 46))], seed=1)
@@ -209,7 +209,7 @@ def test_a_replaced_video_says_whose_place_it_took(videos: Path, tmp_path: Path)
 
 
 def test_speed_and_jitter_change_the_frames_and_nothing_else(videos: Path) -> None:
-    """Boxes and starts come from draws of their own: a clip stays where it was, its frames move."""
+    """Boxes and starts have separate draws: the clip keeps its start and box, only its frames move."""
     plain, moved = (
         dataset(videos, difference_probability=0.0),
         dataset(videos, difference_probability=0.0, frame_jitter=1.0),

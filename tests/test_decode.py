@@ -1,4 +1,4 @@
-"""Every reader returns the frames that a plain forward decode shows, and refuses what is no video."""
+"""Every reader returns the frames of a forward decode and rejects files that are not videos."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def encode(path: Path, frames: np.ndarray, codec: str = "libx264", rate: int = 3
 
 
 def forward_decode(path: Path) -> np.ndarray:
-    """The definition: every frame of a plain decode from the start, rotated as the file says."""
+    """Return all frames of a decode from the start, rotated as the file says: the definition of the frames."""
     with av.open(str(path)) as container:
         return np.stack(
             [
@@ -57,7 +57,7 @@ FILES = {
 @pytest.mark.parametrize("decoder", ["auto", "decord"])
 @pytest.mark.parametrize("name", ["h264_b_frames.mp4", "short_gop.mp4"])
 def test_readers_agree_where_all_are_exact(name: str, decoder: str, tmp_path: Path) -> None:
-    """test_exact_frames.py has the files on which they are not."""
+    """test_exact_frames.py has the files on which they differ."""
     if decoder == "decord":
         pytest.importorskip("decord")
     options = dict(FILES[name])
@@ -104,7 +104,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's open files this way")
 @pytest.mark.parametrize("name", ["broken_off.avi", "broken_off_faststart.mp4", "audio_only"])
 def test_what_is_refused_does_not_stay_open(name: str, tmp_path: Path) -> None:
-    """Not even until the next garbage collection: a folder of such files would take all descriptors."""
+    """Not even until the next garbage collection: a folder of such files would use up all descriptors."""
     path = sound_only(tmp_path / "sound.mp4") if name == "audio_only" else build(name, tmp_path)
     before = len(os.listdir("/proc/self/fd"))
     gc.disable()
@@ -161,7 +161,7 @@ class Frames(Dataset[torch.Tensor]):
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])
 def test_workers_decode_after_the_parent_has(context: str, decoder: str, tmp_path: Path) -> None:
-    """PyAV 19 hangs forked workers once the parent has converted a frame, unless each reader converts by itself."""
+    """PyAV 19 hangs forked workers once the parent has converted a frame, unless each reader has its own converter."""
     path = encode(tmp_path / "a.mp4", numbered_frames(30))
     dataset = Frames(str(path), decoder)
     expected = [dataset[i] for i in range(8)]

@@ -1,4 +1,4 @@
-"""What is drawn follows its definition, can be kept and applied again, and depends on the clip's own generator only."""
+"""Drawn parameters follow their definition, can be saved and applied again, and depend on the clip's generator only."""
 
 from __future__ import annotations
 

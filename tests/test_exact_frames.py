@@ -1,4 +1,4 @@
-"""Every reader returns exactly the frames of a plain forward decode, of files that readers get wrong, or says why not."""
+"""On files that readers often get wrong, every reader returns exactly the frames of a forward decode or raises an error."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_size_of_plain_h264_is_the_one_that_ffmpeg_decodes(height: int, width: i
 @pytest.mark.parametrize("decoder", ["auto", "decord"])
 @pytest.mark.filterwarnings("ignore:.*decord")
 def test_the_shape_of_pixels_is_told(told: str, expected: str, decoder: str, tmp_path: Path) -> None:
-    """x264 writes it into the stream, the muxer into the header of the track as well, in a box named pasp."""
+    """x264 writes it to the stream, the muxer also to the track's header, in a box named pasp."""
     path = encode(tmp_path / "wide.mp4", prepare=None if told == "nowhere" else pixels_of_16_to_11)
     content = path.read_bytes()
     assert (b"pasp" in content) == (told != "nowhere")
@@ -186,7 +186,7 @@ def test_many_views_are_one_open_and_one_pass(folder: Path, monkeypatch: pytest.
 
 
 def test_readers_of_h264_headers_understand_what_x264_writes(folder: Path) -> None:
-    """Against what the encoder was asked for: every B-frame without pyramid is droppable, I-frames are not."""
+    """Without pyramid every B-frame of x264 is droppable, I-frames are not."""
     with av.open(str(build("no_pyramid.mp4", folder))) as container:
         stream = container.streams.video[0]
         size_bytes = h264.length_size(stream.codec_context.extradata)
@@ -206,7 +206,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def test_intra_refresh_has_no_entry_but_the_first(folder: Path) -> None:
-    """Its key packets begin a wave that makes the picture whole some frames later: seeking to them shows wrong pixels."""
+    """Its key packets start a refresh that completes the picture some frames later: decoding from them is wrong."""
     with av.open(str(build("intra_refresh.mp4", folder))) as container:
         stream = container.streams.video[0]
         keys = [packet for packet in container.demux(stream) if packet.size and packet.is_keyframe]

@@ -1,4 +1,4 @@
-"""Frames as pictures, in folders and zips, are read like videos; what is damaged, incomplete or hostile is refused."""
+"""Folders and zips of pictures are read like videos; damaged, incomplete and hostile ones are rejected."""
 
 from __future__ import annotations
 

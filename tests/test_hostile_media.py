@@ -1,7 +1,7 @@
-"""Files and names that would make a decoder open other files or the network are refused by every decoder and program.
+"""Every decoder and program rejects files and names that would make a decoder open other files or the network.
 
-RELIABILITY S1 to S3 and V9. A real server listens on the loopback and must see nothing; another video lies beside the
-hostile files and must not be read: its time of access tells, and strace where it is installed.
+RELIABILITY S1 to S3 and V9. A server on the loopback must receive nothing, and a video beside the hostile files must not be
+read: its access time shows that, and strace where it is installed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Trap(NamedTuple):
 
 
 def playlists(target: str) -> dict[str, bytes]:
-    """Every kind of text that names `target`, by the beginning of a file's name."""
+    """Return texts of every kind that refer to `target`, by file name prefix."""
     hls = f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{target}\n#EXT-X-ENDLIST\n"
     master = f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=100000\n{target.replace('.ts', '.m3u8')}\n"
     dash = (
@@ -130,7 +130,7 @@ def trap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trap]:
 
 
 def untouched(trap: Trap) -> bool:
-    """Whether no file and no address that a hostile file names has been read; proves first that reading would tell."""
+    """Check that no file or address named by a hostile file is read; first prove that a read would be detected."""
     control = trap.secret.with_name("control.ts")
     control.write_bytes(b"anything")
     os.utime(control, (OLD, control.stat().st_mtime))

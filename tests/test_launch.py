@@ -275,7 +275,7 @@ def test_help_shows_commands_and_where_there_is_no_slurm_it_is_said(
     usage = ast.get_docstring(ast.parse((ROOT / "tools/launch.py").read_text())) or ""
     program.main(["--help"], usage)
     shown = capsys.readouterr().out
-    assert len([line for line in shown.splitlines() if "tools/launch.py" in line]) >= 5
+    assert len([line for line in shown.splitlines() if "tools/launch.py" in line]) >= 4
     assert "max_restarts" in shown
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")

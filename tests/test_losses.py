@@ -1,4 +1,4 @@
-"""The loss against measured values of the reference, an independent version in loops, and its limits."""
+"""The losses equal the reference's measured values, an independent version in loops, and their limits."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_coeff_one_is_info_nce(conformance: dict[str, Any]) -> None:
 
 
 def test_coeff_zero_is_ressl_plus_ceiling(conformance: dict[str, Any]) -> None:
-    """ReSSL leaves the positive out of the query's softmax as well; the difference is -log(1 - p_positive)."""
+    """ReSSL excludes the positive from the query's softmax too; the difference is -log(1 - p_positive)."""
     identity = conformance["identity_coeff0_masked_equals_ressl_plus_ceiling"]
     query, key, queue = vectors(conformance["sce_queue_only"])
     ressl = -((key @ queue.T / 0.05).softmax(1) * (query @ queue.T / 0.1).log_softmax(1)).sum(1).mean()

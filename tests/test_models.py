@@ -156,7 +156,7 @@ def test_frozen_encoder_takes_uint8_and_float_alike() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(BACKBONES))
 def test_every_parameter_gets_a_gradient(name: str) -> None:
-    """Several processes rely on it: one without would be waited for."""
+    """DDP requires it: it would wait for a parameter without a gradient."""
     network, _ = build(name)
     network(torch.randn(2, 3, 4, 32, 32)).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())

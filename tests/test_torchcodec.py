@@ -1,4 +1,4 @@
-"""torchcodec in exact mode keeps the readers' contract on what it is trusted with, and says once where it is not exact."""
+"""torchcodec in exact mode meets the readers' contract on the containers it is trusted with, and warns once elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def torchcodec() -> None:
 
 @pytest.fixture
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exactness, "_told", set())
+    monkeypatch.setattr(exactness, "_warned", set())
 
 
 def cut(path: Path) -> Path:

@@ -26,27 +26,27 @@ def grayscale(clips: Tensor) -> Tensor:
 
 
 def adjust_brightness(clips: Tensor, factor: Tensor) -> Tensor:
-    """Multiply by the factor (>= 0; 1 leaves the clip as it is)."""
+    """Multiply by the factor (>= 0; 1 leaves the clip unchanged)."""
     return (clips * _per_clip(factor, clips)).clamp(0, 1)
 
 
 def adjust_contrast(clips: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean grey value of each frame separately: 0 gives flat grey frames, 1 the clip as it is."""
+    """Blend each frame with its mean grey value: factor 0 gives uniform grey frames, 1 the unchanged clip."""
     factor = _per_clip(factor, clips)
     mean = luma(*clips.unbind(dim=-4)).mean(dim=(-2, -1), keepdim=True).unsqueeze(-4)  # [B, 1, T, 1, 1]
     return torch.lerp(mean, clips, factor).clamp(0, 1)
 
 
 def adjust_saturation(clips: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the clip's grey version: 0 gives grey, 1 the clip as it is."""
+    """Blend with the clip's grey version: factor 0 gives grey, 1 the unchanged clip."""
     return torch.lerp(luma(*clips.unbind(dim=-4)).unsqueeze(-4), clips, _per_clip(factor, clips)).clamp(0, 1)
 
 
 def adjust_hue(clips: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue of the HSV colour by `factor` of a full circle, in [-0.5, 0.5]; value and saturation are kept.
+    """Shift the HSV hue by `factor` of a full circle, in [-0.5, 0.5]; value and saturation are kept.
 
-    With chroma c = max - min and hue h in sixths of the circle, channel n (5, 3, 1 for red, green, blue) of the turned
-    colour is `max - c * clamp(min(k, 4 - k), 0, 1)` with `k = (n + h) mod 6`.
+    With chroma c = max - min and shifted hue h in sixths of the circle, channel n (5, 3, 1 for red, green, blue) is
+    `max - c * clamp(min(k, 4 - k), 0, 1)` with `k = (n + h) mod 6`.
     """
     red, green, blue = clips.unbind(dim=1)
     value, low = clips.amax(dim=1), clips.amin(dim=1)

@@ -1,9 +1,8 @@
-"""Everything that is random about a batch, drawn before anything is computed: `draw`, then `pipeline.apply`.
+"""Draw all random augmentation parameters of a batch, for `pipeline.apply`.
 
-Parameters are plain tensors on the CPU, one row per clip. They can be shown, saved (`torch.save(drawn.to_dict(), ...)`,
-read with `weights_only=True`) and applied again. Each clip draws from a generator of its own, so its row depends neither
-on its batch nor on the device. What a view does not use is drawn last or not at all, so that switching one thing on leaves
-the draws of the others as they were.
+Parameters are CPU tensors with one row per clip. They can be displayed, saved (`torch.save(drawn.to_dict(), ...)`, loaded
+with `weights_only=True`) and applied again. Each clip has its own generator, so its row depends neither on the batch nor
+on the device. Optional operations are drawn last or not at all: enabling one changes no other draw.
 """
 
 from __future__ import annotations
@@ -18,30 +17,30 @@ from torch import Tensor
 from . import rand_augment
 from .view import View
 
-ERASE_TRIES = 10  # boxes drawn until one lies within the frame
+ERASE_TRIES = 10  # boxes drawn at most until one fits into the frame
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What was drawn for B clips of one view, on the CPU."""
+    """The drawn parameters of B clips of one view, on the CPU."""
 
-    factors: Tensor  # float64 [B, 4]: brightness, contrast, saturation factors and hue turn
-    order: Tensor  # int64 [B, 4]: in which order the four are applied
+    factors: Tensor  # float64 [B, 4]: brightness, contrast and saturation factors, hue shift
+    order: Tensor  # int64 [B, 4]: order in which the four are applied
     sigma: Tensor  # float64 [B]: blur, pixels
-    jitter: Tensor  # bool [B]: whether, as are the following
+    jitter: Tensor  # bool [B]: whether to apply it; so are the next four
     gray: Tensor
     blur: Tensor
     solarize: Tensor
     flip: Tensor
-    operations: Tensor  # int64 [B, R]: of RandAugment, in `rand_augment.OPERATIONS`; R is 0 without
-    magnitudes: Tensor  # float64 [B, R]: their signed strengths, in each operation's own unit
-    erased: Tensor  # float64 [B, 4]: box that is erased, top, left, height, width as shares of the side; 0: none
+    operations: Tensor  # int64 [B, R]: indices in `rand_augment.OPERATIONS`; R is 0 without RandAugment
+    magnitudes: Tensor  # float64 [B, R]: signed magnitudes in each operation's own unit
+    erased: Tensor  # float64 [B, 4]: erased box, top, left, height, width as shares of the side; 0: none
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, clips: slice | list[int]) -> Parameters:
-        """Return the rows of some of the clips."""
+        """Return the parameters of a subset of the clips."""
         return Parameters(**{name: value[clips] for name, value in self.to_dict().items()})
 
     def to_dict(self) -> dict[str, Tensor]:
@@ -50,7 +49,7 @@ class Parameters:
 
     @staticmethod
     def from_dict(tensors: Mapping[str, Tensor]) -> Parameters:
-        """Return what `to_dict` gave; ValueError where names are missing or unknown, or the numbers of clips differ."""
+        """Invert `to_dict`. Raises ValueError for missing or unknown names and for different numbers of clips."""
         expected = [item.name for item in fields(Parameters)]
         if sorted(tensors) != sorted(expected):
             raise ValueError(f"parameters {sorted(tensors)} must be {sorted(expected)}: saved by another version?")
@@ -87,10 +86,7 @@ def draw(view: View, generators: Sequence[torch.Generator]) -> Parameters:
 
 
 def _draw_box(view: View, generator: torch.Generator) -> list[float]:
-    """Top, left, height and width in [0, 1] of a box of random area and ratio (log-uniform); zeros for none.
-
-    Every clip takes the same number of draws whether or not it is erased.
-    """
+    """Draw top, left, height, width in [0, 1] of a box of log-uniform ratio, or zeros; takes the same draws either way."""
     uniform = torch.rand(1 + 4 * ERASE_TRIES, generator=generator, dtype=torch.float64).tolist()
     low, high = math.log(view.erase_ratio_min), math.log(view.erase_ratio_max)
     if uniform[0] < view.erase_probability:

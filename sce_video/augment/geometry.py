@@ -1,4 +1,4 @@
-"""Resampling and the temporal difference: what happens to a clip before its colours are touched."""
+"""Resizing and the temporal difference, the operations before those on colours."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def temporal_difference(frames: Tensor, following: Tensor | None = None) -> Tens
     """Return the signed grey difference of each frame to the next, `(grey_t - grey_{t+1} + 255) / 2`, in three channels.
 
     frames: [..., 3, T, H, W] in 0..255, float or uint8.
-    following: the frames after them, same shape; by default frames shifted by one, the last difference repeated.
+    following: each frame's successor, same shape; by default the frames shifted by one, with the last difference repeated.
 
-    Static parts become mid-grey. A single frame without `following` gives zeros. For uint8 input the grey values are
-    truncated and the result is rounded to uint8, as the reference does; float input is not rounded.
+    Static regions become mid-grey. A single frame without `following` gives zeros. For uint8 input the grey values are
+    truncated and the result is rounded to uint8, as in the reference; float input is not rounded.
     """
     time = -3
     integer = not frames.is_floating_point()

@@ -1,7 +1,7 @@
-"""Mixing clips and their labels with the neighbour's, for training with labels: mixup and CutMix.
+"""Mixup and CutMix: mix each clip and its label with its neighbour's, for supervised training.
 
-Neighbours are 0 and 1, 2 and 3, ...: with an even number of rows per process a clip's partner is the same for any number of
-processes. A last one without partner stays whole. A pair draws from generators keyed by its first row.
+Neighbours are 0 and 1, 2 and 3, ...: with an even number of clips per rank the pairs do not depend on the number of
+ranks. An unpaired last clip is not mixed. A pair draws from generators keyed by its first row.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from ..randomness import generator
 
 @dataclass(frozen=True)
 class Mixing:
-    """What was drawn for B clips, on the CPU."""
+    """The drawn parameters of B clips, on the CPU."""
 
     shares: Tensor  # float32 [B]: mixup, each clip's own share in [0, 1]; 1: not mixed
-    boxes: (
-        Tensor  # float64 [B, 4]: CutMix, the neighbour's box: top, left, height, width as shares of the side; 0: none
-    )
+    boxes: Tensor  # float64 [B, 4]: CutMix, the pasted box: top, left, height, width as shares of the side; 0: none
 
 
 def draw(seed: int, keys: Sequence[tuple[int, int]], *, mixup_alpha: float, cutmix_alpha: float) -> Mixing:
-    """Draw one share from Beta(alpha, alpha) per pair; with both alphas above 0 each pair is mixed or cut, half and half.
+    """Draw a share from Beta(alpha, alpha) per pair; with both alphas above 0 each pair gets mixup or CutMix at random.
 
-    keys: (epoch, row) of each clip. A cut box has the clip's sides times sqrt(1 - share) and a uniform centre; what lies
-    outside the frame is lost (Yun et al., 2019).
+    keys: (epoch, row) of each clip. A box has the frame's sides times sqrt(1 - share) and a uniform centre, and is clipped
+    to the frame (Yun et al., 2019).
     """
     shares, boxes = torch.ones(len(keys)), torch.zeros(len(keys), 4, dtype=torch.float64)
     for first in range(0, len(keys) - 1, 2):
@@ -54,8 +52,8 @@ def draw(seed: int, keys: Sequence[tuple[int, int]], *, mixup_alpha: float, cutm
 def apply(clips: Tensor, targets: Tensor, drawn: Mixing) -> tuple[Tensor, Tensor]:
     """Mix neighbouring clips [B, C, T, H, W] and targets [B, L] (Zhang et al., 2018; Yun et al., 2019).
 
-    Mixup: share * own + (1 - share) * neighbour's, of both. CutMix: the box is the neighbour's in all frames, and its share
-    of the pixels is the neighbour's share of the target.
+    Mixup: share * own + (1 - share) * neighbour's, for clips and targets. CutMix: the box of all frames is the neighbour's,
+    and so is the box's share of the target.
     """
     partner = torch.arange(len(clips), device=clips.device) ^ 1
     partner[-1] = len(clips) - 1 if len(clips) % 2 else partner[-1]

@@ -1,11 +1,11 @@
-"""One view's augmentation: `draw` parameters for a batch, then `apply` them to its clips.
+"""The augmentation of one view: `draw` parameters for a batch, then `apply` them to its clips.
 
 Order (SCE, section 4 of the recipe): [temporal difference] - resize - flip - [RandAugment] - colour jitter - grey - blur -
-solarise - normalise - [erase]. The reference mirrors last; that is the same, as no later operation of its recipe knows left
-from right. One parameter set per clip, shared by its frames: a static clip stays static. Draws are independent per clip.
+solarise - normalise - [erase]. The reference flips last, with the same result: its operations treat left and right alike.
+All frames of a clip share one parameter set: a static clip stays static. Draws are independent per clip.
 
-The clips are augmented one after another: on a CPU one clip's frames stay in the cache, a whole batch's do not (measured 7
-times slower).
+Clips are augmented one after another: on a CPU one clip's frames fit into the cache, a batch's do not (measured 7 times
+slower).
 """
 
 from __future__ import annotations
@@ -38,19 +38,18 @@ def apply(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Tensor:
-    """Augment B clips: uint8 [T, h, w, 3], each of its own size, -> [B, 3, T, size, size], normalised.
+    """Augment and normalise B clips: uint8 [T, h, w, 3] of any sizes -> [B, 3, T, size, size].
 
     Args:
-        view: probabilities and ranges that the parameters were drawn with; its fixed values are used here.
+        view: the view that the parameters were drawn for; only its blur kernel and solarize threshold are used here.
         clips: all with the same T, on one device.
         parameters: see `draws.draw`.
-        size, mean, std: of the result, (clip - mean) / std of values in 0..1.
-        differences: for each clip, whether it becomes a temporal difference; it then holds 2 T frames, the T frames
-            followed by their T native successors.
-        antialias: smooth before shrinking; the reference does not.
-        dtype, channels_last: of the result; it is computed in float32 and rounded once.
+        size, mean, std: side in pixels and normalisation of the result, (clip - mean) / std of values in 0..1.
+        differences: whether each clip becomes a temporal difference; it then holds T frames and their T successors.
+        antialias: whether to antialias when downscaling; the reference does not.
+        dtype, channels_last: type and memory format of the result; it is computed in float32 and rounded once.
 
-    Raises ValueError for clips that are not such, and for a blur larger than `size`.
+    Raises ValueError for clips of another type or shape, and for a blur kernel too large for `size`.
     """
     differences = [False] * len(clips) if differences is None else differences
     frames = _check(view, clips, parameters, differences, size)
@@ -68,7 +67,7 @@ def apply(
 def erase(clips: Tensor, boxes: Tensor) -> None:
     """Set a box of each clip [B, C, T, H, W] to 0, the mean colour of normalised clips, in place.
 
-    boxes: [B, 4], top, left, height and width as shares of the side, rounded to pixels; height 0 leaves the clip.
+    boxes: [B, 4], top, left, height and width as shares of the side, rounded to pixels; height 0: no box.
     """
     height, width = clips.shape[-2:]
     for clip, (top, left, tall, wide) in zip(clips, boxes.tolist(), strict=True):
@@ -78,7 +77,7 @@ def erase(clips: Tensor, boxes: Tensor) -> None:
 
 
 def _check(view: View, clips: Sequence[Tensor], parameters: Parameters, differences: Sequence[bool], size: int) -> int:
-    """Raise ValueError unless the clips are what `apply` takes; return T."""
+    """Raise ValueError for clips that `apply` does not accept; return T."""
     if not len(clips) == len(parameters) == len(differences) > 0:
         raise ValueError(
             f"{len(clips)} clips, {len(parameters)} rows of parameters and {len(differences)} differences: there must be "
@@ -88,7 +87,7 @@ def _check(view: View, clips: Sequence[Tensor], parameters: Parameters, differen
     for number, (clip, difference) in enumerate(zip(clips, differences, strict=True)):
         if clip.dtype != torch.uint8:
             raise ValueError(
-                f"clip {number} is {clip.dtype}, not torch.uint8: clips come as bytes in 0..255, and are scaled here"
+                f"clip {number} is {clip.dtype}, not torch.uint8: pass bytes in 0..255, `apply` scales them"
             )
         if clip.dim() != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
             raise ValueError(f"clip {number} has shape {list(clip.shape)}, not [T, h, w, 3] with all sides above 0")
@@ -103,7 +102,7 @@ def _check(view: View, clips: Sequence[Tensor], parameters: Parameters, differen
 
 
 def _resize(clip: Tensor, size: int, *, difference: bool, antialias: bool) -> Tensor:
-    """uint8 [T, h, w, 3] -> float [1, 3, T, size, size] in 0..1."""
+    """Resize uint8 [T, h, w, 3] to float [1, 3, T, size, size] in 0..1."""
     planes = clip.permute(3, 0, 1, 2).float()
     if difference:
         half = planes.shape[1] // 2

@@ -1,7 +1,7 @@
-"""RandAugment on clips (Cubuk et al., 2020): the same random operations, of one strength, on every frame alike.
+"""RandAugment on clips (Cubuk et al., 2020): the same random operations with one magnitude on all frames of a clip.
 
-Operations, strengths (31 steps) and signs are torchvision's; so are the definitions, those for float frames. Contrast,
-auto-contrast and equalisation look at each frame's own values. What a shift or turn uncovers is black.
+Operations, magnitudes (31 steps) and signs are torchvision's, with its definitions for float frames. Contrast,
+auto-contrast and equalisation use each frame's own values. Shifts and rotations fill with black.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from .color import adjust_brightness, adjust_contrast, adjust_saturation, solarize
 
 STEPS = 30  # the highest strength
-SIGNED = {  # largest magnitude; the sign is drawn
+SIGNED = {  # largest magnitude; the sign is random
     "shear_x": 0.3,
     "shear_y": 0.3,
     "translate_x": 150 / 331,  # of the side
@@ -38,7 +38,7 @@ JITTERS: dict[str, Jitter] = {
 
 
 def draw(count: int, strength: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return `count` operations (int64, index in OPERATIONS) and their magnitudes (float64), with replacement."""
+    """Draw `count` operations with replacement; return their indices in OPERATIONS (int64) and magnitudes (float64)."""
     operations = torch.randint(len(OPERATIONS), (count,), generator=generator)
     negative = torch.rand(count, generator=generator, dtype=torch.float64) < 0.5
     values = [magnitude(OPERATIONS[i], strength) for i in operations.tolist()]
@@ -48,7 +48,7 @@ def draw(count: int, strength: int, generator: torch.Generator) -> tuple[Tensor,
 
 
 def magnitude(operation: str, strength: int) -> float:
-    """Return the unsigned magnitude at a strength of 0..30: see SIGNED; posterise: bits kept; solarise: threshold."""
+    """Return the unsigned magnitude for a strength of 0..30: see SIGNED; posterise: bits kept; solarise: threshold."""
     share = strength / STEPS
     if operation == "posterize":
         return float(round(8 - 4 * share))
@@ -58,7 +58,7 @@ def magnitude(operation: str, strength: int) -> float:
 
 
 def apply_drawn(clips: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
-    """Apply to each of N clips [N, 3, T, H, W] its own operations [N, R] of `magnitudes`, one after another."""
+    """Apply to N clips [N, 3, T, H, W] their own operations [N, R] with magnitudes [N, R], one after another."""
     if operations.shape[1] == 0:
         return clips
     changed = []
@@ -71,7 +71,7 @@ def apply_drawn(clips: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor
 
 
 def apply(clips: Tensor, operation: int, magnitude: float) -> Tensor:
-    """Apply one operation to float clips [N, 3, T, H, W] in 0..1; the result is within 0..1."""
+    """Apply one operation to float clips [N, 3, T, H, W] in 0..1; the result is in 0..1."""
     name = OPERATIONS[operation]
     if name in GEOMETRIC:
         return _move(clips, name, magnitude)
@@ -90,7 +90,7 @@ def apply(clips: Tensor, operation: int, magnitude: float) -> Tensor:
 
 
 def sharpen(clips: Tensor, factor: float) -> Tensor:
-    """Blend with the clip smoothed by a 3 x 3 mean that counts the pixel five times; 1 changes nothing, nor the border."""
+    """Blend with a 3 x 3 mean that weights the centre five times; factor 1 is the unchanged clip, borders never change."""
     if min(clips.shape[-2:]) < 3:
         return clips
     kernel = torch.ones(3, 3, dtype=clips.dtype, device=clips.device)
@@ -102,7 +102,7 @@ def sharpen(clips: Tensor, factor: float) -> Tensor:
 
 
 def auto_contrast(clips: Tensor) -> Tensor:
-    """Stretch every channel of every frame to 0..1; a constant one stays as it is."""
+    """Stretch each channel of each frame to 0..1; a constant channel is unchanged."""
     low, high = clips.amin(dim=(-2, -1), keepdim=True), clips.amax(dim=(-2, -1), keepdim=True)
     flat = high == low
     low = low.masked_fill(flat, 0.0)
@@ -111,12 +111,12 @@ def auto_contrast(clips: Tensor) -> Tensor:
 
 
 def equalize(clips: Tensor) -> Tensor:
-    """Flatten the histogram of every channel of every frame, on 256 levels, by Pillow's rule.
+    """Equalise the histogram of each channel of each frame on 256 levels, by Pillow's rule.
 
-    With n pixels, c of them in the highest level used, step = (n - c) // 255: level v becomes
-    (pixels below v + step // 2) // step, at most 255. Frames with step 0 only are rounded to the levels.
+    With n pixels, c of them in the highest level used, and step = (n - c) // 255, level v becomes
+    (pixels below v + step // 2) // step, at most 255. A channel with step 0 is only rounded to the levels.
     """
-    levels = (clips * (256 - 1e-3)).long()  # how torchvision makes integers of float frames
+    levels = (clips * (256 - 1e-3)).long()  # torchvision's conversion of float frames to integers
     flat = levels.flatten(0, -3).flatten(1)  # [frames and channels, H * W]
     counts = torch.zeros(len(flat), 256, dtype=torch.long, device=clips.device)
     counts.scatter_add_(1, flat, torch.ones_like(flat))
@@ -129,10 +129,10 @@ def equalize(clips: Tensor) -> Tensor:
 
 
 def _move(clips: Tensor, name: str, magnitude: float) -> Tensor:
-    """Shear about the top left corner, shift by whole pixels, or turn about the centre; nearest pixels."""
+    """Shear about the top left corner, shift by integer pixels, or rotate about the centre, with nearest pixels."""
     height, width = clips.shape[-2:]
     x, y = 0.0, 0.0  # shift of the source
-    across, down = (1.0, 0.0), (0.0, 1.0)  # source x and y as sums of the result's x and y, from the centre
+    across, down = (1.0, 0.0), (0.0, 1.0)  # rows of the matrix from output to source coordinates, from the centre
     if name == "shear_x":
         across, x = (1.0, magnitude), magnitude * height / 2
     elif name == "shear_y":
@@ -148,9 +148,9 @@ def _move(clips: Tensor, name: str, magnitude: float) -> Tensor:
     matrix = torch.tensor([[*across, x], [*down, y]], dtype=clips.dtype, device=clips.device)
     columns = torch.arange(width, dtype=clips.dtype, device=clips.device) - (width - 1) / 2
     lines = torch.arange(height, dtype=clips.dtype, device=clips.device) - (height - 1) / 2
-    place = torch.stack([columns.expand(height, -1), lines[:, None].expand(-1, width), torch.ones_like(columns)
+    pixels = torch.stack([columns.expand(height, -1), lines[:, None].expand(-1, width), torch.ones_like(columns)
                          .expand(height, -1)], dim=-1)  # fmt: skip
-    grid = place @ (matrix.T / half)  # [H, W, 2] in -1..1
+    grid = pixels @ (matrix.T / half)  # [H, W, 2] in -1..1
     frames = clips.transpose(1, 2).flatten(0, 1)  # [N * T, 3, H, W]
     moved = F.grid_sample(
         frames, grid.expand(len(frames), -1, -1, -1), mode="nearest", padding_mode="zeros", align_corners=False

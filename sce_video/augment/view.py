@@ -1,4 +1,4 @@
-"""What may happen to a view, and which further, smaller views of a video there are: options and their possible values."""
+"""Options of a view's augmentation and of multi-crop's local views, with their checks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..errors import InputError
 
 @dataclass
 class View:
-    """How one of the views is augmented. Probabilities are per clip, in [0, 1]."""
+    """Augmentation of one view. Probabilities are per clip, in [0, 1]."""
 
     jitter_probability: float = 0.8  # brightness, contrast, saturation and hue in random order
     brightness: float = 0.8  # factor uniform in [max(0, 1 - x), 1 + x]; so are the next two
     contrast: float = 0.8
     saturation: float = 0.4
-    hue: float = 0.2  # turn uniform in [-x, x] of the colour circle, at most 0.5
+    hue: float = 0.2  # shift uniform in [-x, x] of the colour circle, at most 0.5
     gray_probability: float = 0.2
     blur_probability: float = 1.0
     blur_kernel: int = 23  # taps per direction, odd; frames must be larger than half of it
@@ -24,10 +24,10 @@ class View:
     solarize_probability: float = 0.0
     solarize_threshold: float = 0.5
     flip_probability: float = 0.5  # horizontal
-    rand_augment_operations: int = 0  # of RandAugment, one after another, on the whole clip alike; 0: none
-    rand_augment_magnitude: int = 9  # of 0..30
-    erase_probability: float = 0.0  # a random box becomes the mean colour in all frames (random erasing, cut-out)
-    erase_area_min: float = 0.02  # of the box: share of the frame
+    rand_augment_operations: int = 0  # number of RandAugment operations, the same on all frames; 0: none
+    rand_augment_magnitude: int = 9  # 0..30
+    erase_probability: float = 0.0  # random erasing: sets a random box to the mean colour in all frames
+    erase_area_min: float = 0.02  # the box's share of the frame
     erase_area_max: float = 0.33
     erase_ratio_min: float = 0.3  # width / height
     erase_ratio_max: float = 3.3
@@ -41,7 +41,7 @@ class View:
             if getattr(self, name) < 0:
                 raise InputError(f"{name} ({getattr(self, name)}) must be at least 0")
         if not 0 <= self.hue <= 0.5:
-            raise InputError(f"hue ({self.hue}) must be in [0, 0.5]: half a turn reaches every colour")
+            raise InputError(f"hue ({self.hue}) must be in [0, 0.5]: half a turn of the circle reaches every colour")
         if not 0 < self.blur_sigma_min <= self.blur_sigma_max:
             raise InputError(f"blur sigma range [{self.blur_sigma_min}, {self.blur_sigma_max}] must be positive")
         if not 0 <= self.rand_augment_magnitude <= 30 or self.rand_augment_operations < 0:
@@ -57,7 +57,7 @@ class View:
             raise InputError(f"erase_ratio_min..max [{self.erase_ratio_min}, {self.erase_ratio_max}] must be positive")
 
     def check_size(self, size: int, name: str) -> None:
-        """Raise InputError where frames of this many pixels are too small for the blur; `name` says whose view it is."""
+        """Raise InputError if frames of `size` pixels are too small for the blur; `name` is the view's option."""
         if self.blur_probability > 0 and (self.blur_kernel % 2 == 0 or self.blur_kernel // 2 >= size):
             raise InputError(
                 f"{name}.blur_kernel ({self.blur_kernel}) must be odd and under twice the clip's side ({size})"
@@ -66,15 +66,15 @@ class View:
 
 @dataclass
 class Local:
-    """Multi-crop: further views of every video, smaller and of smaller parts of the frame; queries only, never keys.
+    """Multi-crop: additional smaller views of smaller parts of the frame, used as queries only.
 
-    They last as long and have as many frames as the global views, each from its own random start. Defaults, where the
-    crop is 224 pixels with an area of 0.2 to 0.766: both areas times 96 / 224, blur and solarising as in SCE's image recipe.
+    They have the duration and number of frames of the global views and random starts of their own. Defaults suit a global
+    crop of 224 pixels with an area of 0.2 to 0.766: both areas times 96 / 224, blur and solarize as in SCE's image recipe.
     """
 
     views: int = 0  # per video; 0: none
     size: int = 96  # pixels, square
-    area_min: float = 0.086  # random resized crop: share of the frame; width / height as of the global views
+    area_min: float = 0.086  # random resized crop: share of the frame; ratio as for the global views
     area_max: float = 0.328
     view: View = field(default_factory=lambda: View(blur_probability=0.5, solarize_probability=0.2))
 

@@ -1,4 +1,4 @@
-"""Spatial boxes as arithmetic on sizes: nothing here touches a pixel."""
+"""Crop boxes, computed from frame sizes only."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Box(NamedTuple):
 def random_resized(
     height: int, width: int, *, area: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
 ) -> Box:
-    """Draw the box of a random resized crop (Szegedy et al., 2015, in torchvision's form).
+    """Draw the box of a random resized crop (Szegedy et al., 2015, as in torchvision).
 
-    area: range of the box's share of the frame, uniform; ratio: range of width / height, log-uniform. Ten tries to fit;
-    then the largest centred box whose ratio is the frame's, clamped to the range.
+    area: range of the box's share of the frame, uniform. ratio: range of width / height, log-uniform. After ten boxes
+    that do not fit: the largest centred box whose ratio is the frame's, clamped to the range.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
@@ -42,11 +42,11 @@ def random_resized(
 def random_scaled(
     height: int, width: int, *, size: int, short_sides: tuple[int, int], generator: torch.Generator
 ) -> Box:
-    """Draw the box that is a random crop of `size` x `size` after scaling the short side to a random whole number.
+    """Draw the box of a random size x size crop taken after scaling the short side to a random integer.
 
-    short_sides: its range, both ends included, at least `size`; (256, 320) for crops of 224 is the protocol of linear
-    probes and finetuning (SCE, section 4). The box is given in pixels of the unscaled frame, so that scaling and
-    cropping are one resampling; its side is rounded to a whole pixel.
+    short_sides: range of that integer, both ends included, at least `size`; (256, 320) for crops of 224 is the protocol
+    of linear probes and finetuning (SCE, section 4). The box is in pixels of the unscaled frame, so that scaling and
+    cropping are one resampling; its side is rounded to an integer.
     """
     low, high = short_sides
     draw = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
@@ -56,16 +56,17 @@ def random_scaled(
 
 
 def short_side(height: int, width: int, size: int) -> tuple[int, int]:
-    """Return (height, width) scaled so that the shorter side is `size`; the longer one is rounded down, ratio kept."""
+    """Return (height, width) scaled to a shorter side of `size`; the longer side keeps the ratio and is rounded down."""
     if height <= width:
         return size, width * size // height
     return height * size // width, size
 
 
 def three_crops(height: int, width: int, size: int) -> list[Box]:
-    """Return the boxes size x size at the left, centre and right (top, centre and bottom if portrait) of a frame.
+    """Return the size x size boxes at the left, centre and right of a frame (top, centre and bottom if portrait).
 
-    The centre is rounded up: offset ceil((side - size) / 2), also along the shorter side.
+    Centre offsets are rounded up: ceil((side - size) / 2), also along the shorter side. Raises ValueError if
+    size > min(height, width).
     """
     if size > min(height, width):
         raise ValueError(f"crops of {size} do not fit into {height} x {width}: scale the short side to {size} first")

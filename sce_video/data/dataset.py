@@ -1,12 +1,11 @@
-"""From a row of the manifest to clips: random views for training, evenly spread clips for evaluation.
+"""The data sets: random views of a video for training, evenly spread clips for evaluation.
 
-One open and one decode pass per video, for all its clips. Clips leave the worker as uint8 crops of their native size
-and are resized on the device: no rounding, and mostly fewer bytes than the resized clip. They may travel as the planes of
-the file (half the bytes of RGB) and become RGB there. Clips of different sizes share one flat buffer (`Packed`).
+Each video is opened once and decoded in one pass for all its clips. The worker returns uint8 crops of their native size
+and the device resizes them: no rounding, and usually fewer bytes than the resized clip. Crops may travel as the file's
+YUV planes (half the bytes of RGB), converted on the device. Clips of different sizes share one flat buffer (`Packed`).
 
-Everything random is keyed by (seed, epoch, row, view): a sample does not depend on the worker, rank or order.
-A video that cannot be read is replaced in training by one drawn from (seed, epoch, row, attempt), and reported; in
-evaluation it is reported and never replaced.
+All randomness is keyed by (seed, epoch, row, view): a sample does not depend on worker, rank or order. An unreadable video
+is reported; training also replaces it by one drawn from (seed, epoch, row, attempt).
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from .manifest import Video
 from .packed import Clip, Packed
 from .readers.planes import PlanarClip
 
-DrawBox = Callable[[int, int, torch.Generator], crops.Box]  # (height, width, generator) -> the part of the frame
+DrawBox = Callable[[int, int, torch.Generator], crops.Box]  # (height, width, generator) -> box
 
-ATTEMPTS = 10  # substitutes tried before the run stops: by then the data is not there at all
+ATTEMPTS = 10  # videos tried for one row before the run stops: ten failures mean that the data is missing
 
 
 class Failure(NamedTuple):
-    """A video that could not be read, and why."""
+    """A video that could not be read, and the reason."""
 
     path: str
     reason: str
@@ -41,11 +40,11 @@ class Failure(NamedTuple):
 
 @dataclass
 class Sample:
-    """One row's clips, T frames each (2 T where `differences` says so, see augment.apply)."""
+    """The clips of one row: T frames each, 2 T where `differences` is True (see `augment.apply`)."""
 
     row: int
     path: str
-    source: int = -1  # the row whose video was read: another one where a video had to be replaced
+    source: int = -1  # row of the video that was read; differs from `row` if the video was replaced
     epoch: int = 0
     clips: list[Clip] = field(default_factory=list)
     differences: list[bool] = field(default_factory=list)
@@ -54,7 +53,7 @@ class Sample:
 
 @dataclass
 class Batch:
-    """Samples by view: `views[v]` holds view v of every sample. Samples without clips are only among the failures."""
+    """Samples by view: `views[v]` holds view v of every sample. Samples without clips appear in `failures` only."""
 
     rows: list[int]
     sources: list[int]
@@ -65,14 +64,14 @@ class Batch:
     failures: list[Failure]
 
     def pin_memory(self) -> Batch:
-        """Called by the DataLoader; a method of this name is its protocol."""
+        """Pin the pixels. The DataLoader calls a batch's method of this name."""
         self.views = [view.pin_memory() for view in self.views]
         return self
 
 
 @dataclass(frozen=True)
 class RandomResized:
-    """Boxes for pretraining, see `crops.random_resized`."""
+    """Draw boxes for pretraining, see `crops.random_resized`."""
 
     area: tuple[float, float]
     ratio: tuple[float, float]
@@ -83,7 +82,7 @@ class RandomResized:
 
 @dataclass(frozen=True)
 class RandomScaled:
-    """Boxes for training with labels, see `crops.random_scaled`."""
+    """Draw boxes for supervised training, see `crops.random_scaled`."""
 
     size: int
     short_sides: tuple[int, int]
@@ -97,19 +96,18 @@ class ClipDataset(Dataset[Sample]):
 
     Args:
         videos: the manifest.
-        num_frames: frames per clip, spread evenly over clip_seconds.
-        clip_seconds: length of a clip; shorter videos give what they have.
-        draw_boxes: for each view which part of the frame its clip shows; `RandomResized` or `RandomScaled`. There are as
-            many views, each with its own random start.
-        difference_probability: per clip, to become a temporal difference.
-        speed: range of the factor by which a clip's time is stretched, see `clips.playback_speed`.
-        frame_jitter: how far each frame may move in time, see `clips.jittered_subsample`.
-        seed: of the run.
+        num_frames: frames per clip, evenly spaced over `clip_seconds`.
+        clip_seconds: length of a clip; a shorter video gives a shorter clip.
+        draw_boxes: one `RandomResized` or `RandomScaled` per view. Each view has a random start of its own.
+        difference_probability: probability per clip of becoming a temporal difference.
+        speed: range of the factor that multiplies a clip's length, see `clips.playback_speed`.
+        frame_jitter: range of each frame's random shift in time, see `clips.jittered_subsample`.
+        seed: seed of the run.
         decoder, loop_filter: see `decode.open_video`.
-        planes: clips travel as the file's planes where it has 4:2:0 ones; on x86 the RGB they become is the same to the bit.
-        resize_to: for each view the size; boxes larger than it in both directions leave the worker as squares of it, bilinear
-            and rounded: fewer bytes from large frames, but clips are rounded twice. None: they leave it in their size.
-        antialias: whether they are smoothed before, as augment.antialias says of the device.
+        planes: whether clips of 4:2:0 files travel as planes; on x86 the RGB made of them is bitwise the same.
+        resize_to: one size per view. The worker resizes boxes larger than it in both directions to squares (bilinear,
+            rounded): fewer bytes from large frames, but clips are rounded twice. None: boxes keep their size.
+        antialias: whether that resizing is antialiased, as `augment.antialias` on the device.
     """
 
     def __init__(
@@ -142,13 +140,13 @@ class ClipDataset(Dataset[Sample]):
         self.planes = planes
         self.resize_to = resize_to
         self.antialias = antialias
-        self.before_reading: Callable[[int], None] | None = None  # gets the row; may raise DecodeError
+        self.before_reading: Callable[[int], None] | None = None  # called with the row; may raise DecodeError
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, index: tuple[int, int]) -> Sample:
-        """Return the sample of (epoch, row). A video that cannot be read is replaced; DecodeError after ATTEMPTS replacements."""
+        """Return the sample of (epoch, row), replacing unreadable videos; raise DecodeError after ATTEMPTS of them."""
         epoch, row = index
         failures: list[Failure] = []
         for attempt in range(ATTEMPTS):
@@ -160,7 +158,7 @@ class ClipDataset(Dataset[Sample]):
             try:
                 if self.before_reading is not None:
                     self.before_reading(source)
-                clips, differences = self._views(path, epoch, row)
+                clips, differences = self._read_views(path, epoch, row)
             except DecodeError as error:
                 failures.append(Failure(path, str(error)))
                 continue
@@ -168,12 +166,12 @@ class ClipDataset(Dataset[Sample]):
         tried = "\n  ".join(failure.reason for failure in failures)
         raise DecodeError(f"row {row} and {ATTEMPTS - 1} substitutes could not be read:\n  {tried}")
 
-    def _views(self, path: str, epoch: int, row: int) -> tuple[list[Clip], list[bool]]:
+    def _read_views(self, path: str, epoch: int, row: int) -> tuple[list[Clip], list[bool]]:
         with open_video(path, self.decoder, loop_filter=self.loop_filter) as video:
             indices, differences, boxes = [], [], []
             for view, draw_box in enumerate(self.draw_boxes):
                 draw = generator(self.seed, "clip", epoch, row, view)
-                timing = generator(self.seed, "time", epoch, row, view)  # its own, so that the other draws stay
+                timing = generator(self.seed, "time", epoch, row, view)  # separate, to keep the other draws unchanged
                 seconds = self.clip_seconds
                 if self.speed != (1.0, 1.0):
                     seconds *= clip_times.playback_speed(*self.speed, timing)
@@ -186,7 +184,7 @@ class ClipDataset(Dataset[Sample]):
                     index = first + clip_times.jittered_subsample(
                         last - first, self.num_frames, self.frame_jitter, timing
                     )
-                # One frame has no neighbour to differ from: such a clip stays as it is.
+                # A single frame has no difference: such a clip keeps its RGB frame.
                 difference = difference and last - first > 1
                 if difference:
                     index = torch.cat(clip_times.neighbours(index, first, last))
@@ -196,14 +194,14 @@ class ClipDataset(Dataset[Sample]):
             clips: list[Clip] = [*planar] if planar is not None else [*video.read_clips(indices, boxes)]
         if self.resize_to is not None:
             clips = [
-                _scaled_down(clip, size, antialias=self.antialias)
+                _scale_down(clip, size, antialias=self.antialias)
                 for clip, size in zip(clips, self.resize_to, strict=True)
             ]
         return clips, differences
 
 
-def _scaled_down(clip: Clip, size: int, *, antialias: bool) -> Clip:
-    """Scale a clip to a square if it is larger in both directions, as `augment.resize` does; else return it as it is."""
+def _scale_down(clip: Clip, size: int, *, antialias: bool) -> Clip:
+    """Resize a clip to size x size as `augment.resize` does if both sides are larger; otherwise return it unchanged."""
     height, width = (clip.height, clip.width) if isinstance(clip, PlanarClip) else clip.shape[1:3]
     if min(height, width) <= size:
         return clip
@@ -218,10 +216,10 @@ def _scaled_down(clip: Clip, size: int, *, antialias: bool) -> Clip:
 
 
 class EvaluationDataset(Dataset[Sample]):
-    """Evenly spread clips of each video, whole frames, for features. Indexed by row.
+    """Evenly spread clips of each video, uncropped, for evaluation. Indexed by row.
 
-    Frames whose short side is above max_short_side are scaled down to it (and rounded) as they are decoded, so that one
-    large video does not take gigabytes. A video that cannot be read gives a sample without clips that names the failure.
+    Frames with a short side above max_short_side are scaled down to it (and rounded) while decoding, so that one large
+    video does not take gigabytes. An unreadable video gives a sample without clips, with the failure.
     """
 
     def __init__(
@@ -246,9 +244,9 @@ class EvaluationDataset(Dataset[Sample]):
 
     def __getitem__(self, row: int) -> Sample:
         path = self.videos[row].path
-        if health.status_of(self.videos[row]) in health.UNREADABLE:  # not even tried, for it may hang
-            known = f"{path}: {self.videos[row].health} (as data_prep/doctor.py found)"
-            return Sample(row, path, failures=[Failure(path, known)])
+        if health.status_of(self.videos[row]) in health.UNREADABLE:  # never opened: it may hang
+            reason = f"{path}: {self.videos[row].health} (as data_prep/doctor.py found)"
+            return Sample(row, path, failures=[Failure(path, reason)])
         try:
             with open_video(path, self.decoder) as video:
                 times = clip_times.constant_clips(video.seconds, self.clip_seconds, self.clips_per_video)
@@ -264,7 +262,7 @@ class EvaluationDataset(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Put the samples of a batch together, view by view."""
+    """Collate samples to a batch, view by view."""
     read = [sample for sample in samples if sample.clips]
     views = range(len(read[0].clips)) if read else range(0)
     return Batch(

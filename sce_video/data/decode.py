@@ -1,14 +1,9 @@
-"""Reading chosen frames of a video: `open_video(path)` -> a reader with one contract (`reader.FrameReader`) for all kinds.
+"""Open any video for random access to its frames: `open_video(path)` returns a `readers.reader.FrameReader`.
 
-Frame i is the i-th frame in presentation order that a plain forward decode shows, with the file's rotation applied.
-
-`auto` is the fastest exact reader for the file. That is PyAV with our own seeking: more than twice as fast as decord on
-files as Kinetics is downloaded (docs/decoding.md), and right where decord is silently wrong or never returns (edit lists,
-packed B-frames, MPEG-TS). A decoder asked for by name is taken, with a warning where it is not exact.
-`FrameReader.decoder` tells which one reads a file.
-
-A reader belongs to the process that opened it: open it in the worker, close it there, never keep one across a fork.
-Only files that `media.check_media` lets through reach a decoder.
+Decoder `auto` is the fastest exact reader: PyAV with our own seeking. It is more than twice as fast as decord on files as
+Kinetics distributes them (docs/decoding.md), and correct where decord returns wrong frames without an error or never
+returns (edit lists, packed B-frames, MPEG-TS). The others warn where they are not exact. `FrameReader.decoder` names the
+one in use. `media.check_media` checks every file before a decoder opens it.
 """
 
 from __future__ import annotations
@@ -29,12 +24,10 @@ DECODERS = ("auto", "decord", "pyav", "torchcodec")
 
 
 def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", limits: Limits = LIMITS) -> FrameReader:
-    """Open a video for reading frames: a file, or frames as pictures in a folder or a zip (see `frame_folder`).
+    """Open a video: a file, or a folder or zip of JPEG pictures (see `readers.frame_folder`).
 
-    decoder: of files, one of DECODERS. loop_filter: `exact`, or `reference` and `off` for faster and no longer exact
-    decoding by PyAV, see PyAVReader. limits: the largest video that is opened.
-
-    Raises DecodeError when it is missing, is no video, holds no frame, or is larger than the limits.
+    decoder: one of DECODERS, for files. loop_filter: `exact`, or `reference` and `off` for faster, inexact decoding with
+    PyAV, see `PyAVReader`. Raises DecodeError for a missing file, no video, no frame, and beyond the limits.
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}")
@@ -42,7 +35,7 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
         return FrameFolder(path, limits=limits)
     container = check_media(path)
     absolute = os.path.realpath(path)
-    # Always first: decord and torchcodec know neither whitelists nor limits, and see only what came through these.
+    # PyAV opens every file first: decord and torchcodec have no whitelists and no limits.
     reader = PyAVReader(absolute, is_mp4=container == "mp4", loop_filter=loop_filter, limits=limits)
     if decoder in ("auto", "pyav"):
         return reader

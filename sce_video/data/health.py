@@ -1,7 +1,7 @@
-"""What `data_prep/doctor.py` found, for training and evaluation: what is broken is known before anything is opened.
+"""Results of `data_prep/doctor.py`: training and evaluation skip broken videos without opening them.
 
-The doctor's health.csv has a row per file with its status, and with its bytes and time of change, by which a row is known
-to hold still. A file that changed since, or that the doctor has not seen, counts as not looked at. Nothing is opened here.
+The doctor's health.csv has one row per file: its status, its size in bytes and its modification time. A row is valid
+while size and time are unchanged; other files count as not examined. No file is opened here.
 """
 
 from __future__ import annotations
@@ -18,38 +18,36 @@ from ..errors import InputError
 from .manifest import Video
 
 TABLE = "health.csv"
-UNREADABLE = ("no video stream", "unreadable", "not a video", "hang", "refused")  # nothing can be read of it
-BAD = (*UNREADABLE, "truncated")  # not trained on; what is sound of a truncated one may be evaluated
-LOOKS_AT_ONCE = (
-    16  # files whose size and time are asked for at the same time: on network disks the answer takes a while
-)
+UNREADABLE = ("no video stream", "unreadable", "not a video", "hang", "refused")  # no frame can be read
+BAD = (*UNREADABLE, "truncated")  # excluded from training; evaluation may use the intact part of a truncated video
+STAT_THREADS = 16  # os.stat is slow on network disks
 
 
 class Stamp(NamedTuple):
-    """What tells that a video is still the same: its bytes and its time of change, in nanoseconds."""
+    """Size in bytes and modification time in nanoseconds: equal stamps mean an unchanged file."""
 
     bytes: int
     changed_ns: int
 
 
 def stamp(path: str) -> Stamp | None:
-    """Return the stamp of a file, or of all files in a folder of pictures (and of the folder); None if nothing is there."""
+    """Return the stamp of a file, or of a folder with its pictures (total size, latest time); None if it is missing."""
     try:
-        about = os.stat(path)
+        info = os.stat(path)
         if not os.path.isdir(path):
-            return Stamp(about.st_size, about.st_mtime_ns)
+            return Stamp(info.st_size, info.st_mtime_ns)
         with os.scandir(path) as entries:
-            each = [entry.stat() for entry in entries]
+            files = [entry.stat() for entry in entries]
     except OSError:
         return None
-    return Stamp(sum(one.st_size for one in each), max([about.st_mtime_ns, *(one.st_mtime_ns for one in each)]))
+    return Stamp(sum(file.st_size for file in files), max([info.st_mtime_ns, *(file.st_mtime_ns for file in files)]))
 
 
 def find(source: str, choice: str) -> Path | None:
-    """Return the table to read for a list of videos, None for none.
+    """Return the path of the health table of a list of videos, None if there is none.
 
-    choice: `auto` (health.csv beside the list, as the doctor's clean.csv has it), `none`, a health.csv or its folder.
-    Raises InputError if a table was asked for by name and is not there.
+    choice: `auto` (health.csv beside the list, where the doctor writes clean.csv), `none`, a health.csv or its folder.
+    Raises InputError if a table given by path does not exist.
     """
     if choice == "none":
         return None
@@ -64,39 +62,36 @@ def find(source: str, choice: str) -> Path | None:
     return path
 
 
-def marked(videos: Sequence[Video], table: Path) -> list[Video]:
-    """Return the videos with their `health` from the table, "" where it has no row or the file has changed since.
-
-    Raises InputError for a file that is no such table.
-    """
-    rows = _read(table)
-    known = [rows.get(os.path.normpath(video.path)) for video in videos]
-    wanted = [video.path for video, row in zip(videos, known, strict=True) if row is not None]
-    with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
-        stamps = dict(zip(wanted, pool.map(stamp, wanted), strict=True))
+def add_health(videos: Sequence[Video], table: Path) -> list[Video]:
+    """Return the videos with their health from the table, "" without a valid row; raise InputError for another file."""
+    table_rows = _read(table)
+    rows = [table_rows.get(os.path.normpath(video.path)) for video in videos]
+    paths = [video.path for video, row in zip(videos, rows, strict=True) if row is not None]
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        stamps = dict(zip(paths, pool.map(stamp, paths), strict=True))
     return [
         video._replace(health=row[0] if row is not None and row[1] == stamps[video.path] else "")
-        for video, row in zip(videos, known, strict=True)
+        for video, row in zip(videos, rows, strict=True)
     ]
 
 
 def status_of(video: Video) -> str:
-    """Return the doctor's status, without the reason; "" if there is none."""
+    """Return the doctor's status without the reason, "" if there is none."""
     return video.health.partition(":")[0]
 
 
-def sound(videos: Sequence[Video]) -> list[Video]:
-    """Return the videos that may be trained on: all but those that the doctor found broken."""
+def drop_bad(videos: Sequence[Video]) -> list[Video]:
+    """Return the videos to train on: all whose status is not in BAD."""
     return [video for video in videos if status_of(video) not in BAD]
 
 
-def sentence(videos: Sequence[Video], table: Path, *, dropped: bool) -> str:
-    """Return what the table says about these videos, for the log."""
+def summarize(videos: Sequence[Video], table: Path, *, dropped: bool) -> str:
+    """Return a sentence for the log: how many of the videos are skipped, by status, and how many have no status."""
     counts = Counter(map(status_of, videos))
     bad = {name: counts[name] for name in (BAD if dropped else UNREADABLE) if counts[name]}
-    told = f" ({', '.join(f'{count} {name}' for name, count in bad.items())})" if bad else ""
+    by_status = f" ({', '.join(f'{count} {name}' for name, count in bad.items())})" if bad else ""
     verb = "left out" if dropped else "not opened"
-    text = f"{table}: {sum(bad.values())} of {len(videos)} videos {verb}{told}"
+    text = f"{table}: {sum(bad.values())} of {len(videos)} videos {verb}{by_status}"
     if counts[""]:
         text += f"; {counts['']} are not in it or have changed since: run data_prep/doctor.py to know about them"
     return text
@@ -108,7 +103,7 @@ def _read(table: Path) -> dict[str, tuple[str, Stamp]]:
     try:
         with open(table, newline="", encoding="utf-8", errors="surrogateescape") as file:
             for row in csv.DictReader(file):
-                if not row["bytes"]:  # the doctor found nothing there
+                if not row["bytes"]:  # the doctor found no file
                     continue
                 health = f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]
                 rows[row["path"]] = health, Stamp(int(row["bytes"]), int(row["changed_ns"]))

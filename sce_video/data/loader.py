@@ -1,8 +1,8 @@
-"""Which rows a step trains on, as a pure function of (seed, step), and the loader that follows it.
+"""The rows of each training step as a pure function of (seed, step), and the loader over them.
 
-Epoch e is the permutation of all rows drawn from (seed, e); steps take consecutive global batches of it, and what does
-not fill a batch is left out. Rank r takes the r-th contiguous block of a global batch, so that gathering over ranks
-gives the order of one process. Resuming at a step needs no state and decodes nothing that was trained on.
+Epoch e is a permutation of all rows drawn from (seed, e). Steps take consecutive global batches of it; the rows left over
+at the end are dropped. Rank r takes the r-th contiguous block of a global batch, so that gathering over ranks gives the
+order of a single process. Resuming at a step needs no state and decodes nothing of earlier steps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ READABLE_TRIES = 32
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, num_rows: int) -> list[int]:
-    """Return the order of all rows in an epoch."""
+    """Return the permutation of all rows for an epoch."""
     order: list[int] = torch.randperm(num_rows, generator=generator(seed, "order", epoch)).tolist()
     return order
 
@@ -54,7 +54,7 @@ def check_batch(num_videos: int, batch: int, accumulate: int, world_size: int) -
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Micro-batches of (epoch, row) for one rank, from `start_step` to `total_steps`, `accumulate` of them per step."""
+    """Micro-batches of (epoch, row) of one rank for the steps [start_step, total_steps), `accumulate` per step."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 def steps(num_rows: int, seed: int, batch: int, accumulate: int, start_step: int, total_steps: int) -> StepSampler:
-    """Return this rank's share of the steps in [start_step, total_steps)."""
+    """Return this rank's sampler for the steps [start_step, total_steps)."""
     return StepSampler(
         seed=seed,
         num_rows=num_rows,
@@ -105,63 +105,55 @@ def steps(num_rows: int, seed: int, batch: int, accumulate: int, start_step: int
 
 
 def read_videos(
-    source: str,
-    *,
-    split: str,
-    root: str = "",
-    labels: str = "file",
-    known_health: str = "none",
-    training: bool = False,
+    source: str, *, split: str, root: str = "", labels: str = "file", known_health: str = "none", training: bool = False
 ) -> list[Video]:
-    """Read a manifest (see data.manifest), or the built-in videos of `split` (train, val) for the word `synthetic`.
+    """Read a manifest (see `data.manifest`), or the built-in videos of `split` (train, val) for source `synthetic`.
 
-    The built-in videos are made on first use, by one process per machine.
-    known_health: the doctor's table, see `health.find`. Videos that it says are broken are left out for training; else
-    those of which nothing can be read are kept and marked, so that they are counted, and not opened.
-
-    Raises InputError if nothing is left.
+    One process per machine makes the built-in videos on first use. known_health: the doctor's table, see `health.find`.
+    Training drops the videos that it lists as bad; evaluation keeps unreadable ones with their status, counts them and
+    never opens them. Raises InputError if no video remains.
     """
     if source != "synthetic":
         videos = manifest.read(source, root or None, labels=labels)
         table = health.find(source, known_health)
-        return videos if table is None else _examined(videos, table, training=training)
+        return videos if table is None else _apply_health(videos, table, training=training)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        synthetic.build(progress=_tell_progress)
+        synthetic.build(progress=_print_progress)
     distributed.barrier()
     return manifest.read(synthetic.build() / f"{split}.csv")
 
 
-def _examined(videos: list[Video], table: Path, *, training: bool) -> list[Video]:
-    """Return the videos with what the table knows; on every rank what rank 0 finds, for disks are not seen alike."""
-    own = health.marked(videos, table) if distributed.rank() == 0 else []
+def _apply_health(videos: list[Video], table: Path, *, training: bool) -> list[Video]:
+    """Return the videos with their health as rank 0 reads it: a shared disk may look different to other ranks."""
+    own = health.add_health(videos, table) if distributed.rank() == 0 else []
     (first, *_) = distributed.gather_objects([video.health for video in own])
     videos = [video._replace(health=known) for video, known in zip(videos, first, strict=True)]
     if distributed.rank() == 0:
-        print(health.sentence(videos, table, dropped=training), file=sys.stderr)
-    kept = health.sound(videos) if training else videos
+        print(health.summarize(videos, table, dropped=training), file=sys.stderr)
+    kept = health.drop_bad(videos) if training else videos
     if not kept:
         raise InputError(f"{table} says that none of the {len(videos)} videos is sound, e.g. {videos[0].health}")
     return kept
 
 
 def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
-    """Raise InputError unless one of up to 32 videos can be opened: drawn from the seed, first of those that no doctor saw."""
+    """Raise InputError if none of up to 32 random videos opens; videos without a health status are tried first."""
     order = sorted(epoch_order(seed, 0, len(videos)), key=lambda row: videos[row].health != "")
-    tries = order[:READABLE_TRIES]
+    rows = order[:READABLE_TRIES]
     reasons = []
-    for row in tries:
+    for row in rows:
         try:
             open_video(videos[row].path, decoder).close()
             return
         except DecodeError as error:
             reasons.append(str(error))
     raise InputError(
-        f"none of {len(tries)} videos tried (of {len(videos)}) can be read, e.g. {reasons[0]}; if the list's paths are "
-        "relative to another folder, say which: data.root=..."
+        f"none of {len(rows)} videos tried (of {len(videos)}) can be read, e.g. {reasons[0]}; if the list's paths are "
+        "relative to another folder, set data.root=..."
     )
 
 
-def _tell_progress(done: int, total: int) -> None:
+def _print_progress(done: int, total: int) -> None:
     if done == 1:
         print(f"making {total} demo videos in {synthetic.cache_folder()} (once, about a minute)", file=sys.stderr)
     elif done % 256 == 0 or done == total:
@@ -169,11 +161,11 @@ def _tell_progress(done: int, total: int) -> None:
 
 
 def share_cores(device: torch.device, workers: int) -> int:
-    """Return the number of decoding processes: `workers`, or for -1 a number that suits this process's share of cores.
+    """Return the number of decoding workers: `workers`, or for -1 the default for this process's share of the cores.
 
-    Beside a GPU every core decodes. On a CPU half of them do and the network gets the rest as torch threads: more
-    threads than free cores wait for each other in every operation (measured 6 times slower on 2 cores). The number of
-    threads does not follow `workers`, so results do not either; OMP_NUM_THREADS, where set, is left alone.
+    With a GPU every core decodes. On a CPU half of the cores decode and torch gets the rest as threads: more threads
+    than free cores wait for each other in every operation (measured 6 times slower on 2 cores). The number of threads
+    does not depend on `workers`, so neither do results. OMP_NUM_THREADS, if set, is kept.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -194,10 +186,9 @@ def build(
     worker_videos: int = 0,
     quarantine: Path | None = None,
 ) -> Batches:
-    """Return all micro-batches that `sampler` lists, in its order whatever the number of workers; see `batches.Batches`.
+    """Return the loader of the sampler's micro-batches, in its order for any number of workers; see `workers.Batches`.
 
-    worker_videos: that a process reads before it is replaced; 0: never. quarantine: file
-    for the videos that broke one.
+    worker_videos: videos that a worker reads before it is replaced; 0: never. quarantine: path of `workers.Quarantine`.
     """
     micro_batch = sampler.local // sampler.accumulate
     return Batches(

@@ -1,17 +1,17 @@
-"""Lists of videos, in every common form, as `list[Video]`.
+"""Read lists of videos in every common format as `list[Video]`.
 
-| given                                        | read as                                                              |
-|----------------------------------------------|----------------------------------------------------------------------|
-| `x.csv` with a header that has `path`        | columns `path` and, if there, `label`; other columns are ignored     |
-| any other file                               | a line a video: `path label` or `path`; blank lines and # are skipped |
-| a folder whose videos all lie one level down | a class per subfolder                                                |
-| any other folder                             | its videos at any depth, without labels                              |
+| given                                        | read as                                                               |
+|----------------------------------------------|-----------------------------------------------------------------------|
+| `x.csv` with a header that has `path`        | columns `path` and optionally `label`; other columns are ignored      |
+| any other file                               | one video per line: `path label` or `path`; skips blank lines and `#` |
+| a folder whose videos all lie one level down | one class per subfolder                                               |
+| any other folder                             | its videos at any depth, without labels                               |
 
-Videos are files with a known ending, and frames as pictures: folders `*.frames`, zips `*.frames.zip` (see frame_folder).
-In a .csv a path may be any folder of pictures.
+A video is a file with a known extension, a folder `*.frames` or a zip `*.frames.zip` of pictures
+(`readers/frame_folder.py`). In a .csv a path may be any folder of pictures.
 
-Relative paths start at `root`, by default the manifest's own folder. Labels are text as written ("3", "archery"), so
-that two lists of one data set agree without a common index; `label_ids` numbers them. Files are not opened here.
+Relative paths start at `root`, by default the manifest's folder. Labels are kept as text ("3", "archery"), so that two
+lists of a data set need no common index; `label_ids` numbers them. No video is opened here.
 """
 
 from __future__ import annotations
@@ -26,43 +26,25 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from .readers.media import FRAMES_FOLDER, FRAMES_ZIP
 
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".m2ts",
-        ".ogv",
-        ".ts",
-        ".webm",
-        ".wmv",
-    ]
-)
+VIDEO_SUFFIXES = frozenset([
+    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".m2ts", ".ogv", ".ts", ".webm", ".wmv"
+])  # fmt: skip
 
 
 class Video(NamedTuple):
-    """One row: an absolute path (not resolved, not checked) and the class as written, None if there is none."""
+    """One row: an absolute path (not resolved, not checked) and the label as written, None without one."""
 
     path: str
     label: str | None
-    line: int = 0  # of the list it was read from, from 1; 0 for a folder
-    health: str = ""  # the doctor's `status: reason`; "" where it has not looked (see data.health)
+    line: int = 0  # line number in the list, from 1; 0 for a folder
+    health: str = ""  # the doctor's `status: reason`; "" if it has not examined the file (see data.health)
 
 
 def read(path: str | Path, root: str | Path | None = None, *, labels: str = "file") -> list[Video]:
     """Read a manifest, list or folder.
 
-    labels: `file` takes classes as the table above says; `folder` takes the name of the folder each video lies in, for
-    lists without labels such as UCF101's test lists.
-
-    Raises InputError: nothing there, a row that does not parse (with file:line), no video at all.
+    labels: `file` reads classes as in the table above; `folder` uses the name of each video's folder, for lists without
+    labels such as UCF101's test lists. Raises InputError for a missing path, an invalid row (with file:line), no video.
     """
     path = Path(path)
     if root is not None and not Path(root).is_dir():
@@ -75,17 +57,14 @@ def read(path: str | Path, root: str | Path | None = None, *, labels: str = "fil
     else:
         raise InputError(f"manifest {str(path)!r} does not exist: give a .csv, a list of videos or a folder")
     if not videos:
-        raise InputError(f"{str(path)!r} holds no video (known endings: {' '.join(sorted(VIDEO_SUFFIXES))})")
+        raise InputError(f"{str(path)!r} holds no video (known extensions: {' '.join(sorted(VIDEO_SUFFIXES))})")
     if labels == "folder":
         videos = [video._replace(label=Path(video.path).parent.name) for video in videos]
     return videos
 
 
 def label_ids(*lists: Iterable[Video]) -> tuple[list[str], list[list[int]]]:
-    """Number the classes of several lists together: sorted class names (numbers by value), and the ids list by list.
-
-    Raises InputError if a video has no label.
-    """
+    """Return the class names of all lists, sorted (numbers by value), and each list's ids; InputError without a label."""
     rows = [list(videos) for videos in lists]
     for video in (video for videos in rows for video in videos):
         if video.label is None:
@@ -100,33 +79,32 @@ def label_ids(*lists: Iterable[Video]) -> tuple[list[str], list[list[int]]]:
 
 
 def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:
-    """Return, as sentences, what makes results on these two labelled lists doubtful; empty if nothing does.
-
-    The same video in both (with its lines), classes that only one of them has, numbered classes with gaps.
-    """
-    doubts = []
+    """Return warnings about two labelled lists: videos in both, classes in one only, gaps in numbered classes."""
+    warnings = []
     in_train = {os.path.normpath(video.path): video.line for video in train}
     shared = [video for video in test if os.path.normpath(video.path) in in_train]
     if shared:
         first = shared[0]
-        doubts.append(
+        warnings.append(
             f"{len(shared)} of {len(test)} test videos are in the train list too, e.g. {first.path} (line "
             f"{in_train[os.path.normpath(first.path)]} of the train list, line {first.line} of the test list)"
         )
     classes = [{video.label for video in videos if video.label is not None} for videos in (train, test)]
     for name, own, others in (("test", classes[0], classes[1]), ("train", classes[1], classes[0])):
         if only := sorted(own - others):
-            doubts.append(f"{len(only)} of {len(own | others)} classes have no {name} video, e.g. {only[0]!r}")
+            warnings.append(f"{len(only)} of {len(own | others)} classes have no {name} video, e.g. {only[0]!r}")
     numbers = sorted(int(label) for label in classes[0] | classes[1] if label.isdecimal())
     if numbers and len(numbers) == len(classes[0] | classes[1]):
-        gaps = sorted(set(range(numbers[-1])) - set(numbers) - {0})  # counting from 1, as UCF101 does, is no gap
+        gaps = sorted(set(range(numbers[-1])) - set(numbers) - {0})  # labels may start at 1, as UCF101's do
         if gaps:
-            doubts.append(f"labels are numbers up to {numbers[-1]}, but no video has {gaps[0]} ({len(gaps)} such gaps)")
-    return doubts
+            warnings.append(
+                f"labels are numbers up to {numbers[-1]}, but no video has {gaps[0]} ({len(gaps)} such gaps)"
+            )
+    return warnings
 
 
 def is_video_name(name: str) -> bool:
-    """Return whether a name has the ending of a video, as a file or as pictures."""
+    """Return whether a name has the extension of a video file or of a folder or zip of pictures."""
     return Path(name).suffix.lower() in (*VIDEO_SUFFIXES, FRAMES_FOLDER) or name.lower().endswith(FRAMES_ZIP)
 
 
@@ -134,7 +112,7 @@ def _read_folder(folder: Path) -> list[Video]:
     found: list[tuple[str, ...]] = []
     for parent, folders, files in os.walk(os.path.abspath(folder)):
         pictures = {name for name in folders if name.lower().endswith(FRAMES_FOLDER)}
-        folders[:] = sorted(set(folders) - pictures)  # where os.walk goes on
+        folders[:] = sorted(set(folders) - pictures)  # the folders that os.walk enters
         below = os.path.relpath(parent, folder)
         parts = () if below == "." else tuple(below.split(os.sep))
         videos = [name for name in files if is_video_name(name) and not name.lower().endswith(FRAMES_FOLDER)]
@@ -144,9 +122,9 @@ def _read_folder(folder: Path) -> list[Video]:
     return [Video(os.path.join(base, *parts), parts[0] if classes else None) for parts in sorted(found)]
 
 
-def _checked(path: str, base: Path, where: str) -> str:
+def _resolve_path(path: str, base: Path, where: str) -> str:
     if not path or "\0" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|subfile,", path):
-        raise InputError(f"{where}: {path!r} is not a file path (addresses and protocols are not read)")
+        raise InputError(f"{where}: {path!r} is not a file path (URLs and protocols are not supported)")
     return os.path.join(base, path)
 
 
@@ -159,15 +137,15 @@ def _read_csv(path: Path, base: Path) -> list[Video]:
                 raise InputError(f"{path}:1: the header is {columns}, it must name `path` and may name `label`")
             reader.fieldnames = columns
             return [_csv_video(row, columns, base, f"{path}:{reader.line_num}", reader.line_num) for row in reader]
-        except csv.Error as error:  # Python 3.10 reads no NUL bytes
-            raise InputError(f"{path}:{reader.line_num + 1}: {error}; the row that begins here is no CSV") from error
+        except csv.Error as error:  # Python 3.10 rejects NUL bytes
+            raise InputError(f"{path}:{reader.line_num + 1}: {error}; the row that begins here is not CSV") from error
 
 
 def _csv_video(row: dict[Any, Any], columns: list[str], base: Path, where: str, line: int) -> Video:
     if None in row or row["path"] is None or (row.get("label", "") is None):
         got = sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None) or [])
         raise InputError(f"{where}: {got} columns where the header has {len(columns)}; quote values with commas")
-    return Video(_checked(row["path"], base, where), (row.get("label") or "").strip() or None, line)
+    return Video(_resolve_path(row["path"], base, where), (row.get("label") or "").strip() or None, line)
 
 
 def _read_list(path: Path, base: Path) -> list[Video]:
@@ -184,8 +162,8 @@ def _read_list(path: Path, base: Path) -> list[Video]:
                 name = line[: line.rindex(label)].rstrip(" \t,") if names else ""
                 if not is_video_name(name.strip("\"'")):
                     raise InputError(
-                        f"{where}: {line!r} is not `path label` or `path` with a video's ending "
+                        f"{where}: {line!r} is not `path label` or `path` with a video's extension "
                         f"({' '.join(sorted(VIDEO_SUFFIXES))}); for a table use a .csv with the header path,label"
                     )
-            videos.append(Video(_checked(name.strip("\"'"), base, where), label, number))
+            videos.append(Video(_resolve_path(name.strip("\"'"), base, where), label, number))
     return videos

@@ -1,4 +1,4 @@
-"""Clips of different sizes as one buffer: one shared-memory handle and one copy to the device per view of a batch."""
+"""Clips of different sizes in one buffer: one shared-memory handle and one copy to the device per view of a batch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .readers.planes import Coding, PlanarClip
 
-Clip = Tensor | PlanarClip  # RGB uint8 [T, h, w, 3], or planes that become it
+Clip = Tensor | PlanarClip  # RGB uint8 [T, h, w, 3], or its YUV planes
 
 
 class Planes(NamedTuple):
-    """What beside its shape tells how a planar clip lies in the buffer: see planes.PlanarClip."""
+    """Crop offsets and colour coding of a planar clip in the buffer: see `planes.PlanarClip`."""
 
     top: int
     left: int
@@ -24,10 +24,7 @@ class Planes(NamedTuple):
 
 @dataclass
 class Packed:
-    """B clips, one after the other: `pixels` uint8 [sum of bytes], `shapes` int64 [B, 4] of [T, h, w, 3] as RGB.
-
-    planes: for each clip how its planes lie there, None for RGB.
-    """
+    """B clips: `pixels` uint8 [sum of bytes], `shapes` int64 [B, 4] of [T, h, w, 3] as RGB, `planes` None for RGB clips."""
 
     pixels: Tensor
     shapes: Tensor
@@ -35,7 +32,7 @@ class Packed:
 
     @staticmethod
     def pack(clips: Sequence[Clip]) -> Packed:
-        """Copy the clips into one buffer; a single RGB clip is taken as it is."""
+        """Copy the clips into one buffer; a single RGB clip is not copied."""
         flat: list[Tensor] = []
         shapes: list[tuple[int, ...]] = []
         planes: list[Planes | None] = []
@@ -68,9 +65,9 @@ class Packed:
         return clips
 
     def to(self, device: torch.device) -> Packed:
-        """Copy the pixels to the device; asynchronous from pinned memory."""
+        """Copy the pixels to the device, asynchronously from pinned memory."""
         return Packed(self.pixels.to(device, non_blocking=True), self.shapes, self.planes)
 
     def pin_memory(self) -> Packed:
-        """Called by the DataLoader; a method of this name is its protocol."""
+        """Pin the pixels. The DataLoader calls a batch's method of this name."""
         return Packed(self.pixels.pin_memory(), self.shapes, self.planes)

@@ -1,19 +1,17 @@
-"""The embedded default data set: small labelled videos of moving shapes, rendered here and encoded as real H.264.
+"""The built-in data set: small labelled videos of moving shapes, rendered here and encoded as H.264.
 
-A class is a pair (shape, motion). Each of the 8 shapes occurs with 2 of the 8 motions, so 16 classes: whoever sees only
-the shape gets half of them right, whoever sees both gets all. Everything else is a nuisance: colours, textures,
-background, position, size, speed, tilt, camera drift and noise. Appearance is redrawn about every second and fades
-from one draw to the next, so two clips of one video share shape and motion and little else; colour histograms tell
-little (`tests/test_synthetic.py`). All motions are unchanged by a horizontal flip.
+A class is a pair (shape, motion). Each of the 8 shapes occurs with 2 of the 8 motions, so there are 16 classes: the shape
+alone classifies half of the videos, shape and motion all of them. Colours, textures, background, position, size, speed,
+tilt, camera drift and noise are nuisances. Appearance is redrawn about every second with linear fades, so that two clips
+of a video share little but shape and motion; colour histograms tell little (`tests/test_synthetic.py`). Horizontal flips
+keep the class.
 
-What was tried (2026-11, tiny network, 150 steps of 64 videos; kNN accuracy untrained -> SCE, chance 6 %): objects
-lighter or darker than the ground at random, strong textures: 13 -> 7, the nuisances win although labels teach 47;
-objects always lighter, weak textures: 15 -> 20; the same with clips standardised by the network's first layer, as it is
-now: 41 -> 85.
+Variants tried (2026-11, tiny network, 150 steps of 64 videos; kNN accuracy untrained -> SCE, chance 6 %): objects
+randomly lighter or darker than the ground, strong textures: 13 -> 7 (supervised: 47); objects always lighter, weak
+textures: 15 -> 20; the same with clips standardised by the network's first layer, as now: 41 -> 85.
 
-Files are 30 frames per second with one key frame per 250 frames, as Kinetics' are, so that the demo exercises the
-decoding path of real training. Videos are a function of (split, index) alone: no seed, the same files everywhere.
-*See* `data.manifest` for the lists that `build` writes.
+Files have 30 frames per second and a key frame every 250 frames, as Kinetics, so that the demo decodes like real training.
+Videos depend on (split, index) only: no seed, the same files everywhere. `build` writes lists for `data.manifest`.
 """
 
 from __future__ import annotations
@@ -34,11 +32,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]  # float32
 
-VERSION = 1  # part of the cache folder's name: raise it when rendering changes
+VERSION = 1  # part of the cache folder's name: increment it when rendering changes
 HEIGHT, WIDTH = 64, 80  # pixels
 FRAMES_PER_SECOND = 30
 NUM_FRAMES = 120  # 4 seconds
-GOP = 250  # frames from one key frame to the next at most, as in Kinetics files
+GOP = 250  # maximum distance of key frames in frames, as in Kinetics files
 VIDEOS = {"train": 768, "val": 256}
 MOTIONS = ("up", "down", "sideways", "grow", "shrink", "spin", "bob", "sway")
 
@@ -48,7 +46,7 @@ def _star(x: Array, y: Array) -> Array:
     return distance
 
 
-# Signed distance (up to scale) from the outline in the object's own coordinates, y down; negative inside.
+# Signed distance (up to scale) from the outline in object coordinates, y down; negative inside.
 SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "disc": lambda x, y: np.hypot(x, y) - 0.9,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.22,
@@ -66,7 +64,7 @@ CLASS_NAMES = tuple(f"{shape}_{motion}" for shape, motion in CLASSES)
 
 
 def _fading(rng: np.random.Generator, seconds: Array, low: float, high: float, *shape: int) -> Array:
-    """Draw U[low, high] about once a second and fade linearly between the draws: [T, *shape]."""
+    """Draw values from U[low, high] about once a second and interpolate linearly: [T, *shape]."""
     knots = int(np.ceil(seconds[-1] / 1.2)) + 2
     values = rng.uniform(low, high, (knots, *shape)).astype(np.float32)
     position = seconds / 1.2 + rng.uniform(0, 1)
@@ -77,7 +75,7 @@ def _fading(rng: np.random.Generator, seconds: Array, low: float, high: float, *
 
 
 def _texture(rng: np.random.Generator, x: Array, y: Array, seconds: Array) -> Array:
-    """Two crossed sinusoidal gratings whose direction and phase fade: values in [-1, 1], shape of x."""
+    """Return two crossed sinusoidal gratings with drifting direction and phase: values in [-1, 1], shape of x."""
     angle, phase, scale = (
         _fading(rng, seconds, low, high)[:, None, None] for low, high in ((0, np.pi), (0, 6 * np.pi), (2.0, 7.0))
     )
@@ -87,8 +85,8 @@ def _texture(rng: np.random.Generator, x: Array, y: Array, seconds: Array) -> Ar
     return texture
 
 
-def _place(rng: np.random.Generator, motion: str, seconds: Array) -> tuple[Array, Array, Array, Array]:
-    """Return centre x, centre y (in frame heights), size (half the extent, in frame heights) and tilt (radians) over time."""
+def _draw_path(rng: np.random.Generator, motion: str, seconds: Array) -> tuple[Array, Array, Array, Array]:
+    """Return centre x, centre y, size (half the extent; all in frame heights) and tilt (radians): [T] each."""
     speed = rng.uniform(0.75, 1.25)
     phase = rng.uniform(0, 1)
     direction = rng.choice((-1.0, 1.0))
@@ -115,7 +113,7 @@ def _place(rng: np.random.Generator, motion: str, seconds: Array) -> tuple[Array
 
 
 def render(split: str, index: int) -> tuple[NDArray[np.uint8], int]:
-    """Render video `index` of a split: frames uint8 [NUM_FRAMES, HEIGHT, WIDTH, 3] and the class 0..15."""
+    """Render video `index` of a split; return frames uint8 [NUM_FRAMES, HEIGHT, WIDTH, 3] and the class 0..15."""
     label = index % len(CLASSES)
     shape, motion = CLASSES[label]
     rng = np.random.default_rng([VERSION, list(VIDEOS).index(split), index])
@@ -126,14 +124,14 @@ def render(split: str, index: int) -> tuple[NDArray[np.uint8], int]:
     drift = np.cumsum(rng.normal(0, 0.004, (NUM_FRAMES, 2)), axis=0).astype(np.float32)
     x, y = x + drift[:, 0, None, None], y + drift[:, 1, None, None]  # [T, H, W], frame heights
 
-    centre_x, centre_y, size, tilt = (value[:, None, None] for value in _place(rng, motion, seconds))
+    centre_x, centre_y, size, tilt = (value[:, None, None] for value in _draw_path(rng, motion, seconds))
     size = size * _fading(rng, seconds, 0.85, 1.15)[:, None, None]
     aside, below = (x - centre_x) / size, (y - centre_y) / size
     own_x, own_y = np.cos(tilt) * aside + np.sin(tilt) * below, np.cos(tilt) * below - np.sin(tilt) * aside
-    distance = SHAPES[shape](own_x, own_y) * size * HEIGHT  # about pixels
+    distance = SHAPES[shape](own_x, own_y) * size * HEIGHT  # roughly pixels
     inside = np.clip(0.5 - distance, 0, 1)[..., None]
 
-    # The object is brighter than the ground in every channel, whatever the colours.
+    # The object is brighter than the ground in every channel.
     ground = _fading(rng, seconds, 0.05, 0.45, 3)[:, None, None]
     figure = ground + _fading(rng, seconds, 0.25, 0.55, 3)[:, None, None]
     ground = ground + 0.05 * _texture(rng, 4 * x, 4 * y, seconds)[..., None]
@@ -146,14 +144,14 @@ def render(split: str, index: int) -> tuple[NDArray[np.uint8], int]:
 def encode(
     path: Path, frames: NDArray[np.uint8], *, frames_per_second: int = FRAMES_PER_SECOND, gop: int = GOP
 ) -> None:
-    """Write uint8 frames [T, H, W, 3] (even H and W) as an H.264 file; the same bytes for the same frames."""
+    """Encode uint8 frames [T, H, W, 3] (even H and W) as an H.264 file, deterministically to the byte."""
     import av
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(frames_per_second))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread and no macroblock tree: with either, x264's output differs from one encoding to the next.
+        # Threads and the macroblock tree make x264's output nondeterministic.
         stream.options = {"preset": "faster", "crf": "20", "g": str(gop), "threads": "1", "mbtree": "0"}
         stream.thread_count = 1
         for frame in frames:
@@ -169,7 +167,7 @@ def _make(folder: str, split: str, index: int) -> tuple[str, str]:
 
 
 def cache_folder() -> Path:
-    """Where the videos are kept: $SCE_VIDEO_CACHE, else $XDG_CACHE_HOME/sce_video, else ~/.cache/sce_video."""
+    """Return the cache folder: $SCE_VIDEO_CACHE, else $XDG_CACHE_HOME/sce_video, else ~/.cache/sce_video."""
     own = os.environ.get("SCE_VIDEO_CACHE")
     if own:
         return Path(own)
@@ -179,10 +177,9 @@ def cache_folder() -> Path:
 def build(
     folder: Path | None = None, *, progress: Callable[[int, int], None] | None = None, jobs: int | None = None
 ) -> Path:
-    """Make the videos and their manifests unless they are there; return the folder with train.csv and val.csv.
+    """Make the videos and their manifests if missing; return the folder with train.csv and val.csv.
 
-    Two builders at once do no harm: each works in a folder of its own, the first to finish is kept.
-    progress is called with (videos done, all videos).
+    Concurrent calls are safe: the first to finish is kept. progress is called with (videos done, all videos).
     """
     final = folder or cache_folder() / f"synthetic_v{VERSION}"
     if (final / "val.csv").exists():
@@ -207,7 +204,7 @@ def build(
         try:
             work.rename(final)
         except OSError:
-            if not (final / "val.csv").exists():  # a real failure, not another builder that was faster
+            if not (final / "val.csv").exists():  # a failure, not another process that finished first
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""Batches from decoding processes that may crash, hang or swell: whatever happens to them, the batches stay the same.
+"""A loader whose batches do not change when its workers crash, hang or leak memory.
 
-Every process notes in shared memory which video it reads and since when. One that has died, or reads for too long, names
-the culprit by that: the video goes to `quarantine.jsonl` and is replaced as an unreadable one is, and a new set of processes
-goes on at the batch that is due. All samples are functions of (seed, epoch, row), so the others do not notice.
-Processes are also replaced after a number of videos, for libraries that lose memory.
+Each worker records in shared memory the video that it reads and the start time. If a worker dies or exceeds the timeout,
+its video is added to `quarantine.jsonl` and replaced like an unreadable one, and new workers continue at the next batch.
+Samples are functions of (seed, epoch, row), so no other sample changes. Workers are also restarted after a number of
+videos, because some libraries leak memory.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from ..runs.stop import SIGNALS, die_with_parent
 from .dataset import Batch, ClipDataset, Sample, collate
 from .decode import DecodeError
 
-STALL_SECONDS = 600  # no batch for so long: the storage does not answer
-POLL_SECONDS = 2  # between two looks at the processes while a batch is waited for
-RECOVERIES = 5  # in a row, without a batch between them
-# Of these the video is guilty at once; of others, as the kernel's SIGKILL when memory is short, when it happens again.
+STALL_SECONDS = 600  # longest wait for a batch: after it the storage counts as unavailable
+POLL_SECONDS = 2  # interval of checks on the workers while waiting for a batch
+RECOVERIES = 5  # restarts in a row without a batch between them
+# Signals that quarantine a video at once; others, such as the kernel's SIGKILL when memory runs out, when they recur.
 OWN_FAULT = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
 
 def prepare_worker(_: int) -> None:
-    """Set up a loader process: one thread, for the processes are the parallelism; it lives as long as its parent.
+    """Initialise a worker: one thread, killed with its parent.
 
-    Requests to stop are for the parent, though torchrun and SLURM send them to all processes.
+    It ignores stop signals, which torchrun and SLURM send to all processes: the parent handles them.
     """
     torch.set_num_threads(1)
     for number in SIGNALS:
@@ -52,9 +52,9 @@ def prepare_worker(_: int) -> None:
 
 
 class Quarantine:
-    """Videos that crashed or hung the process that read them, with the reason; kept in a file of JSON lines, if given.
+    """Videos that crashed or hung a worker, with the reason, kept in a JSON lines file if a path is given.
 
-    Every rank appends its own to the same file, and a later start reads all of them: such a video is not opened again.
+    All ranks append to the same file. A later start reads it and does not open these videos again.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -62,12 +62,12 @@ class Quarantine:
         self._lines = None if path is None else Lines(path)
         if path is not None and path.is_file():
             for line in path.read_text().splitlines():
-                with suppress(json.JSONDecodeError):  # the line that a kill cut off
+                with suppress(json.JSONDecodeError):  # a line truncated by a kill
                     record = json.loads(line)
                     self.reasons[record["path"]] = record["reason"]
 
     def add(self, path: str, reason: str) -> None:
-        """Take in a video."""
+        """Add a video to the list and to the file."""
         self.reasons[path] = reason
         if self._lines is not None:
             record = {"path": path, "reason": reason, "rank": distributed.rank(), "host": socket.gethostname()}
@@ -75,7 +75,7 @@ class Quarantine:
 
 
 class _Watched(Dataset[Sample]):
-    """A dataset that notes in `notes` [workers, 2], per process, the row it reads (-1: none) and since when."""
+    """Records in `notes` [workers, 2] each worker's current row (-1: none) and the time at which it began to read it."""
 
     def __init__(self, dataset: ClipDataset, notes: Tensor, quarantined: dict[str, str]) -> None:
         self.dataset = dataset
@@ -102,25 +102,25 @@ class _Watched(Dataset[Sample]):
 class _Part(Sampler[list[tuple[int, int]]]):
     """The batches [first, last) of another sampler."""
 
-    def __init__(self, whole: Sampler[list[tuple[int, int]]], first: int, last: int) -> None:
-        self.whole, self.first, self.last = whole, first, last
+    def __init__(self, sampler: Sampler[list[tuple[int, int]]], first: int, last: int) -> None:
+        self.sampler, self.first, self.last = sampler, first, last
 
     def __len__(self) -> int:
         return self.last - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return islice(iter(self.whole), self.first, self.last)
+        return islice(iter(self.sampler), self.first, self.last)
 
 
 class Batches:
-    """An iterator over all batches of a sampler, and a context manager that leaves none of its processes behind.
+    """An iterator over all batches of a sampler, and a context manager that ends the workers.
 
     Args:
-        dataset, sampler: what is read, and in which order.
-        workers: decoding processes; 0 reads in this one, which a crash or a hang then takes with it.
-        read_timeout: seconds that one video may take.
-        recycle: batches after which the processes are replaced; 0: never.
-        quarantine: see there.
+        dataset, sampler: the samples and their order.
+        workers: number of decoding processes; 0 decodes in this process, without protection from crashes and hangs.
+        read_timeout: maximum seconds per video.
+        recycle: number of batches after which the workers are replaced; 0: never.
+        quarantine: see `Quarantine`.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Batches:
         self._notes = torch.full((max(workers, 1), 2), -1.0, dtype=torch.float64).share_memory_()
         self._watched = _Watched(dataset, self._notes, quarantine.reasons)
         self._iterator: Any = None
-        self._last = 0  # where the present processes end
+        self._last = 0  # the current workers end before this batch
 
     def __iter__(self) -> Batches:
         return self
@@ -175,7 +175,7 @@ class Batches:
         self._last = min(self.done + self.recycle, self.total)
         self._notes[:, 0] = -1
         loader: DataLoader[Batch] = DataLoader(
-            self._watched,  # type: ignore[arg-type]  # indexed by (epoch, row), which Dataset's type does not foresee
+            self._watched,  # type: ignore[arg-type]  # Dataset's type allows no (epoch, row) index
             batch_sampler=_Part(self.sampler, self.done, self._last),
             collate_fn=collate,
             num_workers=self.workers,
@@ -186,25 +186,25 @@ class Batches:
         )
         self._iterator = iter(loader)
         if self.workers and threading.current_thread() is threading.main_thread():
-            # torch's handler raises in the middle of an optimiser step; a death is noticed when a batch is waited for.
+            # torch's handler would raise in the middle of an optimiser step; __next__ detects dead workers instead.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _processes(self) -> Sequence[Any]:
         return self._iterator._workers if self.workers and self._iterator is not None else []
 
     def _end(self, *, at_once: bool = False) -> None:
-        """End the present processes: by request and then by force, or at once, for a dead one may hold a lock of theirs."""
+        """End the workers: by request, then SIGKILL; at_once: by SIGKILL, as a dead one may hold a shared lock."""
         for process in self._processes() if at_once else ():
             process.kill()
         if self._processes():
-            self._iterator._shutdown_workers()  # waits 5 s for each, then sends SIGTERM, which they ignore
+            self._iterator._shutdown_workers()  # waits 5 s for each, then sends SIGTERM, which workers ignore
             for process in self._processes():
                 process.kill()
                 process.join()
         self._iterator = None
 
     def _mend(self, error: Exception, waited: float) -> bool:
-        """Find out why no batch came, and have `next` called again if that helps."""
+        """Quarantine the videos of dead and hung workers and end all; return whether to wait for the batch again."""
         now = time.monotonic()
         guilty: dict[int, str] = {}
         dead = False
@@ -217,7 +217,7 @@ class Batches:
             elif row >= 0 and now - since > self.read_timeout:
                 guilty[int(row)] = "timeout"
                 process.kill()
-        if not guilty and not dead:  # every process works, only slowly
+        if not guilty and not dead:  # all workers are alive, only slow
             return "timed out" in str(error) and waited < STALL_SECONDS
         for row, reason in guilty.items():
             self.quarantine.add(self._watched.dataset.videos[row].path, reason)
@@ -225,7 +225,7 @@ class Batches:
         if self.recoveries > RECOVERIES:
             raise Stopped(
                 f"decoding processes died {self.recoveries} times without a batch between them, last of {guilty or error}: "
-                "is memory short? (system.workers=1 needs least)"
+                "is memory short? (system.workers=1 needs the least)"
             ) from error
         self._end(at_once=True)
         return True

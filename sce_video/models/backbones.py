@@ -1,4 +1,4 @@
-"""Video backbones: clips [B, 3, T, H, W] -> pooled features [B, width], by name or from one's own function.
+"""Video backbones: clips [B, 3, T, H, W] -> pooled features [B, width], by name or from a user's function.
 
 | name              | from                                  | parameters | width | temporal stride |
 |-------------------|---------------------------------------|-----------:|------:|-----------------|
@@ -8,10 +8,9 @@
 | r3d18_torchvision | torchvision: R3D-18                   | 33,166,272 |   512 | 8               |
 | tiny3d            | here: for demos and tests on CPUs     |    291,984 |   128 | 4               |
 
-State keys of r3d18 and r3d50 are pytorchvideo's (`blocks.0.conv.weight`, ...), those of r2plus1d18 and r3d18_torchvision
-torchvision's, so that weights travel (layouts, export). pytorchvideo and torchvision are imported only here, and only when
-asked for.
-To add one: a function `-> (module, width)` and a line in BACKBONES, or `model.backbone=my.module:function`.
+r3d18 and r3d50 have pytorchvideo's state keys (`blocks.0.conv.weight`, ...), r2plus1d18 and r3d18_torchvision those of
+torchvision, so that weights can be exchanged (`weights/layouts.py`, `export.py`). Both libraries are imported here only, on
+demand. To add a backbone: a function `-> (module, width)` and a line in BACKBONES, or `model.backbone=my.module:function`.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class _Stage(nn.Module):
 
 
 class PooledBlocks(nn.Module):
-    """Blocks one after another, then the mean over time and space: the shape of every network with `blocks.N` keys."""
+    """A sequence of blocks, then the mean over time and space: every network with `blocks.N` keys."""
 
     def __init__(self, blocks: nn.ModuleList) -> None:
         super().__init__()
@@ -97,7 +96,7 @@ class PooledBlocks(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Kaiming-normal (fan out) convolutions; the last norm of every residual branch starts at 0 (Goyal et al., 2017)."""
+    """Initialise convolutions Kaiming-normal (fan out), the last norm of each residual branch to 0 (Goyal et al., 2017)."""
     for child in module.modules():
         if isinstance(child, nn.Conv3d):
             nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
@@ -106,7 +105,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def r3d18() -> tuple[nn.Module, int]:
-    """SCE's R3D-18: 2D kernels in the first two stages, (3, 3, 3) in the last two; time is never strided."""
+    """Build SCE's R3D-18: 2D kernels in the first two stages, (3, 3, 3) in the last two; no temporal stride."""
     blocks: list[nn.Module] = [_Stem(64)]
     fan_in = 64
     for fan_out, temporal, stride in ((64, 1, 1), (128, 1, 2), (256, 3, 2), (512, 3, 2)):
@@ -119,33 +118,33 @@ def r3d18() -> tuple[nn.Module, int]:
 
 
 def r3d50() -> tuple[nn.Module, int]:
-    """The Slow-only R3D-50 of pytorchvideo with a (1, 7, 7) stem instead of its default (3, 7, 7)."""
+    """Build pytorchvideo's Slow-only R3D-50 with a (1, 7, 7) stem instead of the default (3, 7, 7)."""
     return PooledBlocks(published("r3d50").blocks), 2048  # type: ignore[arg-type]
 
 
 def r2plus1d18() -> tuple[nn.Module, int]:
-    """Torchvision's R(2+1)D-18 (Tran et al., 2018) without its classifier."""
+    """Build torchvision's R(2+1)D-18 (Tran et al., 2018) without its classifier."""
     network = published("r2plus1d18")
     network.fc = nn.Identity()
     return network, 512
 
 
 def r3d18_torchvision() -> tuple[nn.Module, int]:
-    """Torchvision's R3D-18 (Tran et al., 2018) without its classifier; SCE's is the smaller `r3d18`."""
+    """Build torchvision's R3D-18 (Tran et al., 2018) without its classifier; SCE's is the smaller `r3d18`."""
     network = published("r3d18_torchvision")
     network.fc = nn.Identity()
     return network, 512
 
 
 def published(name: str) -> nn.Module:
-    """Build r3d50, r2plus1d18 or r3d18_torchvision as its own library does, with that library's forward and classifier.
+    """Build r3d50, r2plus1d18 or r3d18_torchvision as its library does, with that library's forward.
 
-    pytorchvideo's has no head and returns feature maps [B, 2048, T, h, w]; torchvision's end in `fc`, [B, 400].
+    r3d50 returns feature maps [B, 2048, T, h, w], without a head; the others end in the classifier `fc`, [B, 400].
     """
     import_torchvision()  # pytorchvideo's heads import it
     if name == "r3d50":
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")  # used by it at import
+            warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")  # raised by its import
             from pytorchvideo.models.resnet import create_resnet
 
         network: nn.Module = create_resnet(model_depth=50, stem_conv_kernel_size=(1, 7, 7), head=None)
@@ -157,10 +156,10 @@ def published(name: str) -> nn.Module:
 
 
 def tiny3d() -> tuple[nn.Module, int]:
-    """Four convolutions for clips of about 8 x 40 x 40: trains on two CPU cores in minutes.
+    """Build four convolutions for clips of about 8 x 40 x 40, which train on two CPU cores in minutes.
 
-    Each clip's channels are standardised first, which takes away most of what the colour augmentations vary: without
-    it a network of this size finds nothing to hold on to in the few minutes of the demo (measured, see the recipe).
+    The first layer standardises each clip's channels, which removes most of the variation by colour augmentation. Without
+    it a network of this size learns nothing in the few minutes of the demo (measured, see `data/synthetic.py`).
     """
     blocks: list[nn.Module] = [nn.InstanceNorm3d(3)]
     for fan_in, fan_out, kernel, stride in (
@@ -187,9 +186,9 @@ BACKBONES: dict[str, Callable[[], tuple[nn.Module, int]]] = {
 
 
 def build(name: str) -> tuple[nn.Module, int]:
-    """Build a backbone and its feature width, by a name of BACKBONES or by `module:function` of one's own code.
+    """Build a backbone and return it with its feature width; name: one of BACKBONES, or a user's `module:function`.
 
-    The function takes nothing and returns (module, width); the module maps float [B, 3, T, H, W] to [B, width].
+    The function takes no arguments and returns (module, width); the module maps float [B, 3, T, H, W] to [B, width].
     """
     if name in BACKBONES:
         return BACKBONES[name]()
@@ -205,10 +204,10 @@ def build(name: str) -> tuple[nn.Module, int]:
 
 
 def import_torchvision() -> types.ModuleType:
-    """Import torchvision, also next to a CPU-only torch whose operators its CUDA wheel does not find.
+    """Import torchvision, even its CUDA wheel beside a CPU-only torch.
 
-    That pair fails with `operator torchvision::nms does not exist` while registering operators that we never call; with
-    the two registration modules left empty the rest of torchvision works (verified with 2.13.0+cpu and 0.28.0).
+    That pair fails with `operator torchvision::nms does not exist` while registering operators that we never call. With
+    the two registration modules replaced by empty ones the rest works (verified with 2.13.0+cpu and 0.28.0).
     """
     try:
         return importlib.import_module("torchvision")

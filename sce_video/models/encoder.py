@@ -1,4 +1,4 @@
-"""A backbone with its heads: what is trained, and the frozen encoder that comes out of it."""
+"""A backbone with its heads: the encoder and classifier that are trained, and the frozen encoder that is used."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..errors import InputError
 class MLP(nn.Module):
     """Linear layers with batch norm and ReLU between them: [B, widths[0]] -> [B, widths[-1]].
 
-    Hidden linear layers have no bias (the batch norm has), nor has the last one. `last_norm` ends in a batch norm without
-    affine parameters. Weights are torch's default. State keys are `layers.N`, as in the reference's checkpoints.
+    Linear layers have no bias (the hidden batch norms have one). last_norm: append a batch norm without affine parameters.
+    Initialisation is torch's default. State keys are `layers.N`, as in the reference's checkpoints.
     """
 
     def __init__(self, widths: Sequence[int], *, last_norm: bool) -> None:
@@ -34,10 +34,7 @@ class MLP(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Backbone, projector and, in the online branch, predictor: clips [B, 3, T, H, W] -> unit rows [B, C].
-
-    The projection is not normalised before the predictor, only the last output is.
-    """
+    """Backbone, projector and, in the online branch, predictor: clips [B, 3, T, H, W] -> unit rows [B, C]."""
 
     def __init__(self, backbone: nn.Module, projector: nn.Module, predictor: nn.Module | None = None) -> None:
         super().__init__()
@@ -49,16 +46,15 @@ class Encoder(nn.Module):
         output = self.projector(self.backbone(clips))
         if self.predictor is not None:
             output = self.predictor(output)
-        # Normalise in float32 even under autocast: the queue holds float32 unit rows.
+        # Only the output is normalised, not the projection; in float32 even under autocast, like the queue.
         return F.normalize(output if output.dtype.itemsize > 2 else output.float(), dim=1)
 
 
 class FrozenEncoder(nn.Module):
-    """A backbone for use: uint8 clips in 0..255 or float clips in 0..1, [B, 3, T, H, W] -> features [B, width].
+    """A frozen backbone: uint8 clips in 0..255 or float clips in 0..1, [B, 3, T, H, W] -> features [B, width].
 
-    Normalises the clips as in pretraining. `name` is the backbone's, `clip` what it was trained on: num_frames,
-    clip_seconds, size (pixels). `projector` is the one it was trained with, where the checkpoint has it; `report` says in
-    one line where the weights came from.
+    Normalises the clips as in pretraining. name: the backbone's. clip: num_frames, clip_seconds and size (pixels) of its
+    training. projector: that of its training, if the checkpoint has it. report: one line on the source of the weights.
     """
 
     def __init__(
@@ -99,8 +95,8 @@ class FrozenEncoder(nn.Module):
 class Classifier(nn.Module):
     """Backbone, dropout and one linear layer: normalised clips [B, 3, T, H, W] -> logits [B, num_classes].
 
-    frozen: a linear probe: the backbone stays in evaluation mode and gets no gradient. freeze_norm: its batch norms stay
-    in evaluation mode and keep their affine parameters. The linear layer starts from N(0, 0.01), biases from 0.
+    frozen: a linear probe; the backbone stays in evaluation mode without gradients. freeze_norm: its batch norms stay in
+    evaluation mode with fixed affine parameters. The linear layer starts from N(0, 0.01), its bias from 0.
     """
 
     def __init__(
@@ -126,15 +122,12 @@ class Classifier(nn.Module):
             norm.requires_grad_(False)
 
     def stages(self) -> list[list[nn.Parameter]]:
-        """Return the parameters stage by stage, input first: the backbone's blocks (or children), then the linear layer.
-
-        What lies in none of them belongs to the first.
-        """
+        """Return the parameters by stage: the backbone's blocks (or children), others in the first, the linear layer."""
         blocks = getattr(self.backbone, "blocks", None)
         parts = [list(part.parameters()) for part in (blocks if blocks is not None else self.backbone.children())]
         parts = [parameters for parameters in parts if parameters]
-        placed = {id(parameter) for parameters in parts for parameter in parameters}
-        rest = [parameter for parameter in self.backbone.parameters() if id(parameter) not in placed]
+        inside = {id(parameter) for parameters in parts for parameter in parameters}
+        rest = [parameter for parameter in self.backbone.parameters() if id(parameter) not in inside]
         first, *others = parts or [[]]
         return [rest + first, *others, list(self.linear.parameters())]
 
@@ -142,7 +135,7 @@ class Classifier(nn.Module):
         return [module for module in self.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def train(self, mode: bool = True) -> Classifier:
-        """Change the mode of what is trained; frozen parts stay in evaluation mode."""
+        """Set the mode of the trained parts; frozen parts stay in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
@@ -151,10 +144,7 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, clips: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """Return logits. uniform [B, width] in [0, 1): a feature is dropped where it is below `dropout`; None: nowhere.
-
-        The draws are an argument so that they can be keyed by the clip, whatever its batch, rank or restart.
-        """
+        """Return logits. uniform: draws [B, width] in [0, 1), keyed by clip: below `dropout` they drop a feature; or None."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.backbone(clips)
         if uniform is not None and self.dropout:

@@ -1,4 +1,4 @@
-"""The momentum branch: a slowly moving copy of the online encoder, and the queue of its past outputs."""
+"""The momentum branch: a moving average of the online encoder, and the queue of its past outputs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def momentum_copy(module: M) -> M:
-    """Return a copy, buffers included, that gets no gradient. It stays in training mode: its batch norms use the batch."""
+    """Return a copy with buffers and without gradients. It stays in training mode: its batch norms use batch statistics."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
 def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """Move every parameter of `target` to `momentum * target + (1 - momentum) * online`, matched by name.
+    """Set every parameter of `target` to `momentum * target + (1 - momentum) * online`, matched by name.
 
-    `online` may have more parameters (a predictor). Buffers are left alone: the target's batch norms keep the running
+    `online` may have more parameters (a predictor). Buffers are not changed: the target's batch norms keep the running
     statistics of their own forward passes.
     """
     source = dict(online.named_parameters())
@@ -30,10 +30,9 @@ def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
 
 
 class KeyQueue(nn.Module):
-    """The last `size` keys, first in first out, as buffers that checkpoints keep.
+    """The last `size` keys, first in first out, as buffers saved in checkpoints; a push may wrap around at any size.
 
-    `keys` [size, width] are unit rows, random ones at first; `pointer` (int64 scalar tensor) is where the next goes.
-    Any size works: writing wraps around in the middle of a push.
+    `keys` [size, width] are unit rows, initially random; `pointer` (int64 scalar tensor) is the index of the next write.
     """
 
     keys: Tensor
@@ -46,10 +45,10 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Overwrite the oldest entries by keys [N, width], N at most the queue's size, the first one oldest."""
+        """Overwrite the oldest entries with keys [N, width], oldest first. Raises ValueError if N exceeds the size."""
         size = len(self.keys)
         if len(keys) > size:
             raise ValueError(f"the queue holds {size} keys and cannot take {len(keys)} at once: enlarge it")
-        places = (self.pointer + torch.arange(len(keys), device=self.keys.device)) % size
-        self.keys[places] = keys.to(self.keys.dtype)
+        rows = (self.pointer + torch.arange(len(keys), device=self.keys.device)) % size
+        self.keys[rows] = keys.to(self.keys.dtype)
         self.pointer.copy_((self.pointer + len(keys)) % size)

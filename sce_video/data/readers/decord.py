@@ -1,7 +1,7 @@
-"""decord, one thread per reader: the loader's workers are the parallelism.
+"""A `FrameReader` on decord, with one thread: the loader runs one process per core.
 
-Exact on plain H.264 MP4 files (`PyAVReader.plain_mp4`) only: elsewhere it returns other frames without an error, or never
-returns (edit lists, packed B-frames, MPEG-TS, open GOPs).
+decord is exact only on plain H.264 MP4 files (`PyAVReader.plain_mp4`). On others it returns wrong frames without an
+error, or never returns (edit lists, packed B-frames, MPEG-TS, open GOPs).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .reader import FrameReader, first_line
 
 
 class DecordReader(FrameReader):
-    """See the module."""
+    """Reads a file with decord, see the module."""
 
     decoder = "decord"
 
@@ -24,9 +24,8 @@ class DecordReader(FrameReader):
         try:
             import decord
         except ImportError as error:
-            raise ValueError("decord is not installed here: use decoder=pyav, or decoder=auto") from error
-        # decord raises RuntimeError or its own DECORDError, a subclass of Exception only, and for names that are no
-        # UTF-8 UnicodeError.
+            raise ValueError("decord is not installed: use decoder=pyav, or decoder=auto") from error
+        # DECORDError is a plain Exception; UnicodeError is raised for file names that are not UTF-8.
         self._errors: tuple[type[Exception], ...] = (RuntimeError, decord.DECORDError, UnicodeError)
         try:
             self._reader = decord.VideoReader(path, num_threads=1)

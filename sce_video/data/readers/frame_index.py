@@ -1,9 +1,9 @@
-"""Which packet shows frame i, and from which packet decoding must begin to get it.
+"""The frame index: the packet of frame i, and the key packet from which decoding must start.
 
-Packets come in decoding order, frames in presentation order. All frames that precede a key packet in decoding order are
-also presented before it, so counting them numbers the frames that follow; among themselves these are ordered by their
-presentation times (pts). So an index needs the packets' identity (their dts, which grow from packet to packet), which of
-them are keys, and which an edit list discards. MP4 files hold all of it; in Matroska files the packets are read once.
+Packets come in decoding order, frames in presentation order. Every frame before a key packet in decoding order is also
+presented before it, so their count is the number of the first frame after it; frames between two keys are ordered by
+their presentation times (pts). An index therefore holds an identifier per packet (its dts, strictly increasing), the key
+packets, and the packets that an edit list discards. MP4 files store all of it; Matroska packets are read once.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from functools import cached_property
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
-# In these formats a packet is a shown frame. In MPEG-4 part 2 it may be two or none, in VP8 none.
+# Codecs whose packets are one shown frame each. In MPEG-4 part 2 a packet may be two frames or none, in VP8 none.
 ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1")
-HELD_BACK = 16  # most pictures that H.264 and HEVC decode before one that is shown earlier
-PROGRESSIVE = (0, 1)  # FFmpeg's field_order: unknown, progressive. A packet of an interlaced video may be one field
+HELD_BACK = 16  # largest reordering of H.264 and HEVC: pictures decoded before one that is shown earlier
+PROGRESSIVE = (0, 1)  # FFmpeg's field_order: unknown, progressive. An interlaced packet may be a single field
 
 
 class Packet(NamedTuple):
-    """A packet without its content: its times in the stream's time base, is it a key, does an edit list discard its frame."""
+    """A packet's times in the stream's time base, whether it is a key, and whether an edit list discards its frame."""
 
     dts: int | None
     pts: int | None
@@ -33,10 +33,10 @@ class Packet(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameIndex:
-    """stamps: of all packets, `dts` or, for files without them, `pts`. keys: positions of the key packets.
+    """The packets of a video stream. stamps: their `dts`, or `pts` in files without dts. keys: positions of key packets.
 
-    shown_before: number of shown frames among the packets before each key. times: pts of all shown frames in order of
-    presentation, where the packets were read; None where the file's own index was taken, which has none.
+    shown_before: number of shown frames among the packets before each key. times: pts of all shown frames in presentation
+    order if the packets were read; None with the container's index, which has none.
     """
 
     stamps: list[int]
@@ -53,24 +53,24 @@ class FrameIndex:
         return max(0, bisect_right(self.shown_before, frame) - 1)
 
     def position_of(self, stamp: int | None) -> int:
-        """Return the position of the packet with this stamp, -1 if there is none."""
+        """Return the position of the packet with this stamp, -1 without one."""
         if stamp is None:
             return -1
-        if self.stamp_is == "pts":  # in the order of decoding they go up and down
+        if self.stamp_is == "pts":  # not sorted in decoding order
             return self.stamps.index(stamp) if stamp in self.numbers else -1
         position = bisect_left(self.stamps, stamp)
         return position if position < len(self.stamps) and self.stamps[position] == stamp else -1
 
     def key_at(self, position: int) -> int | None:
-        """Return the number of the key that is the packet at `position`, if it is one."""
+        """Return the key number of the packet at `position`, None if it is not a key."""
         number = bisect_left(self.keys, position)
         return number if number < len(self.keys) and self.keys[number] == position else None
 
     def seek_time(self, key: int) -> int:
-        """Return the time to seek backward from in order to arrive at this key.
+        """Return the time from which a backward seek arrives at this key.
 
-        FFmpeg looks for a packet by dts, but goes on to an earlier key if that one's pts is after the time asked for. So
-        a packet of the same stretch is named that comes later than pictures are held back.
+        FFmpeg searches by dts, but takes an earlier key if the found one's pts is after the requested time. So the time
+        is that of a packet of the same stretch, HELD_BACK packets after the key.
         """
         position = self.keys[key]
         if self.stamp_is == "pts":
@@ -80,20 +80,20 @@ class FrameIndex:
 
     @cached_property
     def gap(self) -> int | None:
-        """The time between frames, if it is the same everywhere, in the stream's time base."""
+        """The time between frames in the stream's time base, None if it varies."""
         stamps = self.times or self.stamps
         gaps = set(map(operator.sub, islice(stamps, 1, None), stamps))
         return gaps.pop() if len(gaps) == 1 else None
 
 
-KEY, DISCARD = 1, 2  # FFmpeg's flags of an entry
+KEY, DISCARD = 1, 2  # FFmpeg's flags of an index entry
 
 
 def from_container(entries: Sequence[Any], file_bytes: int) -> FrameIndex | None:
-    """Return the index that the file holds (PyAV's index_entries of an MP4 video stream), None if it is not to be trusted."""
-    entries = list(entries)  # each look at one makes an object anew
+    """Return the index stored in a file (PyAV's index_entries of an MP4 video stream), None if it is unreliable."""
+    entries = list(entries)  # PyAV creates an object at each access
     flags = [entry.flags for entry in entries]
-    # An upload that broke off has its index, but not all packets.
+    # A truncated file may have its index but not all packets.
     if not flags or max(entry.pos + entry.size for entry in entries) > file_bytes:
         return None
     keys = [position for position, flag in enumerate(flags) if flag & KEY]
@@ -102,11 +102,11 @@ def from_container(entries: Sequence[Any], file_bytes: int) -> FrameIndex | None
 
 
 def from_packets(packets: Sequence[Packet]) -> FrameIndex | None:
-    """Return the index of all packets, in order of decoding, None if they do not tell."""
+    """Return the index of all packets in decoding order, None if their times do not determine it."""
     times = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.discarded)
     if not times or len(set(times)) < len(times) or any(packet.pts is None for packet in packets):
         return None
-    # Frames that are presented before the first key frame may not be shown at all.
+    # Decoders may drop frames that are presented before the first key frame.
     if packets[0].pts != times[0] and not packets[0].discarded:
         return None
     stamp_is = "pts" if any(packet.dts is None for packet in packets) else "dts"

@@ -1,8 +1,8 @@
-"""Decoding chosen frames with the help of an index, and no more packets than they depend on.
+"""Decode chosen frames with an index, sending the decoder only the packets that they depend on.
 
-From the key packet at or before a wanted frame on, packets go to the decoder in order, without those of H.264 pictures
-that nothing refers to and nobody wants; after the packet of the last wanted frame the decoder is flushed. Frames are
-recognised by their pts. `Mismatch` says that the file is not what its index promised.
+From the key packet at or before a wanted frame, packets go to the decoder in order, except unwanted H.264 non-reference
+pictures; after the packet of the last wanted frame the decoder is flushed. Frames are matched by their pts. `Mismatch` is
+raised if the file contradicts its index.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from .frame_index import FrameIndex
 
 
 class Mismatch(Exception):
-    """The packets or frames that come are not those of the index."""
+    """The file's packets or frames differ from the index."""
 
 
-class _Behind(Exception):
+class _NeedsEarlierKey(Exception):
     """The wanted frames need packets before this key."""
 
 
-# Packets found before they are decoded: finding and decoding in turn for each would push each other out of the caches.
+# Packets demuxed before they are decoded: alternating for each packet would evict both from the CPU's caches.
 BATCH = 64
-Send = Callable[[Any], Any]  # a packet, or None at the end of a stretch -> the frames that the decoder lets out
+Send = Callable[[Any], Any]  # a packet, or None at the end of a stretch -> the frames that the decoder returns
 
 
 def decode(
     container: Any, stream: Any, index: FrameIndex, wanted: list[int], *, send: Send, size_bytes: int | None
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (number, frame) for sorted frame numbers. Raises Mismatch; what was yielded before is right.
+    """Yield (number, frame) for sorted frame numbers. Raises Mismatch; frames yielded before it are correct.
 
-    send: the stream's decoder. size_bytes: see `h264.length_size`; None for another codec.
+    send: decodes a packet of the stream. size_bytes: see `h264.length_size`, None for other codecs.
     """
     for key, group in groupby(wanted, key=index.key_for):
         frames, start = list(group), key
         while True:
             try:
-                yield from _from_key(container, stream, index, start, frames, send, size_bytes)
+                yield from _decode_from_key(container, stream, index, start, frames, send, size_bytes)
                 break
-            except _Behind:  # raised before the first frame
+            except _NeedsEarlierKey:  # raised before the first frame
                 if start == 0:
                     raise Mismatch from None
                 start -= 1
 
 
-def _from_key(
+def _decode_from_key(
     container: Any, stream: Any, index: FrameIndex, key: int, wanted: list[int], send: Send, size_bytes: int | None
 ) -> Iterator[tuple[int, Any]]:
-    """Decode the wanted frames, starting at the key packet number `key` or an earlier one."""
+    """Decode the wanted frames, starting at key packet number `key` or an earlier one."""
     container.seek(index.seek_time(key), stream=stream, backward=True)
-    sent: dict[int, int] = {}  # pts -> number, of wanted frames that the decoder has
-    numbered = _numbered(container.demux(stream), index, size_bytes, first_wanted=wanted[0])
-    needed = chain(_needed(numbered, set(wanted), sent, size_bytes), [None])
+    sent: dict[int, int] = {}  # pts -> number of the wanted frames that the decoder has received
+    numbered = _number_packets(container.demux(stream), index, size_bytes, first_wanted=wanted[0])
+    needed = chain(_select_needed(numbered, set(wanted), sent, size_bytes), [None])
     while batch := list(islice(needed, BATCH)):
         for packet in batch:
             for frame in send(packet):
@@ -66,10 +66,10 @@ def _from_key(
         raise Mismatch
 
 
-def _needed(
+def _select_needed(
     numbered: Iterator[tuple[Any, int | None]], unsent: set[int], sent: dict[int, int], size_bytes: int | None
 ) -> Iterator[Any]:
-    """Yield the packets that the wanted frames need, up to the last one; puts the wanted ones into `sent`."""
+    """Yield the packets that the wanted frames need, up to the last one, and add the wanted ones to `sent`."""
     for packet, number in numbered:
         if number in unsent:
             unsent.discard(number)
@@ -82,10 +82,10 @@ def _needed(
     raise Mismatch
 
 
-def _numbered(
+def _number_packets(
     packets: Iterator[Any], index: FrameIndex, size_bytes: int | None, *, first_wanted: int
 ) -> Iterator[tuple[Any, int | None]]:
-    """Yield (packet, number of the frame that it shows; None: discarded), in order of decoding, from a key packet on."""
+    """Yield (packet, its frame number or None if discarded) in decoding order, starting at a key packet."""
     packets = (packet for packet in packets if packet.size)
     first = next(packets, None)
     if first is None:
@@ -94,20 +94,20 @@ def _numbered(
     key = index.key_at(position)
     if key is None:
         raise Mismatch
-    # Not every key packet of H.264 is one to begin at: with intra refresh the picture is whole some frames later.
+    # Decoding cannot start at every H.264 key packet: with intra refresh the picture is complete some frames later.
     if position and size_bytes and not h264.inspect(first, size_bytes).entry:
-        raise _Behind
+        raise _NeedsEarlierKey
     following = zip(chain([first], packets), chain(islice(index.stamps, position, None), [None]), strict=False)
-    numbered = _ranked(following, index.shown_before[key]) if index.times is None else _looked_up(following, index)
+    numbered = _rank(following, index.shown_before[key]) if index.times is None else _look_up(following, index)
     packet, number = next(numbered)
     if number is not None and first_wanted < number:
-        raise _Behind
+        raise _NeedsEarlierKey
     yield packet, number
     yield from numbered
 
 
-def _looked_up(packets: Iterator[tuple[Any, int | None]], index: FrameIndex) -> Iterator[tuple[Any, int | None]]:
-    """Number packets by their pts; the second of each pair is the stamp that the index has for it."""
+def _look_up(packets: Iterator[tuple[Any, int | None]], index: FrameIndex) -> Iterator[tuple[Any, int | None]]:
+    """Number (packet, its stamp in the index) pairs by the index's table of pts."""
     for packet, stamp in packets:
         number = None if packet.is_discard else index.numbers.get(packet.pts)
         if getattr(packet, index.stamp_is) != stamp or (number is None and not packet.is_discard):
@@ -115,13 +115,12 @@ def _looked_up(packets: Iterator[tuple[Any, int | None]], index: FrameIndex) -> 
         yield packet, number
 
 
-def _ranked(packets: Iterator[tuple[Any, int | None]], number: int) -> Iterator[tuple[Any, int | None]]:
-    """Number the shown packets by their pts, counting from `number`; yields them in the order in which they come.
+def _rank(packets: Iterator[tuple[Any, int | None]], number: int) -> Iterator[tuple[Any, int | None]]:
+    """Number (packet, its dts in the index) pairs in order of pts, counting from `number`; keeps their order.
 
-    A pts has its number once no smaller one can come: pts >= dts and dts grow, so once dts has reached it. The second of
-    each pair of packets is the dts that the index has for it.
+    The number of a pts is final once dts has reached it: no smaller pts can follow, as pts >= dts and dts increases.
     """
-    waiting: deque[tuple[Any, int | None]] = deque()  # packets and their pts, None: discarded
+    waiting: deque[tuple[Any, int | None]] = deque()  # (packet, pts), pts None for discarded packets
     times: list[int] = []
     numbers: dict[int | None, int | None] = {None: None}
     for packet, stamp in packets:

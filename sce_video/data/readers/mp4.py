@@ -1,7 +1,7 @@
-"""What the header of an MP4 file says about orientation, without a decoder (ISO/IEC 14496-12: mvhd 8.2.2, tkhd 8.3.2).
+"""Read the orientation from an MP4 header without a decoder (ISO/IEC 14496-12: mvhd 8.2.2, tkhd 8.3.2).
 
-A frame's rotation is known for sure once one is decoded. That costs as much as reading half a clip's frames from a small
-video; nearly all files are upright, and these can be told by looking.
+Decoding a frame gives its rotation but costs as much as reading half a clip from a small video. Nearly all files are
+upright, which the header shows.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import struct
 from typing import BinaryIO
 
 IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-# From the type of a header box to its matrix, by the box's version.
+# Offset of the matrix from a header box's type, by the box's version.
 MATRIX_AT = {b"mvhd": {0: 40, 1: 52}, b"tkhd": {0: 44, 1: 56}}
-LARGEST_HEADER = 16 << 20  # bytes; the headers of hours of video are smaller
+LARGEST_HEADER = 16 << 20  # bytes; hours of video have smaller headers
 
 
 def is_upright(path: str) -> bool:
-    """Whether the header says that nothing is turned, mirrored or moved; False also where it cannot be understood."""
+    """Return whether the header excludes rotation, mirroring and translation; False if it cannot be parsed."""
     with open(path, "rb") as file:
-        header = _movie_header(file)
+        header = _read_movie_header(file)
     found = False
     for kind, offsets in MATRIX_AT.items():
         position = header.find(kind)
         while position >= 0:
-            # These four letters may stand elsewhere too; then the matrix is not one, and the answer no.
+            # These four letters may occur elsewhere too; then the bytes are no identity matrix and the result is False.
             offset = offsets.get(header[position + 4] if position + 4 < len(header) else -1)
             if offset is None or header[position + offset : position + offset + len(IDENTITY)] != IDENTITY:
                 return False
@@ -33,8 +33,8 @@ def is_upright(path: str) -> bool:
     return found
 
 
-def _movie_header(file: BinaryIO) -> bytes:
-    """Return the content of the first moov box, empty if there is none."""
+def _read_movie_header(file: BinaryIO) -> bytes:
+    """Return the content of the first moov box, at most LARGEST_HEADER bytes; empty if there is none."""
     end = os.fstat(file.fileno()).st_size
     position = 0
     while position + 8 <= end:

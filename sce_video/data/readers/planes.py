@@ -1,8 +1,8 @@
-"""Clips as video files hold them: luma at full size, chroma at half of it (4:2:0, 8 bits). Half the bytes of RGB.
+"""Clips as YUV planes: luma at full size, chroma at half size (4:2:0, 8 bits). Half the bytes of RGB.
 
-They become RGB on the device, by the file's own matrix and range. So that the clip is the one that `FrameReader.read_clips`
-gives, the arithmetic is that of FFmpeg's scaler at equal size on x86: chroma repeated, products in 16 bits, cut off.
-Ten bits and other samplings travel as RGB: the scaler interpolates their chroma in another way.
+The device converts them to RGB with the file's matrix and range. The arithmetic is that of FFmpeg's scaler at equal size
+on x86, so that the result equals `FrameReader.read_clips`: chroma repeated, 16-bit products, truncated. Ten-bit video and
+other chroma samplings travel as RGB: the scaler interpolates their chroma differently.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..crops import Box
 
-FORMATS = ("yuv420p", "yuvj420p")  # FFmpeg's pixel formats; the second uses the full range
+FORMATS = ("yuv420p", "yuvj420p")  # FFmpeg's pixel formats; the second is full range
 FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
-# (weight of red, weight of blue) in luma, by matrix_coefficients of ITU-T H.273; files that name none are taken as BT.601.
+# (weight of red, weight of blue) in luma, by matrix_coefficients of ITU-T H.273; files without one are read as BT.601.
 WEIGHTS = {
     1: (0.2126, 0.0722),  # BT.709
     2: (0.299, 0.114),  # unspecified
@@ -31,7 +31,7 @@ WEIGHTS = {
 
 
 class Coding(NamedTuple):
-    """How samples stand for colours: matrix_coefficients of H.273, and whether luma uses 0..255 or 16..235."""
+    """Colour coding: matrix_coefficients of H.273, and whether luma is full range, 0..255, or 16..235."""
 
     matrix: int
     full_range: bool
@@ -39,9 +39,9 @@ class Coding(NamedTuple):
 
 @dataclass
 class PlanarClip:
-    """T frames of 4:2:0 video, cut to whole chroma samples around a box.
+    """T frames of 4:2:0 video, cropped to the smallest even region around a box.
 
-    luma: uint8 [T, 2 * a, 2 * b]. chroma: uint8 [T, 2, a, b], blue difference and red difference. The box is
+    luma: uint8 [T, 2 * a, 2 * b]. chroma: uint8 [T, 2, a, b], Cb and Cr. The box is
     luma[:, top : top + height, left : left + width]; top and left are 0 or 1.
     """
 
@@ -54,23 +54,19 @@ class PlanarClip:
     coding: Coding
 
     def rgb(self) -> Tensor:
-        """Return the box as uint8 RGB [T, height, width, 3], on the device where the samples are."""
+        """Return the box as uint8 RGB [T, height, width, 3] on the samples' device."""
         rows, columns = slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
         low, luma, (red_cr, green_cb, green_cr, blue_cb) = _factors(self.coding)
         chroma = (self.chroma.int() - 128) << 3
         blue, red = chroma[:, 0], chroma[:, 1]
-        parts = [
-            (red * red_cr) >> 16,
-            ((blue * green_cb) >> 16) + ((red * green_cr) >> 16),
-            (blue * blue_cb) >> 16,
-        ]
+        parts = [(red * red_cr) >> 16, ((blue * green_cb) >> 16) + ((red * green_cr) >> 16), (blue * blue_cb) >> 16]
         full = torch.stack(parts, dim=-1).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
         level = (((self.luma[:, rows, columns].int() - low) << 3) * luma) >> 16
         return (level[..., None] + full[:, rows, columns]).clamp_(0, 255).to(torch.uint8)
 
 
 def _factors(coding: Coding) -> tuple[int, int, tuple[int, int, int, int]]:
-    """Return (black, factor of luma, factors of (red, Cr), (green, Cb), (green, Cr), (blue, Cb)), in steps of 1 / 2**13."""
+    """Return black level, luma factor and factors (Cr to red, Cb to green, Cr to green, Cb to blue), in 1 / 2**13."""
     red, blue = WEIGHTS[coding.matrix]
     green = 1 - red - blue
     low, luma, chroma = (0, 1.0, 1.0) if coding.full_range else (16, 255 / 219, 255 / 224)
@@ -80,11 +76,8 @@ def _factors(coding: Coding) -> tuple[int, int, tuple[int, int, int, int]]:
     return low, round(luma * 2**13), (red_cr, green_cb, green_cr, blue_cb)
 
 
-def coding_of(frame: Any) -> Coding | None:
-    """Return the coding of a PyAV frame; None if it cannot travel in planes.
-
-    An interlaced one cannot: its chroma belongs to the lines of one field or the other.
-    """
+def get_coding(frame: Any) -> Coding | None:
+    """Return the coding of a PyAV frame; None for RGB transport: other formats, interlaced (chroma lines per field)."""
     matrix, name = int(frame.colorspace), frame.format.name
     if name not in FORMATS or matrix not in WEIGHTS or frame.interlaced_frame:
         return None
@@ -92,7 +85,7 @@ def coding_of(frame: Any) -> Coding | None:
 
 
 def empty_clip(num_frames: int, box: Box, coding: Coding) -> PlanarClip:
-    """Return a clip of this box, all zeros."""
+    """Return an all-zero clip for a box."""
     top, left = box.top % 2, box.left % 2
     rows, columns = (top + box.height + 1) // 2, (left + box.width + 1) // 2
     luma = np.zeros((num_frames, 2 * rows, 2 * columns), dtype=np.uint8)
@@ -100,13 +93,13 @@ def empty_clip(num_frames: int, box: Box, coding: Coding) -> PlanarClip:
     return PlanarClip(torch.from_numpy(luma), torch.from_numpy(chroma), top, left, box.height, box.width, coding)
 
 
-def copy_frame(frame: Any, box: Box, clip: PlanarClip, place: int) -> None:
-    """Copy the part of a PyAV frame that `box` needs to frame `place` of the clip."""
+def copy_frame(frame: Any, box: Box, clip: PlanarClip, position: int) -> None:
+    """Copy the box's region of a PyAV frame to frame `position` of the clip."""
     rows, columns = clip.chroma.shape[2:]
     top, left = box.top // 2, box.left // 2
     luma, *chroma = [np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size) for plane in frame.planes]
-    # A frame of odd size ends before.
+    # Frames of odd size lack the last luma row or column of the even region.
     height, width = min(2 * rows, frame.height - 2 * top), min(2 * columns, frame.width - 2 * left)
-    clip.luma[place].numpy()[:height, :width] = luma[2 * top : 2 * top + height, 2 * left : 2 * left + width]
-    for copy, plane in zip(clip.chroma[place].numpy(), chroma, strict=True):
+    clip.luma[position].numpy()[:height, :width] = luma[2 * top : 2 * top + height, 2 * left : 2 * left + width]
+    for copy, plane in zip(clip.chroma[position].numpy(), chroma, strict=True):
         copy[:] = plane[top : top + rows, left : left + columns]

@@ -1,13 +1,12 @@
 """Exact and fast random access with PyAV (FFmpeg).
 
-For one read: packets are taken from the key packet at or before the first wanted frame, those that no wanted frame depends
-on (H.264 pictures that are never referred to) are not decoded, stretches without a wanted frame are jumped over, only
-wanted frames are converted, and decoding ends with the last of them. Which packet shows frame i comes from the container's
-own index (MP4), from reading all packets once (Matroska, or where that index is doubtful), or from counting what a forward
-decode shows (everything else: AVI, transport streams, interlaced or old codecs).
+A read seeks to the key packet at or before the first wanted frame, skips packets that no wanted frame depends on (H.264
+non-reference pictures) and stretches without a wanted frame, converts wanted frames only, and stops after the last one.
+The index of frames to packets is the container's own (MP4) or comes from reading all packets once (Matroska, unreliable
+MP4). Elsewhere frames are counted in a forward decode (AVI, transport streams, interlaced or old codecs).
 
-Frames are recognised by their presentation times. Whenever what comes out is not what an index promised, the reader goes
-on one step down: container index, packets, forward decode. The last one is right by definition.
+Frames are matched by their presentation times. If a decoded frame contradicts the index, the reader falls back one step:
+container index, packets, forward decode. The forward decode is correct by definition.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from ..crops import Box
 from . import frame_index, h264, indexed_decode, mp4, planes
 from .frame_index import FrameIndex
 from .media import LIMITS, DecodeError, Limits, open_container
-from .reader import FrameReader, check_frames, first_line, places_of
+from .reader import FrameReader, check_frames, first_line, group_by_frame
 
-HELD_BYTES = 64 << 20  # decoded frames kept while they are counted, so that short files are decoded once
+HELD_BYTES = 64 << 20  # counting keeps this many bytes of decoded frames, so that short files are decoded once
 LOOP_FILTERS = {"exact": "default", "reference": "noref", "off": "all"}  # -> FFmpeg's skip_loop_filter
 
 
 class PyAVReader(FrameReader):
-    """See the module. loop_filter: "exact"; "reference" leaves H.264's deblocking out in pictures that others do not
-    refer to, "off" everywhere: faster, and no longer equal to other decoders (docs/decoding.md gives the PSNR).
+    """The default reader, see the module.
 
-    is_mp4: then its header may tell enough, and FFmpeg need not look into the streams.
+    loop_filter: "exact"; "reference" skips H.264's deblocking filter in non-reference pictures, "off" in all pictures:
+    faster and inexact (PSNR in docs/decoding.md). is_mp4: whether to try the header only, without probing the streams.
     """
 
     decoder = "pyav"
@@ -49,20 +48,20 @@ class PyAVReader(FrameReader):
 
         self._errors: tuple[type[Exception], ...] = (av.FFmpegError, OSError)
         self._surprises = (indexed_decode.Mismatch, *self._errors)
-        # Its own converter with one thread: the one PyAV shares per thread hangs forked workers (PyAV 19) once the
-        # parent has converted a frame, and starts a thread per core in every worker.
+        # One converter per reader, with one thread: PyAV's shared one hangs forked workers (PyAV 19) once the parent
+        # has converted a frame, and starts a thread per core in every worker.
         self._convert = av.video.reformatter.VideoReformatter()
         self._container: Any = None
         try:
             self._look(is_mp4)
         except (DecodeError, *self._errors) as error:
-            self.close()  # at once: the error holds this frame, and with it the file, until the next garbage collection
+            self.close()  # the error's traceback keeps this frame, and so the file, until the next garbage collection
             if isinstance(error, DecodeError):
                 raise
             raise DecodeError(f"{path}: {first_line(error)}") from error
 
     def _look(self, is_mp4: bool) -> None:
-        """Open the file and learn its size, frames, index, rotation and rate."""
+        """Open the file and read its size, number of frames, index, rotation and frame rate."""
         self._open(header_only=is_mp4)
         if is_mp4 and not self._header_tells():
             self._container.close()
@@ -90,7 +89,7 @@ class PyAVReader(FrameReader):
         self._codec.thread_type = "NONE"
         self._limits.check_size(self.path, self._codec.width, self._codec.height)
         self._codec.options = {
-            "max_pixels": str(self._limits.frame_pixels),  # a stream may say otherwise later
+            "max_pixels": str(self._limits.frame_pixels),  # a stream may change its size later
             "skip_loop_filter": LOOP_FILTERS[self._loop_filter],
         }
         self._size_bytes = h264.length_size(self._codec.extradata) if self._codec.name == "h264" else None
@@ -100,7 +99,7 @@ class PyAVReader(FrameReader):
                 stream.discard = av.stream.Discard.all
 
     def _header_tells(self) -> bool:
-        """Whether the header says all that FFmpeg would find out by decoding: of plain H.264, which nearly all files hold."""
+        """Return whether the header suffices, without probing by FFmpeg: plain H.264, as in nearly all files."""
         picture = h264.plain_picture(self._codec.extradata)
         return (
             self._index is not None
@@ -108,7 +107,7 @@ class PyAVReader(FrameReader):
             and not self._index.discards
             and picture is not None
             and (picture.height, picture.width) == (self._codec.height, self._codec.width)
-            and (picture.square or self._stream.sample_aspect_ratio is not None)  # the container's goes first
+            and (picture.square or self._stream.sample_aspect_ratio is not None)  # the container's takes precedence
             and self._is_upright()
         )
 
@@ -120,29 +119,29 @@ class PyAVReader(FrameReader):
     def read_planes(self, clips: Sequence[Tensor], boxes: Sequence[Box]) -> list[planes.PlanarClip] | None:
         if self._rotation or not self._is_planar:
             return None
-        places = places_of([clip.tolist() for clip in clips])
+        targets = group_by_frame([clip.tolist() for clip in clips])
         coding, cuts = None, []
-        for index, frame in check_frames(self, sorted(places), self._frames):
-            found = planes.coding_of(frame)
+        for index, frame in check_frames(self, sorted(targets), self._frames):
+            found = planes.get_coding(frame)
             if found is None or coding not in (None, found):
                 return None
             if coding is None:
                 coding = found
                 cuts = [planes.empty_clip(len(clip), box, found) for clip, box in zip(clips, boxes, strict=True)]
-            for clip, place in places[index]:
-                planes.copy_frame(frame, boxes[clip], cuts[clip], place)
+            for clip, position in targets[index]:
+                planes.copy_frame(frame, boxes[clip], cuts[clip], position)
         return cuts
 
     @property
     def found_by(self) -> str:
-        """How frames are found: `container` (its index), `packets` (all read once), `counting` (a forward decode)."""
+        """The source of the index: `container` (its own), `packets` (all read once), `counting` (a forward decode)."""
         if self._index is None:
             return "counting"
         return "packets" if self._index.times is not None else "container"
 
     @property
     def plain_mp4(self) -> bool:
-        """Whether decord can be trusted: one 8-bit H.264 stream in MP4, from 0 on, every frame shown, constant rate."""
+        """Whether decord is exact: one 8-bit H.264 stream in MP4 that starts at 0, every frame shown, constant rate."""
         return (
             self._index is not None
             and "mp4" in self._container.format.name
@@ -156,11 +155,11 @@ class PyAVReader(FrameReader):
 
     @property
     def _is_planar(self) -> bool:
-        """Whether it is video of 8 bits and 4:2:0."""
+        """Whether the video is 8-bit 4:2:0."""
         return self.header_only or self._codec.pix_fmt in planes.FORMATS
 
     def needed_packets(self, indices: list[int]) -> list[list[Any]]:
-        """Return the packets that reading these sorted frames decodes, by stretch: tests and benchmarks look at them."""
+        """Return the packets that a read of these sorted frames decodes, by stretch, for tests and benchmarks."""
         stretches: list[list[Any]] = [[]]
 
         def send(packet: Any) -> Any:
@@ -181,7 +180,7 @@ class PyAVReader(FrameReader):
             yield index, np.rot90(image, k=self._rotation) if self._rotation else image
 
     def _frames(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
-        """Yield (index, decoded frame) for sorted indices; those the file does not hold are left out."""
+        """Yield (index, decoded frame) for sorted indices, without the frames that the file lacks."""
         left = set(indices)
         while self._index is not None and left:
             try:
@@ -202,7 +201,7 @@ class PyAVReader(FrameReader):
         )
 
     def _step_down(self) -> None:
-        """The packets tell what the container's index did not; where they were the index, only decoding does."""
+        """Replace the container's index by one read from all packets, and that one by counting."""
         assert self._index is not None
         read = self._index.times is None
         if self.header_only:
@@ -213,7 +212,7 @@ class PyAVReader(FrameReader):
             self._index = None
 
     def _counted(self, wanted: set[int]) -> Iterator[tuple[int, Any]]:
-        """Frames by their number in a forward decode."""
+        """Yield (number in a forward decode, frame) for the wanted numbers."""
         for number, frame in enumerate(self._held or self._forward()) if wanted else ():
             if number in wanted:
                 wanted.discard(number)
@@ -222,7 +221,7 @@ class PyAVReader(FrameReader):
                 return
 
     def _forward(self) -> Iterator[Any]:
-        """A plain decode from the start: what the numbers of frames are defined by."""
+        """Decode from the start: this order defines the frame numbers."""
         self._container.seek(0)
         kinds, start = self._container.format.name.split(","), self._stream.start_time
         if start and ("mp4" in kinds or "matroska" in kinds):
@@ -230,7 +229,7 @@ class PyAVReader(FrameReader):
         yield from self._container.decode(self._stream)
 
     def _count(self) -> int:
-        """Count what a forward decode shows. Frames are kept if all are small enough together, to be decoded once only."""
+        """Return the number of frames in a forward decode; keep all frames if they fit into HELD_BYTES."""
         held, size, number = [], 0, 0
         for frame in self._forward():
             number += 1
@@ -242,14 +241,14 @@ class PyAVReader(FrameReader):
         return number
 
     def _is_upright(self) -> bool:
-        """Whether it can be told without decoding that no frame is to be turned, and decoding may begin anywhere."""
+        """Return whether the header and first packet show that no frame is rotated and decoding may start at any key."""
         if self.found_by != "container" or not self._size_bytes or not mp4.is_upright(self.path):
             return False
         first = next(self._container.demux(self._stream))
-        about = h264.inspect(first, self._size_bytes)
-        if about.oriented or about.parameters:
+        properties = h264.inspect(first, self._size_bytes)
+        if properties.oriented or properties.parameters:
             return False
-        return self._is_planar and not h264.is_of_old_x264(first)
+        return self._is_planar and not h264.is_old_x264(first)
 
     def _first_rotation(self) -> int:
         """Decode the first frame and return its rotation in quarter turns."""
@@ -263,29 +262,29 @@ class PyAVReader(FrameReader):
         rate = self._stream.average_rate or self._stream.guessed_rate
         if index is not None and index.gap is not None:
             rate = 1 / (index.gap * base)
-        elif index is not None and index.discards:  # the average counts what is not shown, and so do the file's times
+        elif index is not None and index.discards:  # FFmpeg's average and the container's times count discarded frames
             times = index.times or getattr(self._packet_index(), "times", None) or []
             if len(times) > 1:
                 rate = (len(times) - 1) / ((times[-1] - times[0]) * base)
         if not rate:
-            raise DecodeError(f"{self.path}: its frame rate is not known")
+            raise DecodeError(f"{self.path}: its frame rate is unknown")
         return Fraction(rate).limit_denominator(1001)
 
     def _indexable(self, container: str) -> bool:
         return (
             container in self._container.format.name.split(",")
             and self._codec.name in frame_index.ONE_FRAME_A_PACKET
-            and getattr(self._codec, "field_order", 0) in frame_index.PROGRESSIVE  # PyAV 17 does not tell
+            and getattr(self._codec, "field_order", 0) in frame_index.PROGRESSIVE  # PyAV 17 lacks it
         )
 
     def _container_index(self) -> FrameIndex | None:
-        # A file in fragments, as streams are recorded, has no table of all frames: only its first fragments are known yet.
+        # A fragmented MP4 (a recorded stream) has no table of all frames: FFmpeg knows only the first fragments so far.
         if not self._indexable("mp4") or not self._stream.frames:
             return None
         return frame_index.from_container(self._stream.index_entries, os.path.getsize(self.path))
 
     def _packet_index(self) -> FrameIndex | None:
-        # Other containers have no index to seek by (MPEG program and transport streams) or no times (AVI).
+        # Other containers have no index for seeking (MPEG program and transport streams) or no times (AVI).
         if not (self._indexable("mp4") or self._indexable("matroska")):
             return None
         self._container.seek(0)

@@ -1,9 +1,7 @@
-"""The contract of every reader of frames, whichever library is behind it.
+"""The interface of every frame reader.
 
-Frame i is the i-th frame in presentation order that a plain forward decode shows: edit lists and discarded frames
-respected, the file's rotation applied.
-
-A reader belongs to the process that opened it: open it in the worker, close it there, never keep one across a fork.
+Frame i is the i-th frame in presentation order of a forward decode that respects edit lists and discarded frames, with
+the file's rotation applied. Open and close a reader in the same process: never keep one across a fork.
 """
 
 from __future__ import annotations
@@ -24,10 +22,10 @@ from .planes import PlanarClip
 
 
 class FrameReader:
-    """A video opened for reading: `num_frames`, `fps` (Fraction), `height`, `width` (as shown), `seconds`.
+    """An open video: `num_frames`, `fps` (Fraction), `height` and `width` (after rotation), `seconds`.
 
-    pixel_aspect: width of a shown pixel over its height, 1 for square ones. Frames are returned in pixels as stored, so a
-    video of 720 x 576 whose pixel_aspect is 16/11 is meant to be seen 1047 wide; data_prep/shrink.py makes them square.
+    pixel_aspect: width of a displayed pixel over its height, 1 for square pixels. Frames keep their stored pixels: a
+    720 x 576 video with pixel_aspect 16/11 is displayed 1047 wide. data_prep/shrink.py makes pixels square.
     """
 
     decoder: str
@@ -42,49 +40,48 @@ class FrameReader:
 
     @property
     def seconds(self) -> Fraction:
-        """Duration: num_frames / fps."""
+        """Duration in seconds, num_frames / fps."""
         return self.num_frames / self.fps
 
     def read(self, indices: Sequence[int] | Tensor, *, max_short_side: int | None = None) -> Tensor:
         """Return the frames at `indices` (any order, repeats allowed): uint8 RGB [N, height, width, 3].
 
-        One forward pass, each frame copied straight to its places. max_short_side: larger frames are scaled down to it
-        (bilinear, rounded) one by one, so that memory does not follow the size of the video.
-
-        Raises DecodeError when the file breaks off before one of them, IndexError for an index outside the video.
+        Decodes in one forward pass. max_short_side: larger frames are scaled down to it (bilinear, rounded) one by one,
+        so that memory does not depend on the video's size. Raises DecodeError if the file ends before a frame,
+        IndexError for an index outside the video.
         """
         wanted = torch.as_tensor(indices, dtype=torch.long).tolist()
-        size = _limited(self.height, self.width, max_short_side)
+        size = _limit_short_side(self.height, self.width, max_short_side)
         output = np.empty((len(wanted), *size, 3), dtype=np.uint8)
-        places = places_of([wanted])
-        for index, image in check_frames(self, sorted(places), self._images):
-            frame = _scaled_down(image, size)
-            for _, place in places[index]:
-                output[place] = frame
+        targets = group_by_frame([wanted])
+        for index, image in check_frames(self, sorted(targets), self._images):
+            frame = _scale_down(image, size)
+            for _, position in targets[index]:
+                output[position] = frame
         return torch.from_numpy(output)
 
     def read_clips(self, clips: Sequence[Tensor], boxes: Sequence[Box]) -> list[Tensor]:
-        """Return for each clip the frames at its indices, cut to its box: uint8 RGB [T, box.height, box.width, 3].
+        """Return each clip's frames, cropped to its box: uint8 RGB [T, box.height, box.width, 3].
 
-        clips: int64 [T] each. One forward pass for all of them. Raises as `read` does.
+        clips: frame indices, int64 [T] each. Decodes all clips in one forward pass. Raises as `read` does.
         """
         outputs = [
             np.empty((len(clip), box.height, box.width, 3), dtype=np.uint8)
             for clip, box in zip(clips, boxes, strict=True)
         ]
-        places = places_of([clip.tolist() for clip in clips])
-        for index, image in check_frames(self, sorted(places), self._images):
-            for clip, place in places[index]:
+        targets = group_by_frame([clip.tolist() for clip in clips])
+        for index, image in check_frames(self, sorted(targets), self._images):
+            for clip, position in targets[index]:
                 box = boxes[clip]
-                outputs[clip][place] = image[box.top : box.top + box.height, box.left : box.left + box.width]
+                outputs[clip][position] = image[box.top : box.top + box.height, box.left : box.left + box.width]
         return [torch.from_numpy(output) for output in outputs]
 
     def read_planes(self, clips: Sequence[Tensor], boxes: Sequence[Box]) -> list[PlanarClip] | None:
-        """As `read_clips`, but luma and chroma as the file holds them; None where this reader or file has only RGB."""
+        """Return the clips of `read_clips` as the file's luma and chroma; None if this reader or file gives RGB only."""
         return None
 
     def close(self) -> None:
-        """Release the file; the reader is of no use afterwards."""
+        """Close the file; the reader cannot be used afterwards."""
 
     def __enter__(self) -> FrameReader:
         return self
@@ -95,12 +92,12 @@ class FrameReader:
         self.close()
 
     def _images(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
-        """Yield (index, image uint8 [height, width, 3]) for sorted indices; those the file does not hold are left out."""
+        """Yield (index, image uint8 [height, width, 3]) for sorted indices, without the frames that the file lacks."""
         raise NotImplementedError
 
 
 def check_frames(reader: FrameReader, indices: list[int], frames: Any) -> Iterator[tuple[int, Any]]:
-    """Yield from frames(indices); IndexError for an index outside the video, DecodeError for a missing or odd-sized frame."""
+    """Yield from frames(indices); raise IndexError outside the video, DecodeError for a missing frame or another size."""
     if indices and not 0 <= indices[0] <= indices[-1] < reader.num_frames:
         raise IndexError(f"{reader.path} has {reader.num_frames} frames, asked for {indices}")
     found: set[int] = set()
@@ -115,28 +112,28 @@ def check_frames(reader: FrameReader, indices: list[int], frames: Any) -> Iterat
         raise DecodeError(f"{reader.path}: breaks off before frame {missing} of {reader.num_frames}")
 
 
-def places_of(clips: Sequence[Sequence[int]]) -> dict[int, list[tuple[int, int]]]:
-    """Return for each wanted index the (clip, place in the clip) pairs that it goes to."""
-    places: dict[int, list[tuple[int, int]]] = {}
+def group_by_frame(clips: Sequence[Sequence[int]]) -> dict[int, list[tuple[int, int]]]:
+    """Return the (clip, position in the clip) pairs of each frame index."""
+    targets: dict[int, list[tuple[int, int]]] = {}
     for clip, indices in enumerate(clips):
-        for place, index in enumerate(indices):
-            places.setdefault(index, []).append((clip, place))
-    return places
+        for position, index in enumerate(indices):
+            targets.setdefault(index, []).append((clip, position))
+    return targets
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its name."""
+    """Return the first line of an error's message, at most 200 characters, or the error's type without one."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _limited(height: int, width: int, max_short_side: int | None) -> tuple[int, int]:
+def _limit_short_side(height: int, width: int, max_short_side: int | None) -> tuple[int, int]:
     if max_short_side is None or min(height, width) <= max_short_side:
         return height, width
     return short_side(height, width, max_short_side)
 
 
-def _scaled_down(image: Any, size: tuple[int, ...]) -> Any:
-    """Scale uint8 [H, W, 3] to `size` if it has another one."""
+def _scale_down(image: Any, size: tuple[int, ...]) -> Any:
+    """Resize uint8 [H, W, 3] to `size` if its size differs."""
     if image.shape[:2] == size:
         return image
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()

@@ -1,7 +1,7 @@
-"""torchcodec (an optional extra) behind the readers' contract, in its exact mode, on one thread.
+"""A `FrameReader` on torchcodec (an optional extra), in its exact mode, on one thread.
 
-It needs FFmpeg's shared libraries on the machine. It opens whatever it is given, playlists and addresses too, and takes no
-limits, so that `open_video` lets it see only files that PyAV has opened behind its whitelists.
+torchcodec needs FFmpeg's shared libraries. It opens anything, playlists and addresses too, and has no limits, so
+`open_video` passes it only files that PyAV has opened with its whitelists.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .reader import FrameReader, first_line
 
 
 class TorchcodecReader(FrameReader):
-    """One file. path: absolute; container: what `media.check_media` says it is; stream: number of the video stream, and
-    fps, its rate: as PyAV has them (the rate that torchcodec gives for files at a variable one is another).
+    """Reads a file (absolute path) with torchcodec. container: from `media.check_media`.
 
-    Raises DecodeError when torchcodec cannot read the file, InputError where torchcodec itself cannot be used.
+    stream, fps: the video stream's index and frame rate from PyAV (torchcodec's differs for files with a variable rate).
+    Raises DecodeError if torchcodec cannot read the file, InputError if torchcodec itself is unusable.
     """
 
     decoder = "torchcodec"
@@ -37,8 +37,7 @@ class TorchcodecReader(FrameReader):
             ) from error
         if container not in TORCHCODEC_IS_EXACT_ON:
             warn_inexact("torchcodec", path)
-        # What it raises: RuntimeError from its native code, ValueError for streams and indices that are not there,
-        # UnicodeError for names that are no UTF-8.
+        # From native code, for missing streams and indices, and for file names that are not UTF-8.
         self._errors: tuple[type[Exception], ...] = (RuntimeError, ValueError, IndexError, UnicodeError)
         try:
             self._reader: Any = VideoDecoder(
@@ -47,22 +46,22 @@ class TorchcodecReader(FrameReader):
             self.num_frames = len(self._reader)
             if not self.num_frames:
                 raise DecodeError(f"{path}: no frame in it")
-            # The first frame is decoded first: it may hold what later key frames need (4:4:4 files of old x264 versions
-            # decode to noise without, clips_odd/cockatoo.mp4).
+            # Decode the first frame first: later key frames may need its data (without it, 4:4:4 files of old x264
+            # versions decode to noise, clips_odd/cockatoo.mp4).
             self.height, self.width = self._reader[0].shape[:2]
         except self._errors as error:
-            raise _named(path, error) from error
+            raise _decode_error(path, error) from error
 
     def _images(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
         try:
             images = self._reader.get_frames_at(indices).data.numpy()
         except self._errors as error:
-            raise _named(self.path, error) from error
+            raise _decode_error(self.path, error) from error
         yield from zip(indices, images, strict=True)
 
     def close(self) -> None:
         self._reader = None
 
 
-def _named(path: str, error: Exception) -> DecodeError:
+def _decode_error(path: str, error: Exception) -> DecodeError:
     return error if isinstance(error, DecodeError) else DecodeError(f"{path}: torchcodec: {first_line(error)}")
