@@ -38,7 +38,5 @@ for _name, _target in _SHORT_NAMES.items():
 def __getattr__(name: str) -> Any:
     # Importing the package stays quick: torch comes with the first use.
     if name in ("load_classifier", "load_encoder"):
-        from .weights import load
-
-        return getattr(load, name)
+        return getattr(importlib.import_module(f"{__name__}.weights.load"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

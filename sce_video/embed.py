@@ -8,7 +8,6 @@ the others are printed.
 from __future__ import annotations
 
 import csv
-import os
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from .data import loader
 from .data.manifest import Video
 from .errors import InputError
 from .evaluation import extract, task
+from .runs.files import replace_atomically
 from .weights import load
 
 
@@ -63,17 +63,20 @@ def write(out: Path, found: extract.Features, videos: list[Video]) -> None:
     arrays = {"features": found.features["backbone"].contiguous()}
     if "projector" in found.features:
         arrays["projections"] = found.features["projector"].contiguous()
-    work = out.with_name(f".writing_{out.name}")
-    if out.suffix == ".npz":
-        paths, labels = (np.array(column) for column in zip(*((v.path, v.label or "") for v in videos), strict=True))
-        with open(work, "wb") as file:
-            np.savez(file, **{name: tensor.numpy() for name, tensor in arrays.items()}, paths=paths, labels=labels)  # type: ignore[arg-type]
-    else:
-        try:
-            from safetensors.torch import save_file
-        except ModuleNotFoundError as error:
-            raise InputError("writing .safetensors needs safetensors: pip install safetensors, or out=x.npz") from error
-        save_file(arrays, work)
-        with open(out.with_suffix(".csv"), "w", newline="", errors="surrogateescape") as table:
-            csv.writer(table).writerows([("path", "label"), *((video.path, video.label or "") for video in videos)])
-    os.replace(work, out)
+    with replace_atomically(out) as work:
+        if out.suffix == ".npz":
+            paths, labels = (
+                np.array(column) for column in zip(*((v.path, v.label or "") for v in videos), strict=True)
+            )
+            with open(work, "wb") as file:
+                np.savez(file, **{name: tensor.numpy() for name, tensor in arrays.items()}, paths=paths, labels=labels)  # type: ignore[arg-type]
+        else:
+            try:
+                from safetensors.torch import save_file
+            except ModuleNotFoundError as error:
+                raise InputError(
+                    "writing .safetensors needs safetensors: pip install safetensors, or out=x.npz"
+                ) from error
+            save_file(arrays, work)
+            with open(out.with_suffix(".csv"), "w", newline="", errors="surrogateescape") as table:
+                csv.writer(table).writerows([("path", "label"), *((video.path, video.label or "") for video in videos)])

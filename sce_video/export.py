@@ -29,6 +29,7 @@ from .config.evaluate import ExportConfig
 from .errors import InputError
 from .models import backbones
 from .models.encoder import FrozenEncoder
+from .runs.files import replace_atomically
 from .weights import layouts, load, read
 
 FITS = {
@@ -56,8 +57,7 @@ def export(cfg: ExportConfig) -> float | None:
     frames, size = cfg.num_frames or int(encoder.clip["num_frames"]), cfg.size or int(encoder.clip["size"])
     clips = torch.rand(2, 3, frames, size, size, generator=torch.Generator().manual_seed(0))
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".writing_{os.getpid()}_{out.name}")
-    try:
+    with replace_atomically(out) as work:
         WRITERS[to](encoder, work, clips)
         difference = prove(encoder, to, work, clips)
         tolerance = TOLERANCE_ONNX if to == "onnx" else TOLERANCE
@@ -67,9 +67,6 @@ def export(cfg: ExportConfig) -> float | None:
                 "for weights that are not finite"
             )
         refuse_existing(out)
-        work.rename(out)
-    finally:
-        work.unlink(missing_ok=True)
     proof = "not verified: pip install onnxruntime" if difference is None else f"{difference:.3g}"
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)\nmaximum absolute difference of the features: {proof}")
     print(how_to_load(to, encoder, out))

@@ -22,7 +22,7 @@ from sce_video.data import health, loader, manifest
 from sce_video.data.dataset import EvaluationDataset
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError
-from sce_video.evaluation.cache import identity
+from sce_video.evaluation.cache import identify
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +122,14 @@ def test_a_file_that_changed_counts_as_not_looked_at(
 def test_features_of_a_folder_are_known_by_all_its_pictures(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder / "good.frames", tmp_path / "a.frames"))
     video = Video(str(copy), None)
-    before = identity(video)
-    assert before == identity(video)
+    before = identify(video)
+    assert before == identify(video)
     latest = max(path.stat().st_mtime_ns for path in (copy, *copy.iterdir()))
     for step, name in enumerate(("000002.jpg", ".", "000001.jpg"), start=1):
         os.utime(copy / name, ns=(0, latest + step))
-        assert identity(video) != before
-        before = identity(video)
-    assert identity(Video(str(tmp_path / "none"), None)) is None
+        assert identify(video) != before
+        before = identify(video)
+    assert identify(Video(str(tmp_path / "none"), None)) is None
 
 
 def test_what_no_doctor_saw_is_tried_first(folder: Path, tmp_path: Path) -> None:

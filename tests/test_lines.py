@@ -6,16 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sce_video.runs.files import Lines
+from sce_video.runs.files import AppendFile
 
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from sce_video.runs.files import Lines
+from sce_video.runs.files import AppendFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 path = Path(sys.argv[1])
-lines = Lines(path)
+lines = AppendFile(path)
 for number in range(4):
     lines.add(f"{number} " + 58 * "x")
     print(path.stat().st_size)
@@ -35,5 +35,5 @@ def test_lines_wait_for_room_and_are_written_whole(tmp_path: Path) -> None:
 
 def test_a_line_that_a_kill_cut_off_is_ended(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"one\ntw")
-    Lines(tmp_path / "log").add("three\udcff")
+    AppendFile(tmp_path / "log").add("three\udcff")
     assert (tmp_path / "log").read_bytes() == b"one\ntw\nthree\xff\n"

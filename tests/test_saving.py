@@ -25,7 +25,7 @@ from conftest import ROOT
 from sce_video.errors import InputError, Stopped
 from sce_video.runs import checkpoint, files
 from sce_video.runs.background_save import Saver, snapshot
-from sce_video.runs.files import retried
+from sce_video.runs.files import retry_io
 
 
 def state(value: float, size: int = 64) -> checkpoint.State:
@@ -282,14 +282,14 @@ def test_hiccups_are_waited_for_and_other_errors_are_not() -> None:
             raise OSError(number, os.strerror(number))
         return "done"
 
-    assert retried(lambda: fail(2, errno.ESTALE), "reading", waits=(0, 0)) == "done"
+    assert retry_io(lambda: fail(2, errno.ESTALE), "reading", waits=(0, 0)) == "done"
     assert len(calls) == 3
     calls.clear()
     with pytest.raises(OSError, match="Stale file handle"):
-        retried(lambda: fail(3, errno.ESTALE), "reading", waits=(0, 0))
+        retry_io(lambda: fail(3, errno.ESTALE), "reading", waits=(0, 0))
     calls.clear()
     with pytest.raises(FileNotFoundError):
-        retried(lambda: fail(1, errno.ENOENT), "reading", waits=(0, 0))
+        retry_io(lambda: fail(1, errno.ENOENT), "reading", waits=(0, 0))
     assert len(calls) == 1
 
 

@@ -16,20 +16,6 @@ def resize(frames: Tensor, size: tuple[int, int], *, antialias: bool = False) ->
     return flat.reshape(*frames.shape[:-2], *size)
 
 
-def neighbours(length: int, size: int, *, flip: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Return between which two of `length` pixels each of `size` resized ones lies, and the weight of the second.
-
-    int64 [size] twice and float32 [size]: position `(i + 1/2) length / size - 1/2`, in float32 as torch computes it,
-    clamped to the first and last pixel. flip: from the last to the first.
-    """
-    scale = torch.tensor(length, dtype=torch.float32) / size
-    position = (scale * (torch.arange(size) + 0.5) - 0.5).clamp(min=0)
-    if flip:
-        position = position.flip(0)
-    first = position.long().clamp(max=length - 1)
-    return first, (first + 1).clamp(max=length - 1), position - first
-
-
 def temporal_difference(frames: Tensor, following: Tensor | None = None) -> Tensor:
     """Return the signed grey difference of each frame to the next, `(grey_t - grey_{t+1} + 255) / 2`, in three channels.
 

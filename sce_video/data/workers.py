@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from .. import distributed
 from ..errors import Stopped
 from ..runs import fault_injection
-from ..runs.files import Lines
+from ..runs.files import AppendFile
 from ..runs.stop import SIGNALS, die_with_parent
 from .dataset import Batch, ClipDataset, Sample, collate
 from .decode import DecodeError
@@ -59,7 +59,7 @@ class Quarantine:
 
     def __init__(self, path: Path | None) -> None:
         self.reasons: dict[str, str] = {}
-        self._lines = None if path is None else Lines(path)
+        self._lines = None if path is None else AppendFile(path)
         if path is not None and path.is_file():
             for line in path.read_text().splitlines():
                 with suppress(json.JSONDecodeError):  # a line truncated by a kill

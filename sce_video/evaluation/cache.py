@@ -28,6 +28,7 @@ from ..data.manifest import Video
 from ..data.synthetic import cache_folder
 from ..models.encoder import FrozenEncoder
 from ..runs import checkpoint
+from ..runs.files import replace_atomically
 
 PROTOCOL = 1  # raise it when a change gives other features for the same encoder, views and file
 
@@ -90,8 +91,5 @@ class FeatureCache:
         about = self.folder / "about.json"
         if not about.exists():
             about.write_text(json.dumps(self.about, indent=2) + "\n")
-        final = self.folder / f"{uuid.uuid4().hex}.npz"
-        work = final.with_suffix(".writing")
-        with open(work, "wb") as file:
+        with replace_atomically(self.folder / f"{uuid.uuid4().hex}.npz") as work, open(work, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(work, final)

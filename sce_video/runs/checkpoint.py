@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import distributed
 from ..errors import InputError
-from .files import retried
+from .files import retry_io
 
 
 FORMAT_VERSION = 1
@@ -102,7 +102,7 @@ def save(folder: Path, step: int, state: State, meta: dict[str, Any], *, keep: i
     Raises OSError, e.g. on a full disk, with the older checkpoints intact.
     """
     final = folder / f"step_{step:08d}"
-    retried(lambda: _write(final, step, state, meta), f"writing {final}")
+    retry_io(lambda: _write(final, step, state, meta), f"writing {final}")
     for old in checkpoints(folder)[keep:]:
         if not keep_every or int(old.name.removeprefix("step_")) % keep_every:
             with suppress(OSError):  # what cannot be deleted now is deleted after the next save
@@ -157,10 +157,10 @@ def checkpoints(folder: Path) -> list[Path]:
 def load(path: Path) -> tuple[State, dict[str, Any]]:
     """Return state (on the CPU) and meta of one checkpoint folder. Raises InputError if it is damaged."""
     try:
-        meta = json.loads(retried((path / "meta.json").read_text, f"reading {path}"))
-        if retried(lambda: file_digest(path / "state.pt"), f"reading {path}") != meta["sha256"]:
+        meta = json.loads(retry_io((path / "meta.json").read_text, f"reading {path}"))
+        if retry_io(lambda: file_digest(path / "state.pt"), f"reading {path}") != meta["sha256"]:
             raise InputError(f"checkpoint {path} is damaged: state.pt does not match its digest")
-        state: State = retried(
+        state: State = retry_io(
             lambda: torch.load(path / "state.pt", map_location="cpu", weights_only=True), f"reading {path}"
         )
     except (OSError, ValueError, KeyError) as error:

@@ -1,8 +1,4 @@
-"""Files that a run adds lines to: its logs, and what it met. A full disk must not end a run that could go on.
-
-What does not fit waits in memory for the next line. Every line is there as a whole or not at all; after a kill, or a
-full disk, the file goes on in a line of its own.
-"""
+"""Files that survive kills and full disks: append-only ones, and ones that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +6,8 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,22 +17,43 @@ HICCUPS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRE
 WAITS_SECONDS = (1.0, 10.0)
 
 
-class Lines:
-    """A text file that grows by whole lines; several processes may add to it."""
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it replaces `path` when the block ends, and is removed after an error."""
+    work = path.with_name(f".writing_{os.getpid()}_{path.name}")
+    try:
+        yield work
+        os.replace(work, path)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file: readers find the old content or the new one. Raises OSError, e.g. on a full disk."""
+    with replace_atomically(path) as work:
+        work.write_text(text, errors="surrogateescape")
+
+
+class AppendFile:
+    """A text file that grows by whole lines; several processes may append to it.
+
+    A full disk does not end the run: lines that cannot be written stay in memory until the next call. Each line is written
+    completely or not at all; after a kill or a full disk the file continues on a new line.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._waiting = b""  # what could not be written yet
 
     def add(self, line: str) -> None:
-        """Append a line, after those that wait. Where that fails it is told once, and tried again with the next line."""
-        told = bool(self._waiting)
+        """Append a line after the waiting ones. On failure warn once, and try again with the next line."""
+        warned = bool(self._waiting)
         self._waiting += line.encode(errors="surrogateescape") + b"\n"
         try:
             _append(self.path, self._waiting)
             self._waiting = b""
         except OSError as error:
-            if not told:
+            if not warned:
                 print(
                     f"warning: {self.path} cannot be written: {error.strerror}; its lines wait for room",
                     file=sys.stderr,
@@ -43,7 +61,7 @@ class Lines:
 
 
 def _append(path: Path, content: bytes) -> None:
-    """Append all of `content` or nothing of it. Raises OSError."""
+    """Append all of `content` or nothing. Raises OSError."""
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(handle).st_size
@@ -59,7 +77,7 @@ def _append(path: Path, content: bytes) -> None:
         os.close(handle)
 
 
-def retried(action: Callable[[], T], what: str, waits: Sequence[float] = WAITS_SECONDS) -> T:
+def retry_io(action: Callable[[], T], what: str, waits: Sequence[float] = WAITS_SECONDS) -> T:
     """Return what `action` returns; after a hiccup of the file system wait and call it again, len(waits) times at most.
 
     Any other OSError, and the last hiccup, is raised as it is.

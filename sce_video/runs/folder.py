@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 
 from .. import distributed
 from ..errors import InputError
+from .files import write_atomically
 from .lock import LOCK_FILE, RunLock
 from .status import Status, owner
 from .stop import STOP_FILE, StopRequest
 from .watchdog import StepWatch
 
-_CONFIG_WRITTEN = ".config.yaml"
 
 
 class RunFolder:
@@ -56,9 +56,7 @@ class RunFolder:
             if not self.known:
                 if check_run_folder(self.path, self.cfg):
                     raise InputError(f"another run has begun in out={self.path} meanwhile: give the command again")
-                temporary = self.path / _CONFIG_WRITTEN
-                OmegaConf.save(OmegaConf.structured(self.cfg), temporary)
-                temporary.rename(self.path / "config.yaml")
+                write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.cfg)))
         except OSError as error:
             raise InputError(f"out={self.path} cannot be written ({error.strerror}): choose another out=") from error
 
@@ -119,7 +117,7 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
 
 def _is_left_over(name: str) -> bool:
     """Whether a start that did not get far may leave such a file."""
-    return name in (STOP_FILE, _CONFIG_WRITTEN) or name.startswith(LOCK_FILE)  # .lock.held, too
+    return name == STOP_FILE or name.startswith((LOCK_FILE, ".writing_", ".config.yaml"))  # .lock.held, too
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -27,6 +27,7 @@ from typing import Any
 
 from .. import distributed
 from ..errors import EXIT_UNEXPECTED, exit_code
+from .files import write_atomically
 
 STATUS_FILE = "status.json"
 SECONDS = 5.0  # between two updates while the run is going
@@ -99,9 +100,7 @@ class Status:
             return
         self._written = time.monotonic()
         content = {"status": state, "exit_code": code, "reason": reason, **self.record, "time": now()}
-        temporary = self.folder / f".{STATUS_FILE}.{os.getpid()}"
         try:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            os.replace(temporary, self.folder / STATUS_FILE)
+            write_atomically(self.folder / STATUS_FILE, json.dumps(content, indent=2) + "\n")
         except OSError as error:  # a full disk must not end a run that could go on
             print(f"warning: {self.folder / STATUS_FILE} cannot be written: {error.strerror}", file=sys.stderr)

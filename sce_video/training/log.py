@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from .. import distributed
 from ..errors import Stopped
 from ..runs import resources
-from ..runs.files import Lines
+from ..runs.files import AppendFile, replace_atomically, write_atomically
 
 T = TypeVar("T")
 
@@ -77,12 +76,13 @@ class SkippedVideos:
         return new
 
     def _write(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
+        rows = ((path, self.counts[path], reason) for path, reason in self.reasons.items())
         try:
-            with open(temporary, "w", newline="", errors="surrogateescape") as file:
-                rows = ((path, self.counts[path], reason) for path, reason in self.reasons.items())
+            with (
+                replace_atomically(self.path) as work,
+                open(work, "w", newline="", errors="surrogateescape") as file,
+            ):
                 csv.writer(file).writerows([("path", "count", "reason"), *rows])
-            os.replace(temporary, self.path)
         except OSError as error:  # a full disk; the next unreadable video writes all of them again
             distributed.warn([f"{self.path} cannot be written: {error.strerror}"])
 
@@ -134,7 +134,7 @@ class RunLog:
         if folder is None:
             return
         self._drop_after(start_step)
-        self._messages, self._records = Lines(folder / "log.txt"), Lines(folder / "log.jsonl")
+        self._messages, self._records = AppendFile(folder / "log.txt"), AppendFile(folder / "log.jsonl")
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -164,9 +164,7 @@ class RunLog:
                 continue  # the line that a kill cut off
             if 0 < step >= record.get("step", 0):  # a run without checkpoint begins anew
                 kept.append(line + "\n")
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        write_atomically(path, "".join(kept))
 
     def message(self, text: str) -> None:
         """Print a line above the progress bar and keep it in log.txt."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from ..data import loader
 from ..data.dataset import ClipDataset, RandomResized
 from ..data.decode import DecodeError
 from ..data.manifest import Video
-from ..data.workers import Batches
 from ..errors import InputError, Stopped
 from ..methods import check_method
 from ..runs import checkpoint
@@ -156,22 +156,6 @@ def build_run(
     steps_per_epoch = num_videos // options.batch
     total_steps = steps_per_epoch * options.epochs
 
-    def open_batches(step: int) -> Batches:
-        return loader.build(
-            dataset,
-            loader.steps(num_videos, augment.seed, options.batch, options.accumulate, step, total_steps),
-            workers=workers,
-            pin_memory=device.type == "cuda",
-            read_timeout=system.read_timeout,
-            worker_videos=system.worker_videos,
-            quarantine=folder.path / QUARANTINE,
-        )
-
-    def save(run: Run, saver: Saver, name: str = "checkpoints", keep: int = 0) -> None:
-        meta = {"version": __version__, "torch": torch.__version__, **about, **run.notes}
-        state = training_state(run.method, run.optimizer, run.scaler)
-        saver.save(folder.path / name, run.step, state, meta | {"updates": run.updates.state()}, keep=keep)
-
     return Run(
         method=method,
         optimizer=optim.build(
@@ -186,8 +170,16 @@ def build_run(
         folder=folder,
         skipped=SkippedVideos(folder.path, num_videos, max_bad_fraction),
         updates=Updates(folder.path, method),
-        open_batches=open_batches,
-        save=save,
+        open_batches=lambda step: loader.build(
+            dataset,
+            loader.steps(num_videos, augment.seed, options.batch, options.accumulate, step, total_steps),
+            workers=workers,
+            pin_memory=device.type == "cuda",
+            read_timeout=system.read_timeout,
+            worker_videos=system.worker_videos,
+            quarantine=folder.path / QUARANTINE,
+        ),
+        save=partial(save, about=about),
         base_lr=options.lr,
         warmup_steps=round(options.warmup_epochs * steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
@@ -201,6 +193,12 @@ def build_run(
         keep_every=system.keep_every,
         notes=notes,
     )
+
+
+def save(run: Run, saver: Saver, name: str = "checkpoints", keep: int = 0, *, about: Mapping[str, Any]) -> None:
+    """Hand a checkpoint to the saver, for the folder `name` of the run; keep: another number than the saver's."""
+    meta = {"version": __version__, "torch": torch.__version__, **about, **run.notes, "updates": run.updates.state()}
+    saver.save(run.folder.path / name, run.step, training_state(run.method, run.optimizer, run.scaler), meta, keep=keep)
 
 
 def build_augmenter(cfg: PretrainConfig, device: torch.device) -> Augmenter:

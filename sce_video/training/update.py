@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..errors import Stopped
-from ..runs.files import Lines
+from ..runs.files import AppendFile
 
 IN_A_ROW = 5  # so many skipped steps stop the run,
 WINDOW, IN_WINDOW = 1000, 10  # and so does one more than 1 % of the last thousand
@@ -65,7 +65,7 @@ class Updates:
     """
 
     def __init__(self, folder: Path, module: nn.Module) -> None:
-        self.lines = Lines(folder / SKIPPED_STEPS)
+        self.lines = AppendFile(folder / SKIPPED_STEPS)
         self.skipped = 0
         self.in_a_row = 0
         self.recent: list[int] = []  # the skipped ones of the last WINDOW steps
