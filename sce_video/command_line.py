@@ -56,7 +56,7 @@ def _unknown(key: str, schema: type) -> InputError:
 
 
 def typed(composed: DictConfig, schema: type[S]) -> S:
-    """Return what Hydra composed as a checked object of `schema`.
+    """Convert a composed Hydra config into a checked object of `schema`.
 
     Raises InputError: unknown key (the nearest known one is named), wrong type, missing value, a broken rule.
     """

@@ -167,7 +167,7 @@ def _sort(values: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _with_copies(values: Tensor, sets: Tensor, which: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Put all rows of each set in its place: sets [Q, min(k, U)] -> rows [Q, k]."""
+    """Replace each set by all its rows: sets [Q, min(k, U)] -> rows [Q, k]."""
     none, counts, order = len(which), which.bincount(), which.sort(stable=True).indices
     step = torch.arange(min(k, int(counts.max())), device=which.device)
     members = order[((counts.cumsum(dim=0) - counts)[:, None] + step).clamp_max_(none - 1)]  # [U, most rows of a set]

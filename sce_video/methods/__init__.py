@@ -41,7 +41,7 @@ class Rows(Protocol):
 
 
 class Method(Protocol):
-    """What the loop asks of a method."""
+    """The contract that the loop relies on."""
 
     online: Any
     """The encoder that is kept and evaluated: an `nn.Module` with a `backbone`."""

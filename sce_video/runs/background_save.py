@@ -1,6 +1,6 @@
-"""Checkpoints are written in the background while training goes on: one at a time, from a copy on the CPU.
+"""Write checkpoints in a background thread, one at a time, from a copy on the CPU.
 
-A run lives through a failed save, the full disk above all: the checkpoint before it is whole, and the next one is tried.
+A run survives a failed save, such as a full disk: the previous checkpoint is intact, and the next save is tried.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ALLOWED_FAILURES = 3  # in a row
 
 
 def snapshot(value: Any) -> Any:
-    """Return a copy of nested containers whose tensors are copies on the CPU, which training does not change."""
+    """Copy nested containers and their tensors to the CPU, where training does not change them."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -32,9 +32,9 @@ def snapshot(value: Any) -> Any:
 
 
 class Saver:
-    """Saves in a thread. Leaving it as a context manager waits for what is being written.
+    """Save in a thread. Leaving the context manager waits for the save in progress.
 
-    keep, keep_every: see `checkpoint.save`. report: gets a line about a save that failed.
+    keep, keep_every: see `checkpoint.save`. report: called with one line about each failed save.
     """
 
     def __init__(self, *, keep: int, keep_every: int, report: Callable[[str], None]) -> None:
@@ -48,7 +48,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
 
     def save(self, folder: Path, step: int, state: checkpoint.State, meta: dict[str, Any], *, keep: int = 0) -> None:
-        """Copy `state` and write it in the background, after a save that is still going on. keep: another number here."""
+        """Copy `state` and write it in the background, after the save in progress. keep: overrides the number kept."""
         self.wait()
         self._folder, self._step = folder, step
         self._pending = self._thread.submit(
@@ -62,15 +62,15 @@ class Saver:
         )
 
     def check(self) -> None:
-        """Deal with a save that has ended; called every step.
+        """Handle a finished save; called every step.
 
-        Raises Stopped after ALLOWED_FAILURES failed saves in a row, and whatever is not a matter of the disk.
+        Raises Stopped after ALLOWED_FAILURES failed saves in a row, and any exception other than OSError at once.
         """
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the save that is going on, if any, and deal with its outcome as `check` does."""
+        """Wait for the save in progress, if any, and handle its result as `check` does."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -85,7 +85,7 @@ class Saver:
             self.report(f"warning: {text}; training goes on, the checkpoint before it is whole")
 
     def finish(self) -> None:
-        """Wait for the last checkpoint of a run. Raises Stopped if it could not be written: it is not tried again."""
+        """Wait for the last checkpoint of a run. Raises Stopped if it could not be written: there is no further try."""
         self.wait()
         if self.failures:
             raise Stopped(

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside their final name, with a digest, and renamed.
+"""Atomic checkpoints: written under a temporary name, with a digest, and renamed.
 
 One checkpoint is a folder `step_00001200/` with `state.pt` (tensors and plain containers only, loaded with
 weights_only=True) and `meta.json`, written last, with the digest of state.pt. At every instant the newest complete

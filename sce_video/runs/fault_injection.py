@@ -1,4 +1,4 @@
-"""Faults on purpose, for the tests of what a run survives. Nothing happens unless SCE_VIDEO_ALLOW_FAULTS=1.
+"""Inject faults, for tests. Nothing happens unless SCE_VIDEO_ALLOW_FAULTS=1.
 
     SCE_VIDEO_FAULT="kill@step=12,rank=1"      the rank kills itself before its step 12 (counted from 0)
                     "term@step=12,rank=1"      it is asked to stop
@@ -24,21 +24,21 @@ from torch import Tensor, nn
 from .. import distributed
 
 
-def planned(kind: str, **place: int) -> dict[str, str] | None:
-    """Return the options of the fault `kind` if it is meant for this rank and place (step=, row=), else None."""
+def planned(kind: str, **where: int) -> dict[str, str] | None:
+    """Return the options of the fault `kind` if it is planned for this rank and step= or row=, else None."""
     if os.environ.get("SCE_VIDEO_ALLOW_FAULTS") != "1":
         return None
     for fault in os.environ.get("SCE_VIDEO_FAULT", "").split(";"):
         name, _, text = fault.partition("@")
         options = dict(option.split("=", 1) for option in text.split(",") if option)
-        here = {"rank": int(os.environ.get("RANK", distributed.rank())), **place}
+        here = {"rank": int(os.environ.get("RANK", distributed.rank())), **where}
         if name == kind and all(int(options[key]) == value for key, value in here.items() if key in options):
             return options
     return None
 
 
 def at_step(step: int, module: nn.Module) -> None:
-    """Do what is planned for this rank before `step`."""
+    """Inject the faults planned for this rank before `step`."""
     if planned("kill", step=step) is not None:
         os.kill(os.getpid(), signal.SIGKILL)
     if planned("term", step=step) is not None:
@@ -52,14 +52,14 @@ def at_step(step: int, module: nn.Module) -> None:
 
 
 def poisoned(views: Sequence[Tensor], step: int) -> list[Tensor]:
-    """Return the clips of a step, or such that are not numbers where that is planned."""
+    """Return the clips of a step, all NaN where that fault is planned."""
     if planned("nan", step=step) is None:
         return list(views)
     return [torch.full_like(view, torch.nan) for view in views]
 
 
 def in_worker(row: int) -> None:
-    """Do what is planned for the process that decodes `row`."""
+    """Inject the faults planned for the process that decodes `row`."""
     if planned("abort", row=row) is not None:
         os.abort()
     while planned("hang", row=row) is not None:

@@ -78,9 +78,9 @@ def _append(path: Path, content: bytes) -> None:
 
 
 def retry_io(action: Callable[[], T], what: str, waits: Sequence[float] = WAITS_SECONDS) -> T:
-    """Return what `action` returns; after a hiccup of the file system wait and call it again, len(waits) times at most.
+    """Call `action` and return its result; after a transient error of the file system wait and retry, len(waits) times.
 
-    Any other OSError, and the last hiccup, is raised as it is.
+    Raises any other OSError, and the last transient one.
     """
     for wait in waits:
         try:

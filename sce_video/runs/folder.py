@@ -1,7 +1,7 @@
-"""The folder of a run: refused if it holds something else, locked, and with a `status.json` while the run is going.
+"""The folder of a run: checked, locked, and with a `status.json` while the run is going.
 
-Nothing is written before every check of the set-up has passed: an existing run is entered at once (it is read), a new
-one when it `begin`s.
+Nothing is written before every check of the set-up has passed: an existing run is locked at once, since it is read; a new
+folder is made by `begin`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .watchdog import StepWatch
 class RunFolder:
     """A context manager around a run from its set-up to its end.
 
-    cfg: a training program's options. What changes nothing that is learnt (`system`, `monitor`, `out`) may differ from
-    those of an earlier start. stop: whose file is removed once the folder is taken.
+    cfg: the options of a training program. Options that do not change the trained weights (`system`, `monitor`, `out`)
+    may differ from those of an earlier start. stop: its file is removed once the folder is locked.
 
-    Entering raises InputError for a folder with a run of another recipe, with other things, or where a run is going on.
+    Entering raises InputError for a folder with a run of another recipe, with other files, or with a running run.
     """
 
     def __init__(self, path: Path, cfg: Any, stop: StopRequest) -> None:
@@ -48,7 +48,7 @@ class RunFolder:
         return self
 
     def _occupy(self) -> None:
-        """Make the folder where it is new, and take it. Nothing of ours is in a new one but the lock, until `begin`."""
+        """Make the folder if it is new, and lock it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.take()
@@ -61,7 +61,7 @@ class RunFolder:
             raise InputError(f"out={self.path} cannot be written ({error.strerror}): choose another out=") from error
 
     def begin(self, step: int, total_steps: int) -> None:
-        """Say where the run stands, after all checks; makes a new folder. All ranks call it."""
+        """Make a new folder, and write where the run stands. Called by all ranks, after all checks."""
         distributed.barrier()  # nobody looks at the folder any more
         if distributed.rank() == 0:
             if not self.known:
@@ -70,13 +70,13 @@ class RunFolder:
         self._watch.start()
 
     def at(self, step: int) -> None:
-        """Say that the run is at `step`; called every step, it writes every few seconds. From here on time counts."""
+        """Note that the run is at `step`. Called every step; writes every few seconds and starts the step's time limit."""
         self._watch.at(step)
         if distributed.rank() == 0 and self.status.at(step):
             self._lock.keep()
 
     def pause(self) -> None:
-        """Say that something begins that may take longer than a step; `at` ends it."""
+        """Suspend the time limit of a step, e.g. for an evaluation; `at` ends the pause."""
         self._watch.pause()
 
     def __exit__(
@@ -88,16 +88,16 @@ class RunFolder:
 
 
 def check_run_folder(folder: Path, cfg: Any) -> bool:
-    """Return whether `folder` is a run with these very options, to be continued; False if it is new or empty.
+    """Return whether `folder` holds a run with the same options, to be continued; False if it is new or empty.
 
-    Raises InputError for a folder with a run of another recipe, or with other things.
+    Raises InputError for a folder with a run of another recipe, or with other files.
     """
     if not folder.exists() or (folder.is_dir() and all(_is_left_over(path.name) for path in folder.iterdir())):
         return False
     path = folder / "config.yaml"
     if not path.is_file():
         raise InputError(f"out={folder} is not empty and no run folder (no config.yaml in it): choose another out=")
-    # An option that did not exist yet had its default: that is what a default has to be.
+    # An option that the earlier version did not have had its default.
     old = _flat(OmegaConf.to_container(OmegaConf.structured(type(cfg)), enum_to_str=True))
     old |= _flat(OmegaConf.to_container(OmegaConf.load(path)))
     new = _flat(OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
@@ -116,7 +116,7 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
 
 
 def _is_left_over(name: str) -> bool:
-    """Whether a start that did not get far may leave such a file."""
+    """Whether an interrupted start may leave such a file."""
     return name == STOP_FILE or name.startswith((LOCK_FILE, ".writing_", ".config.yaml"))  # .lock.held, too
 
 

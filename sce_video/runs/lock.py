@@ -1,6 +1,6 @@
-"""One run per folder: a lock that the system drops when its holder dies, however it dies.
+"""One run per folder: a lock that the system releases when its holder dies.
 
-Where the file system has no `flock` (some network ones), a file that is made exclusively and kept young stands in for it.
+On file systems without `flock` (some network ones) a file that is created exclusively and touched regularly replaces it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Ranks that should be equal, and whether they are.
+"""Check that all ranks hold equal tensors.
 
-Every rank updates its own copy of networks and queue from the same reduced values, so they stay equal to the bit. A rank
-that does not (other code, other weights, a broken memory) would go unnoticed: the losses hardly show it.
+Every rank updates its own copy of networks and queue from the same reduced values, so they stay equal to the bit. The loss
+hardly shows a rank that differs (other code, other weights, broken memory).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import InputError, Stopped
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:
-    """Return the sum of a tensor's bytes read as integers, int64 scalar: changes with every single element."""
+    """Return the sum of a tensor's bits read as integers, int64 scalar: it changes with every single element."""
     flat = tensor.detach().contiguous().reshape(-1)
     bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
     return bits.sum(dtype=torch.int64)
@@ -43,7 +43,7 @@ def check_ranks_are_equal(tensors: dict[str, Tensor], step: int) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Raise the InputError that one rank meets inside on all of them, naming its machine. Nothing inside may wait for others."""
+    """Raise an InputError of one rank on all ranks, naming its machine. The block must not wait for other ranks."""
     problem = ""
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a process and its children hold at the moment: memory and open files, from /proc (Linux)."""
+"""Memory and open files of a process and its children, from /proc (Linux)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 def tree() -> list[int]:
-    """Return the ids of this process and all its descendants; only this one where the system does not tell."""
+    """Return the ids of this process and all its descendants; only its own without /proc."""
     found = [os.getpid()]
     for pid in found:
         try:

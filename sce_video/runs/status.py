@@ -1,4 +1,4 @@
-"""`status.json`: what a run is doing, or how it ended, for batch scripts and people.
+"""`status.json`: the state of a run, or how it ended, for batch scripts and people.
 
     {"status": "preempted", "exit_code": 75, "step": 1200, "total_steps": 90000, "start_step": 800, "restarts": 3,
      "reason": "SIGUSR2: saved at step 1200", "host": "node17", "pid": 4711, "job": "815", "started": ..., "time": ...}
@@ -10,7 +10,7 @@ preempted    75     asked to stop, and saved: start the same command again
 failed       70     options, data or the training itself: the same would happen again
 failed       1      anything else, e.g. a dead machine: may be started again while `step` gets ahead of `start_step`
 
-Rank 0 writes it, as a whole or not at all. A start that is refused before it has a run folder writes nothing.
+Rank 0 writes it atomically. A start that is refused before it has a run folder writes nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def now() -> str:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Return what `status.json` in `folder` says; empty if there is none or it is damaged."""
+    """Return the content of `status.json` in `folder`; empty if there is none or it is damaged."""
     try:
         content: dict[str, Any] = json.loads((folder / STATUS_FILE).read_text())
     except (OSError, ValueError):
@@ -48,13 +48,13 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def owner() -> dict[str, Any]:
-    """Return which process this is: host, pid, and the batch system's job, if any."""
+    """Return the host, pid and batch job of this process."""
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
     return {"host": socket.gethostname(), "pid": os.getpid(), "job": job}
 
 
 class Status:
-    """Keeps `status.json` from `begin` on; leaving it as a context manager writes how the run ended."""
+    """Maintains `status.json` from `begin` on; leaving the context manager writes how the run ended."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ class Status:
         self._write("running", None, "")
 
     def at(self, step: int) -> bool:
-        """Take note that `step` steps are taken, and write it every few seconds. Return whether it was written."""
+        """Note that `step` steps are done; write it every few seconds. Return whether it was written."""
         self.record["step"] = step
         due = time.monotonic() - self._written > SECONDS
         if due:
@@ -92,7 +92,7 @@ class Status:
         self._write(state, code, f"{name}{error}" if error is not None else "")
 
     def failed(self, reason: str) -> None:
-        """Write that the run ended in a way that is no exception."""
+        """Write that the run failed without an exception."""
         self._write("failed", EXIT_UNEXPECTED, reason)
 
     def _write(self, state: str, code: int | None, reason: str) -> None:

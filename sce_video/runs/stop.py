@@ -1,11 +1,11 @@
-"""When a run has to stop: a signal, a file STOP in its folder, or the death of the process that started it.
+"""Requests to stop a run: a signal, a file STOP in its folder, or the death of its parent process.
 
-Whatever it is only sets a flag. The ranks agree on it at the end of a step, in a reduction that takes place anyway, save,
-and leave with exit code 75 (see `errors.Preempted`), so that a batch script starts the same command again.
-Parts that have nothing to save, as building the networks or the final test, stop at once.
+A request sets a flag. At the end of a step the ranks agree on it in a reduction that takes place anyway, save, and exit with
+code 75 (see `errors.Preempted`), so that a batch script starts the same command again. Phases with nothing to save, such
+as building the networks or the final test, stop at once.
 
-A file STOP works where no signal arrives: below `torchrun`, by hand, over a network file system. It is meant for the run
-that is going: the next start removes it.
+The file STOP works where no signal arrives: below `torchrun`, by hand, over a network file system. The next start removes
+it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent(number: signal.Signals) -> None:
-    """Have the system send this process a signal when its parent ends. Linux only; elsewhere it does nothing."""
+    """Ask the kernel to send this process a signal when its parent ends. Linux only; no effect elsewhere."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
 class StopRequest:
-    """Listens for requests to stop while it is entered; the signal handlers of before come back afterwards.
+    """Receives requests to stop while entered; restores the previous signal handlers afterwards.
 
-    folder: where a file STOP counts, the folder that the user named.
+    folder: the folder that the user named; a file STOP in it is a request.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +73,7 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only take note of signals inside: `asked` and `agreed` tell the loop."""
+        """Defer signals in the block: they only set the flag that `asked` returns."""
         self._at_once = False
         try:
             yield
@@ -81,7 +81,7 @@ class StopRequest:
             self._at_once = True
 
     def asked(self) -> bool:
-        """Whether this rank was asked to stop; rank 0 looks for the file."""
+        """Return whether this rank was asked to stop; rank 0 looks for the file."""
         if not self.reason and distributed.rank() == 0 and self.file.exists():
             self.reason = f"file {self.file}"
         if not self.reason and distributed.launched() and os.getppid() != self._parent:
@@ -89,7 +89,7 @@ class StopRequest:
         return bool(self.reason)
 
     def forget_file(self) -> None:
-        """Remove a file STOP that was meant for an earlier start. Only the first call does: later ones find new requests."""
+        """Remove a STOP file left for an earlier start. Only the first call does: later files are new requests."""
         if not self._forgotten:
             self.file.unlink(missing_ok=True)
         self._forgotten = True

@@ -1,7 +1,7 @@
-"""A step that never ends: a dead link, a stopped machine, a stuck kernel. The process says where it stands and leaves.
+"""End a process whose step hangs: a dead link, a stopped machine, a stuck kernel.
 
-A thread looks at a clock, for the main one may wait in a library for an answer that does not come. Other ranks notice
-the same or find their partner gone; the launcher collects what is left.
+A thread watches the clock, since the main thread may wait in a library forever. Other ranks time out too or lose their
+partner; the launcher ends the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GRACE_SECONDS = 20.0  # for saying where it stands: a disk that does not answer 
 
 
 class StepWatch:
-    """Ends the process when a step takes more than `seconds`; its stacks are in `debug/stack_rank<r>.txt` of the run folder."""
+    """Ends the process when a step takes more than `seconds`, after dumping stacks to `debug/stack_rank<r>.txt` in the run folder."""
 
     def __init__(self, folder: Path, status: Status, seconds: float) -> None:
         self.folder = folder
@@ -33,7 +33,7 @@ class StepWatch:
         self._thread = threading.Thread(target=self._look, name="step watch", daemon=True)
 
     def start(self) -> None:
-        """Begin to look; nothing is timed before `at`."""
+        """Start the thread; nothing is timed before `at`."""
         self._thread.start()
 
     def end(self) -> None:
@@ -43,11 +43,11 @@ class StepWatch:
             self._thread.join()
 
     def at(self, step: int) -> None:
-        """Say that `step` begins."""
+        """Start the time limit of `step`."""
         self._step, self._since = step, time.monotonic()
 
     def pause(self) -> None:
-        """Say that something begins which may take long, as an evaluation; the next step ends the pause."""
+        """Suspend the time limit, e.g. for an evaluation; the next step ends the pause."""
         self._since = None
 
     def _look(self) -> None:

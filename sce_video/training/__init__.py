@@ -1,1 +1,1 @@
-"""What every method shares: the loop, the optimiser, the log, evaluation while training."""
+"""Train any method: the loop, the set-up, the optimiser, the log, evaluation while training."""

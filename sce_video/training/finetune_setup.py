@@ -1,6 +1,6 @@
 """From options to a run with labels: `setup.py` for finetuning and the linear probe.
 
-A checkpoint's `best/` sibling keeps the weights that were best on the selecting list; a checkpoint notes that score.
+The folder `best/` keeps the weights that scored best on the selecting list; every checkpoint notes that score.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Lists:
 
 @dataclass
 class Finetuning:
-    """What finetuning needs beside the run: for testing and for the report."""
+    """A run of finetuning, with the lists and the encoder that testing and the report need."""
 
     cfg: FinetuneConfig
     run: Run

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar or plain lines, `log.jsonl` with every figure, TensorBoard when it is installed.
+"""The log of a run: a progress bar or plain lines, `log.jsonl` with every figure, TensorBoard if it is installed.
 
 Only rank 0 logs. The records of log.jsonl are {"step", "epoch", ...}; after a resume those of steps that are trained
 again are dropped, so the file reads as if the run had never stopped.
@@ -36,9 +36,9 @@ def _duration(seconds: float) -> str:
 
 
 class SkippedVideos:
-    """The unreadable videos met so far: counted, kept in `skipped_videos.csv`, and too many stop the run.
+    """Counts unreadable videos, lists them in `skipped_videos.csv`, and stops the run if there are too many.
 
-    folder: the run folder, whose file an earlier part of the run may have begun; only rank 0 writes (`write`).
+    folder: the run folder; an earlier part of the run may have begun the file; only rank 0 writes (`write`).
     """
 
     def __init__(self, folder: Path, num_videos: int, max_fraction: float) -> None:
@@ -87,11 +87,11 @@ class SkippedVideos:
             distributed.warn([f"{self.path} cannot be written: {error.strerror}"])
 
     def note(self, failures: Iterable[tuple[str, str]]) -> None:
-        """Take note of this rank's unreadable videos until the next `report`."""
+        """Collect this rank's unreadable videos until the next `report`."""
         self._noted += failures
 
     def report(self, log: RunLog, *, now: bool) -> None:
-        """Count the unreadable videos of all ranks and name the new ones; several ranks do so only `now`, all at once."""
+        """Count the unreadable videos of all ranks and log the new ones; several ranks do it only if `now`, all at once."""
         if not now and distributed.active():
             return
         everywhere = [failure for share in distributed.gather_objects(self._noted) for failure in share]
@@ -148,7 +148,7 @@ class RunLog:
             )
 
     def restart_clock(self, step: int) -> None:
-        """Measure speed and waiting from here on; called again after whatever is not training."""
+        """Restart the measurement of speed and waiting, e.g. after an evaluation."""
         self._since, self._since_step, self._waited = time.perf_counter(), step, 0.0
 
     def _drop_after(self, step: int) -> None:
@@ -174,11 +174,11 @@ class RunLog:
         self._messages.add(text)
 
     def due(self, step: int) -> bool:
-        """Whether `step` (counted from 1) is one to log; reading figures waits for the device, so do it only then."""
+        """Return whether `step` (counted from 1) is logged; reading figures waits for the device, so do it only then."""
         return step % self.every == 0 or step == self.total_steps
 
     def fetch(self, batches: Iterator[T]) -> T:
-        """Return the next batch and count the time it was waited for."""
+        """Return the next batch and add the time spent waiting for it."""
         before = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - before

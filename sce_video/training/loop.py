@@ -1,4 +1,4 @@
-"""THE loop: the one place where a method is trained, whichever it is, on one process or many.
+"""THE loop: every method is trained here, on one process or many.
 
 A step: schedule, then for each micro-batch fetch, augment, forward, backward; share, update, after-step; log, evaluate,
 agree, save. The step count is the only state of data order and schedules. Once a step the loss and the gradient norm of

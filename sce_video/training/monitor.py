@@ -1,4 +1,4 @@
-"""How good the features are while training: kNN accuracy and retrieval R@1 on small labelled lists, and collapse.
+"""Evaluate features while training: kNN accuracy and retrieval R@1 on small labelled lists, and a collapse alarm.
 
 One centre crop of one clip per video keeps it cheap; `tools/retrieval.py` runs the full protocol.
 """
@@ -19,7 +19,7 @@ from ..models.encoder import FrozenEncoder
 
 
 class CollapseAlarm:
-    """Tells when all keys have become alike: the loss looks ordinary then, but nothing is learnt any more.
+    """Detects collapse: all keys have become alike; the loss looks ordinary, but nothing is learnt.
 
     std: of the keys, per dimension times the square root of their width: 1 when they are spread over the sphere, 0 when all
     are the same. Below it for `steps` steps (0: never) there is an alarm, which with `stop` ends the run.
@@ -30,7 +30,7 @@ class CollapseAlarm:
         self._since: int | None = None
 
     def look(self, step: int, feature_std: float, report: Callable[[str], None]) -> None:
-        """Look at a logged step's figure, the same on all ranks. Raises Stopped where the alarm ends the run."""
+        """Check a logged step's figure, equal on all ranks. Raises Stopped if the alarm ends the run."""
         if feature_std >= self.std:
             self._since = None
             return

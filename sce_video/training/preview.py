@@ -1,4 +1,4 @@
-"""A picture of what the network would see: the first videos of the first step, each view as cut and as augmented.
+"""Draw the input of the network: the first videos of the first step, each view as cropped and as augmented.
 
     python tools/pretrain.py recipe=sce_r3d18_ucf101 data.train=/data/ucf101/train.csv preview=views.png
 
@@ -98,7 +98,7 @@ def _view_rows(
 
 
 def words(drawn: augment.Parameters, difference: bool = False) -> list[str]:
-    """Return what was drawn for the first clip, in the order in which it is applied."""
+    """Describe the parameters drawn for the first clip, in the order of application."""
     said = ["temporal difference"] if difference else []
     said += ["mirrored"] if drawn.flip[0] else []
     for operation, magnitude in zip(drawn.operations[0].tolist(), drawn.magnitudes[0].tolist(), strict=True):
@@ -133,7 +133,7 @@ def _strip(frames: Tensor) -> Image.Image:
     scale = min(1.0, SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     strip = Image.new("RGB", (count * (size[0] + 1), size[1]), "white")
-    for place, index in enumerate(torch.linspace(0, len(frames) - 1, count).round().long().tolist()):
+    for column, index in enumerate(torch.linspace(0, len(frames) - 1, count).round().long().tolist()):
         frame = Image.fromarray(frames[index].numpy())
-        strip.paste(frame if scale == 1 else frame.resize(size), (place * (size[0] + 1), 0))
+        strip.paste(frame if scale == 1 else frame.resize(size), (column * (size[0] + 1), 0))
     return strip

@@ -151,7 +151,7 @@ def build_run(
     about: dict[str, Any],
     notes: dict[str, Any],
 ) -> Run:
-    """Build what every method shares. about: what a checkpoint says of the run; notes: figures that it keeps."""
+    """Build the parts that every method shares. about: what a checkpoint says of the run; notes: figures that it keeps."""
     device, num_videos = augment.device, len(dataset.videos)
     steps_per_epoch = num_videos // options.batch
     total_steps = steps_per_epoch * options.epochs
@@ -306,14 +306,14 @@ def resume(run: Run, check_list: Callable[[Mapping[str, Any]], None]) -> None:
 def training_state(
     module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> checkpoint.State:
-    """Return what training changes, for a checkpoint; `restore` puts it back."""
+    """Return the state of training for a checkpoint; `restore` loads it."""
     return {"method": module.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
 
 
 def restore(
     state: checkpoint.State, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> None:
-    """Put what `training_state` returned back. Raises InputError if a part is missing or does not fit, e.g. the queue."""
+    """Load a `training_state`. Raises InputError if a part is missing or does not fit, e.g. the queue."""
     try:
         module.load_state_dict(state["method"])
     except RuntimeError as error:

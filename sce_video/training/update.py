@@ -26,7 +26,7 @@ SKIPPED_STEPS = "skipped_steps.jsonl"
 
 
 class Shared(NamedTuple):
-    """What all ranks know of a step: mean loss, norm of the reduced gradients, whether any rank was asked to stop.
+    """The figures of a step that all ranks share: mean loss, norm of the reduced gradients, whether any rank was asked to stop.
 
     mine: whether this rank's own loss is finite.
     """

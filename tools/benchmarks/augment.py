@@ -3,7 +3,7 @@
 Every case gets the same uint8 frames, boxes and drawn parameters, runs in a process of its own, in turn, and its result is
 compared with ours. Views are SCE's: the first always blurred, the second seldom. kornia must be installed for the Python
 that --kornia names, torchaug 0.3.3 (which needs torchvision below 0.20) for that of --torchaug; a library that is not there
-is left out, and the table says so.
+is left out and named in the output.
 """
 
 from __future__ import annotations
