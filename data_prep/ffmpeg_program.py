@@ -71,7 +71,7 @@ def write(container: Any, stream: Any, working: Path, form: Form, timing: Timing
 def _command(
     source: str, stream: Any, first: Any, working: Path, form: Form, timing: Timing, num_frames: int
 ) -> list[str]:
-    width, height = size_in(form, first.width, first.height, stream.sample_aspect_ratio or Fraction(1))
+    width, height = size_in(form, first.width, first.height, Fraction(stream.sample_aspect_ratio or 1))
     if rotation_of(first) in (90, 270):  # ffmpeg turns frames before the filters see them
         width, height = height, width
     tick = 1 / timing.rate if timing.even else stream.time_base

@@ -127,7 +127,7 @@ def _probe(path: str, container: Any, stream: Any) -> Probe:
         width=width,
         height=height,
         rotation=turned,
-        pixel_aspect=stream.sample_aspect_ratio or Fraction(1),
+        pixel_aspect=Fraction(stream.sample_aspect_ratio or 1),
         frames_per_second=Fraction(rate) if rate else None,
         frames=shown,
         frames_promised=stream.frames or None,

@@ -128,7 +128,7 @@ def frames_of(container: Any, stream: Any, timing: Timing) -> Iterator[tuple[Any
 
 def scaling_for(frame: Any, stream: Any, form: Form) -> Any:
     """Build the filters that make of a stored frame one of this form."""
-    aspect = stream.sample_aspect_ratio or Fraction(1)
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
     width, height = size_in(form, frame.width, frame.height, aspect)
     graph = av.filter.Graph()
     graph.threads = 1

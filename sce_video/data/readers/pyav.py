@@ -71,7 +71,7 @@ class PyAVReader(FrameReader):
         self._index = self._index or self._packet_index()
         size = (self._codec.height, self._codec.width)
         self.height, self.width = size[:: -1 if self._rotation % 2 else 1]
-        aspect = self._stream.sample_aspect_ratio or Fraction(1)
+        aspect = Fraction(self._stream.sample_aspect_ratio or 1)
         self.pixel_aspect = 1 / aspect if self._rotation % 2 else aspect
         self.num_frames = self._index.num_frames if self._index else self._count()
         self._limits.check_count(self.path, self.num_frames)
@@ -107,7 +107,8 @@ class PyAVReader(FrameReader):
             and not self._index.discards
             and picture is not None
             and (picture.height, picture.width) == (self._codec.height, self._codec.width)
-            and (picture.square or self._stream.sample_aspect_ratio is not None)  # the container's takes precedence
+            # The container's takes precedence; if it has none, PyAV 19 returns 0/1, older versions None.
+            and (picture.square or bool(self._stream.sample_aspect_ratio))
             and self._is_upright()
         )
 
