@@ -1,7 +1,7 @@
-"""Batched clip augmentation on the device, one parameter set per clip: draw the parameters, then apply them.
+"""Clip augmentation on the device, one parameter set per clip: draw the parameters, then apply them.
 
-`pipeline` puts the operations of `geometry`, `color` and `blur` together in the order of SCE's recipe. Every operation
-equals torchvision's functional one applied frame by frame with the same parameters (`tests/test_augment.py`).
+`pipeline` composes the operations of `geometry`, `color` and `blur` in the order of SCE's recipe. Each operation equals
+torchvision's functional one applied frame by frame with the same parameters (`tests/test_augment.py`).
 """
 
 from .blur import gaussian_blur

@@ -1,1 +1,1 @@
-"""Every option of every program, typed, explained and checked."""
+"""Define, document and check the options of all programs."""

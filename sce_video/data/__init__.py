@@ -1,1 +1,1 @@
-"""From video files to batches: lists, decoding, clip and crop arithmetic, datasets, the loader, the built-in videos."""
+"""Video files to batches: lists, decoding, clip and crop arithmetic, data sets, the loader, the built-in videos."""

@@ -1,1 +1,1 @@
-"""How good features are: views, extraction, nearest neighbours, retrieval, linear classifiers."""
+"""Measure how good features are: views, extraction, nearest neighbours, retrieval, linear classifiers."""

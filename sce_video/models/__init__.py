@@ -1,1 +1,1 @@
-"""Networks: backbones, heads and encoders, the momentum branch with its queue."""
+"""Networks: backbones, heads, encoders, the momentum branch and its queue."""

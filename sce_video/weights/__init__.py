@@ -1,1 +1,1 @@
-"""Weights from and for elsewhere: loading encoders, reading foreign files, naming layouts."""
+"""Exchange weights with other programs: load encoders, read weight files, convert key names."""

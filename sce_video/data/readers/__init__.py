@@ -1,1 +1,1 @@
-"""How each kind of video file is read exactly, one file per library or kind."""
+"""Exact readers of video frames, one file per library or file format."""
