@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import checkpoint
 from ..errors import Stopped
+from . import checkpoint
 
 ALLOWED_FAILURES = 3  # in a row
 

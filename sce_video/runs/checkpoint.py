@@ -24,7 +24,6 @@ from .. import distributed
 from ..errors import InputError
 from .files import retry_io
 
-
 FORMAT_VERSION = 1
 
 

@@ -21,7 +21,6 @@ from .stop import STOP_FILE, StopRequest
 from .watchdog import StepWatch
 
 
-
 class RunFolder:
     """A context manager around a run from its set-up to its end.
 

@@ -21,7 +21,7 @@ GRACE_SECONDS = 20.0  # for saying where it stands: a disk that does not answer 
 
 
 class StepWatch:
-    """Ends the process when a step takes more than `seconds`, after dumping stacks to `debug/stack_rank<r>.txt` in the run folder."""
+    """Ends the process when a step takes more than `seconds`; dumps stacks to `debug/stack_rank<r>.txt` in the run folder."""
 
     def __init__(self, folder: Path, status: Status, seconds: float) -> None:
         self.folder = folder
