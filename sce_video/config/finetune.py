@@ -44,7 +44,7 @@ class FinetuneAugment:
     )
     antialias: bool = False  # low-pass filter before downscaling; the reference has none
     mixup_alpha: float = 0.0  # mix neighbours in the batch, share from Beta(alpha, alpha); 0: off
-    cutmix_alpha: float = 0.0  # exchange a box, share as in mixup; with both, each applies to half of the pairs
+    cutmix_alpha: float = 0.0  # exchange a box, share as above; 0: off. With both, each applies to half of the pairs
 
     def __post_init__(self) -> None:
         for name in ("mixup_alpha", "cutmix_alpha"):
