@@ -186,6 +186,6 @@ def given(*values: Any) -> bool:
 
 
 def require(value: Any, name: str, rule: Callable[[Any], bool], words: str) -> None:
-    """Raise InputError if an option has a value that breaks the rule."""
+    """Raise InputError if an option is set and breaks the rule."""
     if given(value) and not rule(value):
         raise InputError(f"{name} ({value}) must be {words}")

@@ -95,7 +95,7 @@ def make_input(path: Path, options: argparse.Namespace) -> Path:
 
 
 def ours(source: str, view: str, threads: int, compiled: bool, target: str) -> Callable[[], list[float]]:
-    """Our case; it finds the mean of the result, by how many bytes the peak grew, and building's seconds and peak bytes."""
+    """Return our case; it returns the mean, the growth of peak memory, and the seconds and peak bytes of the build."""
     torch.set_num_threads(threads)
     data = torch.load(source, weights_only=True)
     drawn = augment.Parameters.from_dict(data[view])
