@@ -54,7 +54,7 @@ def write_features(cfg: FeaturesConfig) -> extract.Features:
                 f"{found.features['backbone'].shape[1]} features each ({found.decoded} decoded now)"
             )
             for failure in found.failures:
-                print(f"left out, unreadable: {failure.reason}", file=sys.stderr)
+                print(f"skipped, unreadable: {failure.reason}", file=sys.stderr)
         return found
 
 

@@ -44,7 +44,7 @@ class FinetuneAugment:
     )
     antialias: bool = False  # low-pass filter before downscaling; the reference has none
     mixup_alpha: float = 0.0  # mix neighbours in the batch, share from Beta(alpha, alpha); 0: off
-    cutmix_alpha: float = 0.0  # exchange a box, share as in mixup; with both, each applies to half of the pairs
+    cutmix_alpha: float = 0.0  # exchange a box, share as above; 0: off. With both, each applies to half of the pairs
 
     def __post_init__(self) -> None:
         for name in ("mixup_alpha", "cutmix_alpha"):
@@ -70,7 +70,7 @@ class FinetuneModel:
 
 @dataclass
 class FinetuneOptim(Optim):
-    """Options of pretraining's optimiser, and two for labels."""
+    """Optimiser options of pretraining, layer decay and label smoothing."""
 
     layer_decay: float = 1.0  # learning rate of a stage as a share of the next stage's; 1: all equal
     label_smoothing: float = 0.0
@@ -83,7 +83,7 @@ class FinetuneOptim(Optim):
 
 @dataclass
 class Testing:
-    """The full test protocol at the end of training, and quick tests (1 clip, centre crop) before."""
+    """The full test protocol at the end, and quick tests (1 clip, centre crop) during training."""
 
     clips_per_video: int = 10
     num_crops: int = 3

@@ -83,10 +83,12 @@ def measure_in_rounds(requests: Mapping[str, Request], rounds: int, *, repeats: 
 def measure(request: Request, *, repeats: int = 1, python: str = sys.executable) -> Measurement:
     """Time a case in a new Python process. Raises RuntimeError with its error output if it fails.
 
-    python: interpreter with the packages that the case needs; PYTHONPATH adds this package.
+    python: interpreter with the packages that the case needs; PYTHONPATH adds this package, and ours for our interpreter.
     """
     tools = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tools), str(tools.parent)])}
+    inherited = os.environ.get("PYTHONPATH") if python == sys.executable else None
+    paths = [str(tools), str(tools.parent), *([inherited] if inherited else [])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [python, "-m", __name__, json.dumps([*request, repeats])]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:

@@ -1,6 +1,6 @@
-# Starts on this machine until the run is completed; with several machines each runs this, and they meet at the rendezvous.
-# Used besides: SETUP, RENDEZVOUS, TORCHRUN, COMMAND, PAUSE_SECONDS.
-# Exit code: 0 completed, 75 stopped (the same command continues), 70 failed and not to be started again.
+# Restart the run on this machine until it is completed. Of several machines, each runs this script and joins the rendezvous.
+# Reads SETUP, RENDEZVOUS, TORCHRUN, COMMAND, PAUSE_SECONDS, and the variables of restart.sh.
+# Exit code: 0 completed, 75 stopped (the same command continues), 70 failed (do not restart).
 
 trap 'noticed=yes' USR1 USR2 TERM INT
 if [ -n "$SETUP" ]; then

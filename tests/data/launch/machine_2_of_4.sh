@@ -9,15 +9,15 @@ RENDEZVOUS=(--nnodes=4 --rdzv-backend=c10d --rdzv-id=k400 --rdzv-endpoint=host0:
 PAUSE_SECONDS=5
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240
 
-# What happened to a start, and whether to start again. torchrun answers 1 whatever happened, so the answer is in the run
-# folder: status.json (how it ended) and the names of the checkpoints (what a restart would keep).
-# Used: RUN (run folder; empty: the program has none), STOP_SECONDS, MAX_RESTARTS. bash 4.2 or newer, find, awk, sed.
+# Decide after each exit whether to restart. torchrun always exits with 1 on errors, so read the run folder: status.json and
+# the names of the checkpoints, from which a restart would continue.
+# Reads RUN (run folder; empty: the program has none), STOP_SECONDS, MAX_RESTARTS. Needs bash 4.2 or newer, find, awk, sed.
 
-noticed=''  # set when this script was asked to end: preemption, time limit, Ctrl-C
+noticed=''  # set when this script is asked to stop: preemption, time limit, Ctrl-C
 failures=0  # restarts after a failure
-idle=0      # starts in a row that failed without a new checkpoint
+idle=0      # consecutive failures without a new checkpoint
 
-progress() { # print the steps that a restart would keep, of all splits together
+progress() { # print the newest step in the checkpoints, summed over all splits
     if [ -z "$RUN" ]; then
         echo 0
         return
@@ -31,16 +31,16 @@ field() { # print the value of $1 in status.json, written with one field per lin
     sed -n "s/^ *\"$1\": \"\{0,1\}\(.*[^\",]\)\"\{0,1\},\{0,1\}\$/\1/p" "$RUN/status.json" 2>/dev/null | head -n 1
 }
 
-begin() { # note where the run stands before a start
+begin() { # record the state of the run before a start
     before=$(progress)
-    said=$(cksum "$RUN/status.json" 2>/dev/null)
+    old_status=$(cksum "$RUN/status.json" 2>/dev/null)
 }
 
-watch() { # wait for process $1 and set code; once noticed, ask it to stop, and insist after STOP_SECONDS
+watch() { # wait for process $1 and set code; once noticed, create STOP, and send SIGTERM after STOP_SECONDS
     local seconds=0
     while kill -0 "$1" 2>/dev/null; do
         if [ -n "$noticed" ]; then
-            # Again and again: a program that is just starting removes the file of an earlier start.
+            # Repeatedly, because a starting program removes the STOP of an earlier start.
             if [ -d "$RUN" ]; then : >"$RUN/STOP"; fi
             if [ "$seconds" -eq "$STOP_SECONDS" ] || { [ -z "$RUN" ] && [ "$seconds" -eq 0 ]; }; then kill -TERM "$1"; fi
             seconds=$((seconds + 1))
@@ -52,9 +52,9 @@ watch() { # wait for process $1 and set code; once noticed, ask it to stop, and 
     code=$?
 }
 
-judge() { # set move (done, stop, again), why (words) and result (our exit code) after a start that ended with code $1
+judge() { # after a start with exit code $1, set move (done, stop, again), why (a message) and result (our exit code)
     local status='' reason='' ended=''
-    if [ -n "$RUN" ] && [ "$(cksum "$RUN/status.json" 2>/dev/null)" != "$said" ]; then
+    if [ -n "$RUN" ] && [ "$(cksum "$RUN/status.json" 2>/dev/null)" != "$old_status" ]; then
         status=$(field status) reason=$(field reason) ended=$(field exit_code)
     fi
     why="ended with code $1; status: ${status:-none written}${reason:+, $reason}"
@@ -74,7 +74,7 @@ judge() { # set move (done, stop, again), why (words) and result (our exit code)
     fi
 }
 
-judge_failure() { # of judge: a failure that may go away, unless it does not
+judge_failure() { # part of judge: restart after a failure, within the limits
     local steps
     steps=$(progress)
     failures=$((failures + 1))
@@ -89,9 +89,9 @@ judge_failure() { # of judge: a failure that may go away, unless it does not
     fi
 }
 
-# Starts on this machine until the run is completed; with several machines each runs this, and they meet at the rendezvous.
-# Used besides: SETUP, RENDEZVOUS, TORCHRUN, COMMAND, PAUSE_SECONDS.
-# Exit code: 0 completed, 75 stopped (the same command continues), 70 failed and not to be started again.
+# Restart the run on this machine until it is completed. Of several machines, each runs this script and joins the rendezvous.
+# Reads SETUP, RENDEZVOUS, TORCHRUN, COMMAND, PAUSE_SECONDS, and the variables of restart.sh.
+# Exit code: 0 completed, 75 stopped (the same command continues), 70 failed (do not restart).
 
 trap 'noticed=yes' USR1 USR2 TERM INT
 if [ -n "$SETUP" ]; then

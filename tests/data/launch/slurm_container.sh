@@ -22,15 +22,15 @@ SRUN=(--container-image=lab/sce:1 --container-mounts=/data --container-workdir=/
 LOGS=/data/runs/k400-launch
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240
 
-# What happened to a start, and whether to start again. torchrun answers 1 whatever happened, so the answer is in the run
-# folder: status.json (how it ended) and the names of the checkpoints (what a restart would keep).
-# Used: RUN (run folder; empty: the program has none), STOP_SECONDS, MAX_RESTARTS. bash 4.2 or newer, find, awk, sed.
+# Decide after each exit whether to restart. torchrun always exits with 1 on errors, so read the run folder: status.json and
+# the names of the checkpoints, from which a restart would continue.
+# Reads RUN (run folder; empty: the program has none), STOP_SECONDS, MAX_RESTARTS. Needs bash 4.2 or newer, find, awk, sed.
 
-noticed=''  # set when this script was asked to end: preemption, time limit, Ctrl-C
+noticed=''  # set when this script is asked to stop: preemption, time limit, Ctrl-C
 failures=0  # restarts after a failure
-idle=0      # starts in a row that failed without a new checkpoint
+idle=0      # consecutive failures without a new checkpoint
 
-progress() { # print the steps that a restart would keep, of all splits together
+progress() { # print the newest step in the checkpoints, summed over all splits
     if [ -z "$RUN" ]; then
         echo 0
         return
@@ -44,16 +44,16 @@ field() { # print the value of $1 in status.json, written with one field per lin
     sed -n "s/^ *\"$1\": \"\{0,1\}\(.*[^\",]\)\"\{0,1\},\{0,1\}\$/\1/p" "$RUN/status.json" 2>/dev/null | head -n 1
 }
 
-begin() { # note where the run stands before a start
+begin() { # record the state of the run before a start
     before=$(progress)
-    said=$(cksum "$RUN/status.json" 2>/dev/null)
+    old_status=$(cksum "$RUN/status.json" 2>/dev/null)
 }
 
-watch() { # wait for process $1 and set code; once noticed, ask it to stop, and insist after STOP_SECONDS
+watch() { # wait for process $1 and set code; once noticed, create STOP, and send SIGTERM after STOP_SECONDS
     local seconds=0
     while kill -0 "$1" 2>/dev/null; do
         if [ -n "$noticed" ]; then
-            # Again and again: a program that is just starting removes the file of an earlier start.
+            # Repeatedly, because a starting program removes the STOP of an earlier start.
             if [ -d "$RUN" ]; then : >"$RUN/STOP"; fi
             if [ "$seconds" -eq "$STOP_SECONDS" ] || { [ -z "$RUN" ] && [ "$seconds" -eq 0 ]; }; then kill -TERM "$1"; fi
             seconds=$((seconds + 1))
@@ -65,9 +65,9 @@ watch() { # wait for process $1 and set code; once noticed, ask it to stop, and 
     code=$?
 }
 
-judge() { # set move (done, stop, again), why (words) and result (our exit code) after a start that ended with code $1
+judge() { # after a start with exit code $1, set move (done, stop, again), why (a message) and result (our exit code)
     local status='' reason='' ended=''
-    if [ -n "$RUN" ] && [ "$(cksum "$RUN/status.json" 2>/dev/null)" != "$said" ]; then
+    if [ -n "$RUN" ] && [ "$(cksum "$RUN/status.json" 2>/dev/null)" != "$old_status" ]; then
         status=$(field status) reason=$(field reason) ended=$(field exit_code)
     fi
     why="ended with code $1; status: ${status:-none written}${reason:+, $reason}"
@@ -87,7 +87,7 @@ judge() { # set move (done, stop, again), why (words) and result (our exit code)
     fi
 }
 
-judge_failure() { # of judge: a failure that may go away, unless it does not
+judge_failure() { # part of judge: restart after a failure, within the limits
     local steps
     steps=$(progress)
     failures=$((failures + 1))
@@ -102,10 +102,10 @@ judge_failure() { # of judge: a failure that may go away, unless it does not
     fi
 }
 
-# One start inside a SLURM job; to continue, the job is queued again, with its number and this script.
-# Used besides: LOGS, SETUP, PORT, SRUN, TORCHRUN, PROCESSES, COMMAND.
+# One start inside a SLURM job. To continue, the script requeues the job, which keeps its number and script.
+# Reads LOGS, SETUP, PORT, SRUN, TORCHRUN, PROCESSES, COMMAND, and the variables of restart.sh.
 
-trap 'noticed=yes' USR2 TERM # runs at once, for srun is in the background
+trap 'noticed=yes' USR2 TERM # runs at once, because srun runs in the background
 counts="$LOGS/job_$SLURM_JOB_ID.restarts"
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -r "$counts" ]; then read -r failures idle <"$counts"; fi
 if [ -n "$SETUP" ]; then
@@ -113,19 +113,19 @@ if [ -n "$SETUP" ]; then
     . "$SETUP"
 fi
 if [ "$PORT" -eq 0 ]; then PORT=$((20000 + SLURM_JOB_ID % 20000)); fi # two jobs may share a machine
-# This script runs on the first machine; torchrun knows the host of the rendezvous by this name.
+# This script runs on the first machine; torchrun compares this name to find the rendezvous host.
 head=$(hostname)
 echo "launch: start ${SLURM_RESTART_COUNT:-0} of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, rendezvous at $head:$PORT"
 
 begin
-# --wait, not --kill-on-bad-exit: a machine that has nothing to save ends first, and must not end the one that saves.
+# --wait instead of --kill-on-bad-exit: a machine with nothing to save exits first and must not kill the one that saves.
 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait="$STOP_SECONDS" \
     ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "${SRUN[@]}" \
     "${TORCHRUN[@]}" --nnodes="$SLURM_NNODES" --nproc-per-node="$PROCESSES" --rdzv-backend=c10d \
     --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" --rdzv-endpoint="$head:$PORT" "${COMMAND[@]}" &
 watch $!
 judge "$code"
-# A job that was cancelled shows as COMPLETING by now, and scontrol would revive it; so does one that SLURM requeues itself.
+# scontrol would also requeue a cancelled job, or one that SLURM requeues itself; both are COMPLETING by now.
 state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p')
 if [ "$move" = again ] && [ "$state" != RUNNING ]; then
     move=stop result=75 why="not queued again, for the job is $state (cancelled?): the same command continues it; it $why"
@@ -133,7 +133,7 @@ fi
 echo "launch: $why"
 if [ "$move" != again ]; then exit "$result"; fi
 echo "$failures $idle" >"$counts"
-trap '' USR2 TERM # being queued again ends this script
+trap '' USR2 TERM # requeuing ends this script
 if ! scontrol requeue "$SLURM_JOB_ID"; then
     echo 'launch: the job could not be queued again: the same command continues the run'
     exit 75
