@@ -1,1 +1,1 @@
-"""What keeps a run alive: its folder, lock, status, checkpoints, and what happens when it has to stop."""
+"""Keep a run alive: its folder, lock, status and checkpoints, stopping and restarting."""
