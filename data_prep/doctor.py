@@ -1,13 +1,13 @@
-"""Look at every video of a manifest before training does, and leave out what is broken.
+"""Examine every video of a manifest before training, and leave out the broken ones.
 
 python data_prep/doctor.py train.csv --out health/train
 python data_prep/doctor.py /data/videos --out health/videos --quick --jobs 8
 python data_prep/doctor.py train.csv --out health/train --num-shards 64 --shard-index auto    # in a job array, then:
 python data_prep/doctor.py merge health/train
 
-Every file is decoded in a worker process that may hang or crash. Killed, it goes on where it was when started again.
-In the folder of --out: health.csv (and health.parquet) with a row per file, clean.csv to train on, quarantine.csv with
-path, status and reason, summary.html. The videos are only read. Statuses: see examine.py.
+Every file is decoded in a worker process, which may hang or crash. After a kill, the same command continues the work.
+The --out folder gets health.csv (and health.parquet) with a row per file, clean.csv to train on, quarantine.csv with
+path, status and reason, and summary.html. The videos are only read. media/examine.py lists the statuses.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import health
-import program
-import sharded
-from endings import printable
-from examine import STATUSES, examine, stamped
-from journal import Row
-from parts import Job
-from shards import add_arguments, shard_of
-from sources import items_of
-from workers import Failure, in_workers, with_progress
+import command_line
+from command_line import printable
+from jobs import shard_command
+from jobs.journal import Row
+from jobs.manifest_items import items_of
+from jobs.sharded_job import Job
+from jobs.shards import add_arguments, shard_of
+from jobs.workers import Failure, in_workers, with_progress
+from media import health_report
+from media.examine import STATUSES, examine, stamped
 
 from sce_video.data import manifest
 
@@ -35,18 +35,22 @@ PROGRAM = "doctor.py"
 
 def main(arguments: Sequence[str]) -> None:
     """Run the program with the arguments of its command line."""
-    sharded.main(arguments, description=__doc__, name=PROGRAM, begin=check, finish=finish)
+    shard_command.main(arguments, description=__doc__, name=PROGRAM, begin=check, finish=finish)
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Examine one shard of a manifest; with a single shard write the results too."""
-    parser = program.parser(__doc__)
-    sharded.add_manifest_and_out(parser)
-    parser.add_argument("--quick", action="store_true", help="count packets and decode frames at 3 places only")
+    """Examine one shard of a manifest; write the results too if it is the only shard."""
+    parser = command_line.parser(__doc__)
+    shard_command.add_manifest_and_out(parser)
     parser.add_argument(
-        "--hang-seconds", type=float, default=30.0, help="no progress for so long is a hang (default: 30)"
+        "--quick", action="store_true", help="count packets and decode a few frames at 3 positions only"
     )
-    parser.add_argument("--min-frames", type=program.positive, default=8, help="fewer make a video short (default: 8)")
+    parser.add_argument(
+        "--hang-seconds", type=float, default=30.0, help="seconds without progress that count as a hang (default: 30)"
+    )
+    parser.add_argument(
+        "--min-frames", type=command_line.positive, default=8, help="a video with fewer frames is short (default: 8)"
+    )
     parser.add_argument(
         "--drop-short", action="store_true", help="put short videos into quarantine, not into clean.csv"
     )
@@ -57,7 +61,7 @@ def check(arguments: Sequence[str]) -> None:
     plan = {name: getattr(given, name) for name in ("quick", "hang_seconds", "min_frames", "drop_short")}
     job = Job(given.out, PROGRAM, items, plan, shard.count)
     looked = partial(examine, quick=given.quick, min_frames=given.min_frames)
-    sharded.do_shard(job, shard, lambda left: _examined(left, looked, given.jobs, given.hang_seconds), finish)
+    shard_command.do_shard(job, shard, lambda left: _examined(left, looked, given.jobs, given.hang_seconds), finish)
 
 
 def _examined(left: Sequence[Row], looked: Any, jobs: int, hang_seconds: float) -> Iterator[Row]:
@@ -73,10 +77,10 @@ def _examined(left: Sequence[Row], looked: Any, jobs: int, hang_seconds: float) 
 
 
 def finish(job: Job) -> None:
-    """Join the shards, write the results and say what was found."""
+    """Merge the shards, write the results and print a summary."""
     options = job.plan["options"]
     rows = job.merge()
-    bad = health.write(job.out, job.items, rows, drop_short=options["drop_short"], quick=options["quick"])
+    bad = health_report.write(job.out, job.items, rows, drop_short=options["drop_short"], quick=options["quick"])
     counts = Counter(row["status"] for row in rows)
     print(f"{len(rows)} files: " + ", ".join(f"{counts[name]} {name}" for name in STATUSES if counts[name]))
     for row in bad[:20]:
@@ -87,4 +91,4 @@ def finish(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    command_line.run(main)

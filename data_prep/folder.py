@@ -1,15 +1,15 @@
-"""Any folder of videos as lists, with classes by subfolder or without, and a random split if you want one.
+"""Write lists of any folder of videos, with or without classes by subfolder, and with an optional random split.
 
 python data_prep/folder.py --videos /data/my_videos --out lists/mine
 python data_prep/folder.py --videos /data/my_classes --out lists/mine --test 0.2 --seed 0
 python data_prep/folder.py --videos /data/my_videos --out lists/mine --labels none --probe 200
 
-Writes all.csv, or train.csv and test.csv with --test, and summary.json. With classes, each is split by itself, so that both
-lists have all of them. A video's part follows from the seed and its path alone: later videos do not move earlier ones by
-more than the rounding.
+Writes all.csv, or train.csv and test.csv with --test, and summary.json. Each class is split on its own, so that both
+lists have all classes. The list of a video depends on the seed and its path: videos that are added later move others only
+by rounding.
 
-A split at random puts clips cut from one recording into both lists, which flatters every result on it: for published data
-sets take the official lists (ucf101.py, hmdb51.py, kinetics.py).
+A random split puts clips from one recording into both lists, which makes every result too good: use the official lists
+for published data sets (ucf101.py, hmdb51.py, kinetics.py).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 
-from found import find_videos
-from program import add_videos_and_out, parser, run
-from report import Report
+from annotations.file_search import find_videos
+from annotations.summary_report import Report
+from command_line import add_videos_and_out, parser, run
 
 from sce_video.data.manifest import VIDEO_SUFFIXES, Video
 from sce_video.errors import InputError
@@ -49,9 +49,9 @@ def label_of(name: str, labels: str, *, classes: bool) -> str | None:
 
 
 def split(videos: Sequence[Video], root: str, *, test: float, seed: int) -> tuple[list[Video], list[Video]]:
-    """Divide videos into train and test, each class by itself; a class of two or more videos has at least one in each.
+    """Split videos into train and test, class by class; a class of two or more videos has at least one in each.
 
-    test: share of the videos, in (0, 1). A video's place in the draw is a hash of the seed and of its path below `root`.
+    test: share of the videos, in (0, 1). The draw sorts videos by a hash of the seed and the path below `root`.
     """
 
     def draw(video: Video) -> bytes:
@@ -68,7 +68,7 @@ def split(videos: Sequence[Video], root: str, *, test: float, seed: int) -> tupl
 
 
 def share(text: str) -> float:
-    """Read a number between 0 and 1, both excluded (for argparse)."""
+    """Parse a number in (0, 1) (a `type` for argparse)."""
     try:
         value = float(text)
     except ValueError:
@@ -88,8 +88,8 @@ def main(arguments: Sequence[str]) -> None:
         default="auto",
         help="auto: a class per subfolder if all videos lie one level down; folder: the folder each lies in; none",
     )
-    options.add_argument("--test", type=share, metavar="SHARE", help="share of the videos that goes to test.csv")
-    options.add_argument("--seed", type=int, default=0, help="of the split; 0 by default")
+    options.add_argument("--test", type=share, metavar="SHARE", help="share of the videos for test.csv, in (0, 1)")
+    options.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
     given = options.parse_args(arguments)
     found = find_videos(given.videos)
     if not found.names:

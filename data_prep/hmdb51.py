@@ -1,4 +1,4 @@
-"""HMDB51: the three official splits as lists of videos that exist.
+"""HMDB51: write the three official splits as lists of videos that exist.
 
 python data_prep/hmdb51.py --lists testTrainMulti_7030_splits --videos hmdb51_org --out lists/hmdb51
 python data_prep/hmdb51.py --lists testTrainMulti_7030_splits --videos hmdb51_org --out lists/hmdb51 --probe 200
@@ -17,9 +17,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from entries import Entry, inside, lines_of
-from program import add_videos_and_out, parser, run
-from splits import Split, add_splits, write_splits
+from annotations.entries import Entry, inside, lines_of
+from annotations.official_splits import Split, add_splits, write_splits
+from command_line import add_videos_and_out, parser, run
 
 from sce_video.errors import InputError
 
@@ -28,7 +28,7 @@ CLASSES = 51
 
 
 def find_lists(folder: str | Path, splits: Iterable[int]) -> dict[int, dict[str, Path]]:
-    """Return the split files by split and class; raises InputError if the same 51 classes are not there for each."""
+    """Return the split files by split and class; raise InputError unless every split has the same 51 classes."""
     wanted = list(splits)
     lists: dict[int, dict[str, Path]] = {number: {} for number in wanted}
     if not Path(folder).is_dir():

@@ -1,4 +1,4 @@
-"""Kinetics-400, -600, -700: the published lists and whatever could be downloaded, as lists of videos that exist.
+"""Kinetics-400, -600, -700: turn the published lists and the downloaded files into lists of videos that exist.
 
 python data_prep/kinetics.py --lists train.csv validate.csv --videos /data/k400 --out lists/k400
 python data_prep/kinetics.py --lists train.csv val.csv test.csv --videos /data/k400/train /data/k400/val --out lists/k400
@@ -8,10 +8,10 @@ python data_prep/kinetics.py --lists k600_train.csv --without k400_val.csv k400_
 Reads the published tables (label,youtube_id,time_start,time_end,split; `is_cc` and others are ignored; test lists may have
 no label) and files named `ID_000027_000037.mp4` or `ID.mp4`, in one folder or in any folders, with any video's ending.
 Writes train.csv, val.csv, test.csv (path and class; path alone where there is no class), missing.csv in the published
-columns, for the next download, its names in missing.txt, and summary.json.
+columns, for the next download, their names in missing.txt, and summary.json.
 
-Train and validation stay apart: a clip in two lists, or one file for two clips, is refused; a video of which two lists take
-different seconds, or a file that lies in the folder of another split, is said. Kinetics-600 and -700 train on videos that
+Train and validation stay apart: a clip in two lists and one file for two clips are errors; a video with different seconds
+in two lists and a file in the folder of another split are reported. Kinetics-600 and -700 train on videos that
 Kinetics-400 tests on: name those lists after --without. --only keeps the videos of lists of ids (Mini-Kinetics-200).
 """
 
@@ -20,12 +20,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from entries import lines_of
-from kinetics_files import ClipFiles
-from kinetics_lists import YOUTUBE_ID, Clip, read_list, refuse_shared, take_once
-from program import add_probe, parser, run
-from report import Report
-from written import quoted
+from annotations.entries import lines_of
+from annotations.kinetics_files import ClipFiles
+from annotations.kinetics_tables import YOUTUBE_ID, Clip, read_list, refuse_shared, take_once
+from annotations.summary_report import Report
+from command_line import add_probe, parser, run
+from output_files import quoted
 
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError

@@ -1,4 +1,4 @@
-"""Lists of other programs (SlowFast, VideoMAE, mmaction2, ...) as lists of videos that exist.
+"""Turn lists of other programs (SlowFast, VideoMAE, mmaction2, ...) into lists of videos that exist.
 
 python data_prep/lists.py --lists train.txt val.txt --videos /data/k400 --out lists/k400
 python data_prep/lists.py --lists train.csv val.csv --videos /data/k400 --out lists/k400 --classes classInd.txt
@@ -25,10 +25,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from entries import SPACE, Entry, inside, lines_of, unique
-from found import refuse_missing
-from program import add_videos_and_out, parser, run
-from report import Report
+from annotations.entries import SPACE, Entry, inside, lines_of, unique
+from annotations.file_search import refuse_missing
+from annotations.summary_report import Report
+from command_line import add_videos_and_out, parser, run
 
 from sce_video.data import manifest
 from sce_video.data.manifest import VIDEO_SUFFIXES, Video
@@ -141,7 +141,9 @@ def main(arguments: Sequence[str]) -> None:
     add_videos_and_out(options)
     options.add_argument("--classes", metavar="FILE", help="class names by number, for lists with numbers")
     options.add_argument(
-        "--allow-missing", action="store_true", help="leave out listed videos that are not there, and name them"
+        "--allow-missing",
+        action="store_true",
+        help="leave out listed videos that do not exist, and list them in missing.txt",
     )
     given = options.parse_args(arguments)
     names = [Path(path).stem for path in given.lists]

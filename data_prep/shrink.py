@@ -1,16 +1,16 @@
-"""Make small copies of videos that training reads several times faster: same frames, same times, no sound.
+"""Write small copies of videos, which training reads several times faster: same frames, same times, no sound.
 
-python data_prep/shrink.py train.csv --out /data/small --estimate          # how much disk, how long: tries a few files
+python data_prep/shrink.py train.csv --out /data/small --estimate          # disk space and time, from a few files
 python data_prep/shrink.py train.csv --out /data/small --short-side 128 --jobs 8
 python data_prep/shrink.py train.csv --out /data/pictures --form jpeg-zip
 python data_prep/shrink.py train.csv --out /data/small --num-shards 64 --shard-index auto    # in a job array, then:
 python data_prep/shrink.py merge /data/small
 
-For clips of 224 pixels keep a short side of 256 (the default), for 112 take 128: random crops need that margin. In the
-folder of --out: videos/, manifest.csv (same labels), shrunk.csv with bytes and differences, failed.csv. Every copy is
-compared with its source before it gets its name; a broken file is listed and the rest goes on. Killed, it goes on where it
-was when started again. The sources are only read. How copies are made: transcode.py. Besides small H.264 files it writes
-JPEG pictures in folders or zip files (--form), which training reads like videos.
+Use a short side of 256 (the default) for clips of 224 pixels and 128 for 112: random crops need that margin. The --out
+folder gets videos/, manifest.csv (same labels), shrunk.csv with bytes and differences, and failed.csv. Every copy is
+compared with its source before it is renamed; broken files are listed in failed.csv. After a kill, the same command
+continues the work. The sources are only read. media/transcode.py describes the copies. --form writes JPEG pictures in
+folders or zip files instead of H.264; training reads them like videos.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import program
-import sharded
-import transcode
-from endings import printable
-from examine import strike
-from ffmpeg_program import check_program
-from journal import Row, csv_bytes, write_atomically
-from parts import Job
-from shards import add_arguments, shard_of
-from sources import items_of, targets_of
-from training_form import ENGINES, KINDS, Form
-from workers import Alive, Failure, in_workers, with_progress
-from written import csv_text
+import command_line
+from command_line import printable
+from jobs import shard_command
+from jobs.journal import Row
+from jobs.manifest_items import items_of, targets_of
+from jobs.sharded_job import Job
+from jobs.shards import add_arguments, shard_of
+from jobs.workers import Alive, Failure, in_workers, with_progress
+from media import transcode
+from media.copy_form import ENGINES, KINDS, Form
+from media.examine import strike
+from media.ffmpeg_copies import check_program
+from output_files import csv_bytes, csv_text, write_atomically
 
 from sce_video.data import manifest
 from sce_video.errors import InputError
@@ -53,21 +53,26 @@ COLUMNS = (
 
 def main(arguments: Sequence[str]) -> None:
     """Run the program with the arguments of its command line."""
-    sharded.main(arguments, description=__doc__, name=PROGRAM, begin=make, finish=finish)
+    shard_command.main(arguments, description=__doc__, name=PROGRAM, begin=make, finish=finish)
 
 
 def make(arguments: Sequence[str]) -> None:
-    """Shrink one shard of a manifest; with a single shard write the lists too."""
-    parser = program.parser(__doc__)
-    sharded.add_manifest_and_out(parser)
+    """Shrink one shard of a manifest; write the lists too if it is the only shard."""
+    parser = command_line.parser(__doc__)
+    shard_command.add_manifest_and_out(parser)
     parser.add_argument(
-        "--short-side", type=program.positive, default=256, help="pixels (default: 256); none is enlarged"
+        "--short-side", type=command_line.positive, default=256, help="pixels (default: 256); videos are never enlarged"
     )
     parser.add_argument(
         "--form", choices=KINDS, default="video", help="of a copy: H.264 in MP4, or JPEG pictures (default: video)"
     )
     parser.add_argument(
-        "--crf", type=int, choices=range(52), default=21, metavar="0..51", help="x264's quality (default: 21)"
+        "--crf",
+        type=int,
+        choices=range(52),
+        default=21,
+        metavar="0..51",
+        help="constant quality of x264, lower is better (default: 21)",
     )
     parser.add_argument(
         "--jpeg-quality",
@@ -75,14 +80,16 @@ def make(arguments: Sequence[str]) -> None:
         choices=range(1, 101),
         default=90,
         metavar="1..100",
-        help="of pictures (default: 90)",
+        help="quality of JPEG pictures (default: 90)",
     )
     parser.add_argument(
-        "--engine", choices=ENGINES, default="pyav", help="who writes H.264: PyAV or the ffmpeg program (default: pyav)"
+        "--engine", choices=ENGINES, default="pyav", help="writer of H.264: PyAV or the ffmpeg program (default: pyav)"
     )
-    parser.add_argument("--estimate", action="store_true", help="only try a few files and tell disk and time")
     parser.add_argument(
-        "--hang-seconds", type=float, default=120.0, help="no progress for so long is a hang (default: 120)"
+        "--estimate", action="store_true", help="copy a few files and print the disk space and time of all"
+    )
+    parser.add_argument(
+        "--hang-seconds", type=float, default=120.0, help="seconds without progress that count as a hang (default: 120)"
     )
     add_arguments(parser)
     given = parser.parse_args(arguments)
@@ -99,7 +106,7 @@ def make(arguments: Sequence[str]) -> None:
         print(estimate([item for item in items if shard.holds(item["id"])], form, given)[0])
         return
     job = Job(given.out, PROGRAM, items, form._asdict(), shard.count)
-    sharded.do_shard(job, shard, lambda left: shrunk(left, form, given), finish)
+    shard_command.do_shard(job, shard, lambda left: shrunk(left, form, given), finish)
 
 
 def _form(given: Any) -> Form:
@@ -113,7 +120,7 @@ def _form(given: Any) -> Form:
 def shrunk(left: Sequence[Row], form: Form, given: Any) -> Iterator[Row]:
     """Shrink items and yield a row for each.
 
-    Raises InputError before it begins if the disk cannot hold what is estimated; OSError when it fills up nevertheless.
+    Raises InputError before the first copy if the estimate exceeds the free disk space, and OSError if the disk fills up.
     """
     if len(left) > 3 * TRIALS:
         sentence, needed = estimate(left, form, given)
@@ -138,14 +145,14 @@ def _working(folder: str | Path, item: Row, form: Form) -> Path:
 
 
 def shrink_item(item: Row, alive: Alive, *, folder: str, form: Form) -> Row:
-    """Shrink one item into `folder`; called in a worker."""
+    """Shrink one item into `folder`; workers call it."""
     strike(item["id"])
     target = Path(folder, "videos", item["output"])
     return {"id": item["id"], **transcode.shrink(item["id"], target, _working(folder, item, form), form, alive)}
 
 
 def timed(item: Row, alive: Alive, *, form: Form) -> Row:
-    """Shrink one item into a folder that is deleted at once, and add `processor_seconds`; called in a worker."""
+    """Shrink one item into a temporary folder and add `processor_seconds` to its row; workers call it."""
     begun = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         working, copy = (Path(folder, name + form.ending) for name in ("working", "copy"))
@@ -154,9 +161,9 @@ def timed(item: Row, alive: Alive, *, form: Form) -> Row:
 
 
 def estimate(items: Sequence[Row], form: Form, given: Any) -> tuple[str, int]:
-    """Return a sentence about disk and time, and the bytes needed, from some of the items, evenly taken.
+    """Return a sentence about disk space and time, and the needed bytes, from some items at equal distances.
 
-    Bytes and time are taken to grow with the sources' bytes; expect 30 % more or less.
+    Assumes that bytes and time are proportional to the bytes of the sources; expect an error of 30 %.
     """
     sizes = [os.path.getsize(item["id"]) if os.path.isfile(item["id"]) else 0 for item in items]
     some = items[:: max(len(items) // TRIALS, 1)][:TRIALS]
@@ -176,7 +183,7 @@ def estimate(items: Sequence[Row], form: Form, given: Any) -> tuple[str, int]:
 
 
 def finish(job: Job) -> None:
-    """Join the shards, write the lists and say what was gained."""
+    """Merge the shards, write the lists and print a summary."""
     rows = job.merge()
     pairs = list(zip(job.items, rows, strict=True))
     made = [(item, row) for item, row in pairs if row["status"] == "ok"]
@@ -205,4 +212,4 @@ def finish(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    command_line.run(main)

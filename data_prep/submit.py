@@ -1,12 +1,12 @@
-"""Run a program's shards as jobs of a cluster, through submitit (pip install -e ".[cluster]").
+"""Run the shards of a program as jobs on a cluster with submitit (pip install -e ".[cluster]").
 
 python data_prep/submit.py --shards 64 --minutes 240 --parameter slurm_partition=cpu -- doctor.py train.csv --out health
 python data_prep/submit.py --shards 200 --cores 8 --at-once 50 -- shrink.py train.csv --out /data/small
-python data_prep/submit.py --cluster local --shards 2 --wait -- doctor.py train.csv --out health        # try it here
+python data_prep/submit.py --cluster local --shards 2 --wait -- doctor.py train.csv --out health        # on this machine
 
-What follows -- is a command of doctor.py or shrink.py without its shard; --num-shards, --shard-index and --jobs are added.
-On SLURM it is one job array. A job that is preempted or runs out of time is queued again and goes on from what is on disk.
-With --wait the shards are merged when all are done; without, the command to do so is printed. Logs: OUT-jobs/.
+After -- stands a command of doctor.py or shrink.py; submit.py adds --num-shards, --shard-index and --jobs. SLURM runs one
+job array. A job that is preempted or reaches its time limit is queued again and continues its shard. With --wait the
+shards are merged at the end; otherwise the merge command is printed. The logs are in OUT-jobs/.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import program
-from endings import printable, told
+import command_line
+from command_line import printable
 
 from sce_video.errors import InputError
 
@@ -29,37 +29,38 @@ HERE = Path(__file__).resolve().parent
 
 
 class ShardRun:
-    """One shard's command; submitit calls it in the job, and `checkpoint` when the job is about to be stopped."""
+    """The command of one shard. submitit calls it in the job, and `checkpoint` before the job is stopped."""
 
     def __init__(self, command: list[str]) -> None:
         self.command = command
 
     def __call__(self) -> int:
-        """Run the command; CalledProcessError if it fails."""
+        """Run the command; raise CalledProcessError if it fails."""
         return subprocess.run(self.command, check=True).returncode
 
     def checkpoint(self) -> Any:
-        """Queue the same again: the program itself knows what is done."""
+        """Queue the same command again; the program continues its shard."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Submit the shards named on the command line."""
-    with told():
-        parser = program.parser(__doc__)
-        parser.add_argument("--shards", type=program.positive, required=True, metavar="N", help="number of jobs")
-        parser.add_argument("--cluster", default="slurm", choices=("slurm", "local"), help="default: slurm")
-        parser.add_argument("--cores", type=program.positive, default=2, help="per job, also --jobs (default: 2)")
-        parser.add_argument("--minutes", type=program.positive, default=240, help="a job's time limit (default: 240)")
-        parser.add_argument("--at-once", type=program.positive, default=64, help="jobs running at a time (default: 64)")
-        parser.add_argument(
-            "--parameter", action="append", default=[], metavar="NAME=VALUE", help="of submitit's executor"
-        )
-        parser.add_argument("--wait", action="store_true", help="wait for the jobs, then merge")
-        own, command = split(arguments)
-        submit(parser.parse_args(own), command)
+    """Run the program with the arguments of its command line."""
+    parser = command_line.parser(__doc__)
+    parser.add_argument("--shards", type=command_line.positive, required=True, metavar="N", help="number of jobs")
+    parser.add_argument("--cluster", default="slurm", choices=("slurm", "local"), help="default: slurm")
+    parser.add_argument("--cores", type=command_line.positive, default=2, help="per job, also --jobs (default: 2)")
+    parser.add_argument("--minutes", type=command_line.positive, default=240, help="a job's time limit (default: 240)")
+    parser.add_argument(
+        "--at-once", type=command_line.positive, default=64, help="jobs running at a time (default: 64)"
+    )
+    parser.add_argument(
+        "--parameter", action="append", default=[], metavar="NAME=VALUE", help="parameter of the submitit executor"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait for the jobs, then merge")
+    own, command = split(arguments)
+    submit(parser.parse_args(own), command)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -70,8 +71,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         raise InputError(
             "no command: write the program and its options after --, e.g. -- doctor.py list.csv --out health"
         )
-    place = list(arguments).index("--")
-    own, command = list(arguments[:place]), list(arguments[place + 1 :])
+    end = list(arguments).index("--")
+    own, command = list(arguments[:end]), list(arguments[end + 1 :])
     if not command or os.path.basename(command[0]) not in PROGRAMS or command[1:2] == ["merge"]:
         raise InputError(f"the command after -- must begin with one of {', '.join(PROGRAMS)}, without merge")
     if any(word.split("=")[0] in ("--num-shards", "--shard-index", "--jobs", "--estimate") for word in command):
@@ -82,7 +83,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def submit(given: Any, command: list[str]) -> None:
-    """Submit the jobs; wait and merge if asked to."""
+    """Submit the jobs; with --wait, wait for them and merge."""
     if importlib.util.find_spec("submitit") is None:
         raise InputError('submitit is not installed: pip install -e ".[cluster]"')
     import submitit
@@ -115,13 +116,13 @@ def submit(given: Any, command: list[str]) -> None:
 
 def out_of(command: Sequence[str]) -> str:
     """Return the value of --out in a command."""
-    for place, word in enumerate(command):
+    for index, word in enumerate(command):
         if word.startswith("--out="):
             return word.removeprefix("--out=")
-        if word == "--out" and place + 1 < len(command):
-            return command[place + 1]
+        if word == "--out" and index + 1 < len(command):
+            return command[index + 1]
     raise InputError("the command after -- has no --out")
 
 
 if __name__ == "__main__":
-    program.run(main)
+    command_line.run(main)

@@ -1,4 +1,4 @@
-"""UCF101: the three official splits as lists of videos that exist.
+"""UCF101: write the three official splits as lists of videos that exist.
 
 python data_prep/ucf101.py --lists ucfTrainTestlist --videos UCF-101 --out lists/ucf101
 python data_prep/ucf101.py --lists ucfTrainTestlist --videos UCF-101 --out lists/ucf101 --probe 200
@@ -18,9 +18,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from entries import Entry, inside, lines_of
-from program import add_videos_and_out, parser, run
-from splits import Split, add_splits, write_splits
+from annotations.entries import Entry, inside, lines_of
+from annotations.official_splits import Split, add_splits, write_splits
+from command_line import add_videos_and_out, parser, run
 
 from sce_video.errors import InputError
 

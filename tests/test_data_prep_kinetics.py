@@ -7,9 +7,9 @@ from pathlib import Path
 
 import kinetics
 import pytest
+from annotations.kinetics_files import ClipFiles
+from annotations.kinetics_tables import Clip, read_list, refuse_shared, take_once
 from conftest import SHARED
-from kinetics_files import ClipFiles
-from kinetics_lists import Clip, read_list, refuse_shared, take_once
 from test_data_prep_lists import program, real, refused
 
 from sce_video.data import manifest

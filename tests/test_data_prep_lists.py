@@ -13,8 +13,8 @@ import hmdb51
 import lists
 import pytest
 import ucf101
+from annotations.entries import Entry, refuse_shared, unique
 from conftest import ROOT, SHARED
-from entries import Entry, refuse_shared, unique
 
 from sce_video.data import manifest
 from sce_video.errors import InputError

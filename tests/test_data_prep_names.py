@@ -12,11 +12,11 @@ from pathlib import Path
 import folder
 import lists
 import pytest
+from annotations.file_search import find_videos
+from annotations.video_statistics import evenly
 from conftest import ROOT, SHARED
-from found import find_videos
-from measured import evenly
+from output_files import csv_text, write_all
 from test_data_prep_lists import program, real, refused
-from written import csv_text, write_all
 
 from sce_video.data import manifest
 from sce_video.data.manifest import Video

@@ -12,12 +12,50 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-MODULES = sorted((ROOT / "data_prep").glob("*.py"))
+FOLDER = ROOT / "data_prep"
+MODULES = sorted(FOLDER.rglob("*.py"))
 PROGRAMS = [path for path in MODULES if "__main__" in path.read_text()]
-ALLOWED = ("data.manifest", "data.decode", "data.media", "data.frame_folder", "data.health", "data.clips", "errors")
+ALLOWED = (
+    *("data.manifest", "data.decode", "data.health", "data.readers.media", "data.readers.frame_folder"),
+    *("errors", "runs.stop"),
+)
+# A module imports from its own folder and from the folders before it; "" are the modules that all programs share.
+LAYERS = ("", "jobs", "media", "annotations")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(FOLDER).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_down(path: Path) -> None:
+    own = path.parent.relative_to(FOLDER)
+    allowed = LAYERS if path in PROGRAMS else LAYERS[: LAYERS.index("" if own == Path() else own.name) + 1]
+    programs = {program.stem for program in PROGRAMS}
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            assert name not in programs, "programs do not import each other"
+            folder = name.split(".")[0]
+            assert folder not in LAYERS or folder in allowed, f"{name_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "folder", [FOLDER, *sorted({path.parent for path in MODULES} - {FOLDER})], ids=lambda f: f.name
+)
+def test_folders_are_small_and_say_what_they_are_for(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= 14
+    if folder != FOLDER:
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert text
+        assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_from_the_package_are_few(path: Path) -> None:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -29,7 +67,7 @@ def test_imports_from_the_package_are_few(path: Path) -> None:
     assert not found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_files_and_functions_stay_small_and_catch_what_they_name(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 300

@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pytest
 from conftest import ROOT, SHARED, numbered_frames
-from examine import examine
+from media.examine import examine
 from test_decode import encode
 
 from sce_video.data import manifest

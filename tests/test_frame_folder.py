@@ -15,10 +15,10 @@ import lists
 import numpy as np
 import pytest
 import torch
+from annotations.entries import Entry
+from annotations.file_search import Matcher, find_videos
+from annotations.video_statistics import measure
 from conftest import TINY_RECIPE, numbered_frames, records, run_tool
-from entries import Entry
-from found import Matcher, find_videos
-from measured import measure
 from PIL import Image
 from test_shrink import shrink
 

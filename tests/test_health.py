@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import health as results
 import pytest
 from conftest import TINY_RECIPE, numbered_frames, records, run_tool
-from examine import examine
-from sources import items_of
+from jobs.manifest_items import items_of
+from media import health_report as results
+from media.examine import examine
 from test_decode import encode
 from test_doctor import doctor
 from test_frame_folder import about, folder_of, zip_of

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import transcode
 from conftest import ROOT, TINY_RECIPE, numbered_frames, run_tool
-from examine import examine
+from media import transcode
+from media.copy_form import Form
+from media.examine import examine
 from test_decode import encode
 from test_doctor import bomb, doctor
 from test_shrink import shrink
-from training_form import Form
 
 from sce_video.data import manifest
 from sce_video.data.decode import DECODERS, DecodeError, open_video
@@ -274,7 +274,7 @@ FOLLOW = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import examine
+from media import examine
 from sce_video.data.decode import DecodeError, open_video
 for decoder in sys.argv[3].split(","):
     for path in sorted(Path(sys.argv[2]).iterdir()):

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from journal import Journal, Row, line_of, write_atomically
-from parts import Job
-from shards import Shard, add_arguments, shard_of
+from jobs.journal import Journal, Row, line_of
+from jobs.sharded_job import Job
+from jobs.shards import Shard, add_arguments, shard_of
+from output_files import write_atomically
 
 from sce_video.errors import InputError
 
@@ -155,8 +156,8 @@ SLOW = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from parts import Job
-from shards import Shard
+from jobs.sharded_job import Job
+from jobs.shards import Shard
 def work(items):
     print(len(items), flush=True)
     for item in items:
@@ -189,7 +190,7 @@ def test_atomic_write_leaves_no_half_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="name too long"):
         write_atomically(tmp_path / ("x" * 300), b"new")
     script = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from journal import *;"
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from output_files import *;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); write_atomically(Path(sys.argv[2]), b'x' * 5000)"
     )
     command = [sys.executable, "-c", script, str(ROOT / "data_prep"), str(tmp_path / "a")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SHARED, numbered_frames
-from probe import opened, probe
+from media.probe import opened, probe
 from test_decode import FILES, encode
 
 from sce_video.data.decode import open_video

@@ -19,10 +19,10 @@ import av
 import numpy as np
 import pytest
 from conftest import ROOT, SHARED, numbered_frames
-from sources import items_of, targets_of
+from jobs.manifest_items import items_of, targets_of
+from media.copy_form import Form, Shown, compared, size_in
 from test_decode import encode, forward_decode
 from test_doctor import FAULTS, is_running
-from training_form import Form, Shown, compared, size_in
 
 from sce_video.data import manifest
 from sce_video.data.decode import open_video

@@ -11,14 +11,13 @@ import time
 from pathlib import Path
 
 import av
-import ffmpeg_program
 import numpy as np
 import pytest
-import transcode
 from conftest import ROOT, SHARED, numbered_frames
+from media import ffmpeg_copies, transcode
+from media.copy_form import Form
 from test_decode import encode, forward_decode
 from test_shrink import TIMES, rows_of, shrink, times_of, varying, wide_pixels
-from training_form import Form
 
 from sce_video.data import manifest
 from sce_video.data.decode import open_video
@@ -108,7 +107,7 @@ def test_damaged_sources_become_no_pictures(kinds: list[Path], tmp_path: Path) -
 
 @needs_ffmpeg
 def test_the_program_writes_what_its_source_shows(kinds: list[Path], tmp_path: Path) -> None:
-    ffmpeg_program.check_program()
+    ffmpeg_copies.check_program()
     for source in kinds:
         target = tmp_path / f"{source.name}.mp4"
         row = copy(source, target, Form(32, engine="ffmpeg"))
@@ -154,7 +153,7 @@ def test_a_program_that_fails_is_a_reason(kinds: list[Path], tmp_path: Path, mon
     for version, message in (("ffmpeg version 4.4.1 x", "5.1 or newer"), ("ffmpeg version N-1 x", "without libx264")):
         program.write_text(f"#!/bin/sh\necho '{version}'\n")
         with pytest.raises(ValueError, match=message):
-            ffmpeg_program.check_program()
+            ffmpeg_copies.check_program()
 
 
 def test_an_engine_that_is_not_there_or_does_not_fit_is_said_at_once(kinds: list[Path], tmp_path: Path) -> None:

@@ -29,10 +29,15 @@ STOP_FILE = "STOP"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def die_with_parent(number: signal.Signals) -> None:
-    """Ask the kernel to send this process a signal when its parent ends. Linux only; no effect elsewhere."""
+def die_with_parent(number: signal.Signals, parent: int | None = None) -> None:
+    """Have the kernel send this process a signal when its parent ends. Linux only; elsewhere it does nothing.
+
+    parent: process id of the parent; if it ended before this call, the process exits at once.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number))
+        if parent is not None and os.getppid() != parent:
+            os._exit(1)
 
 
 class StopRequest:

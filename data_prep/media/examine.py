@@ -1,9 +1,9 @@
-"""One file's health: decode it as training would and say in one word what is wrong with it.
+"""Examine the health of one file: decode it as training does and return a status.
 
 | status          | meaning                                                                                    |
 |-----------------|--------------------------------------------------------------------------------------------|
-| ok              | every frame that is to be shown decodes                                                    |
-| short           | so does it, but there are few frames                                                       |
+| ok              | every frame to show decodes                                                                |
+| short           | the same, but there are few frames                                                         |
 | truncated       | it breaks off, or is damaged from some frame on: only frames [0, `frames`) are sound       |
 | no video stream | a container of sound or something else                                                    |
 | unreadable      | missing, not permitted, no frame comes out, frames change their size, the decoder crashes  |
@@ -11,44 +11,39 @@
 | hang            | the decoder made no progress for the time allowed                                          |
 | refused         | would make a decoder open other files or the network, is no regular file, or is too large  |
 
-The last word is a forward decode, by which the readers of `sce_video.data.decode` are defined. Headers may promise two or
-three frames more than there are (AVI files with packed B-frames); that alone is no fault.
+The reference is a forward decode, as for the readers of `sce_video.data.decode`. A header may promise two or three frames
+more than exist (AVI files with packed B-frames); that alone is not a fault.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import signal
 import stat
 import time
 from typing import Any
 
 import av
-from endings import printable
-from examine_pictures import examine_pictures
-from probe import NoVideo, opened, rotation_of, seconds_of
-from workers import Alive
+from command_line import printable
+from jobs.workers import Alive
 
+from media.examine_pictures import examine_pictures
+from media.probe import NoVideo, opened, rotation_of, seconds_of
 from sce_video.data.health import stamp
-from sce_video.data.readers.media import DecodeError, TooLarge, check_media, is_frames, reason_of
+from sce_video.data.readers.media import HEAD, NAMES_FILES, DecodeError, TooLarge, check_media, is_frames, reason_of
 
 STATUSES = ("ok", "short", "truncated", "no video stream", "unreadable", "not a video", "hang", "refused")
-# Files that name other files: HLS, ffconcat, DASH, SDP, PLS, ASX, SMIL.
-PLAYLIST = re.compile(
-    rb"(?s)(\xef\xbb\xbf)?\s*(#EXTM3U|#?ffconcat|\[playlist\]|v=0|<asx|<smil|<MPD|<\?xml.*<(MPD|smil))", re.I
-)
 NAMES_OTHERS = "a playlist: a decoder would open the files or addresses that it names"
-SAMPLE_FRAMES = 8  # decoded at each of three places by a quick look
+SAMPLE_FRAMES = 8  # decoded at each of three positions by --quick
 
 Row = dict[str, Any]
 
 
 def examine(path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
-    """Return the health of a file: `id`, `status`, `reason` and what could be measured (see `measured`).
+    """Return the health of a file: `id`, `status`, `reason` and the figures of `measured`.
 
-    quick: count packets and decode some frames at the start, the middle and the end instead of all.
+    quick: count packets, and decode some frames at the start, the middle and the end instead of all.
     """
     strike(path)
     row: Row = {"id": path, **stamped(path)}
@@ -80,11 +75,11 @@ def examine(path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
 
 
 class Frames:
-    """What came out of a stream."""
+    """Decode a stream and count its frames."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
-        self.count = 0  # sound ones from the first on; with `sample`, packets of frames to be shown
+        self.count = 0  # of sound frames from the first on; with `sample`, of packets of frames to show
         self.hidden = 0
         self.times: list[int] = []
         self.interval = self._since_key = 0
@@ -106,7 +101,7 @@ class Frames:
             self.broken = f"it is {frame.width}x{frame.height}, the first is {self.first.width}x{self.first.height}"
 
     def decode(self, container: Any, alive: Alive) -> None:
-        """Decode all, up to the first fault."""
+        """Decode all frames up to the first fault."""
         for packet in container.demux(self.stream):
             self._packet(packet)
             for frame in packet.decode():
@@ -119,7 +114,7 @@ class Frames:
                 alive()
 
     def sample(self, container: Any, alive: Alive) -> None:
-        """Pass over all packets, then decode a few frames at the start, the middle and the end."""
+        """Read all packets, then decode a few frames at the start, the middle and the end."""
         keys = []
         for packet in container.demux(self.stream):
             self._packet(packet)
@@ -143,7 +138,7 @@ class Frames:
 
 
 def measured(container: Any, stream: Any, found: Frames) -> Row:
-    """Return the columns about the stream; seconds are presentation times, `end_seconds` is the last frame's end."""
+    """Return the columns of the stream; seconds are presentation times, `end_seconds` is the end of the last frame."""
     rate = stream.average_rate or stream.guessed_rate
     row: Row = {
         "container": container.format.name,
@@ -194,26 +189,27 @@ def verdict(row: Row, found: Frames, path: str, min_frames: int) -> tuple[str, s
 
 
 def stamped(path: str) -> Row:
-    """Return the columns by which a row is later known to hold still; none if nothing is there."""
+    """Return the columns that show later whether the file has changed; none if the file does not exist."""
     found = stamp(path)
     return {} if found is None else found._asdict()
 
 
 def status_at_the_gate(path: str) -> str:
-    """Return the status of a file that `check_media` does not let through."""
+    """Return the status of a file that `check_media` rejects."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return "refused"
         with open(path, "rb") as file:
-            return "refused" if PLAYLIST.match(file.read(4096)) else "not a video"
+            text = file.read(HEAD).partition(b"\0")[0]  # the part that FFmpeg searches, as in `check_media`
+            return "refused" if NAMES_FILES.search(text) else "not a video"
     except OSError:
         return "unreadable"
 
 
 def missing_bytes(path: str) -> int:
-    """Return by how much a Matroska file is shorter than its segment; 0 for other files, or if it does not say.
+    """Return the number of bytes that a Matroska file lacks; 0 for other files and for segments of unknown size.
 
-    Its header promises no number of frames, so that one cut short decodes without an error.
+    The header of Matroska holds no number of frames, so that a truncated file decodes without an error.
     """
     with open(path, "rb") as file:
         if file.read(4) != b"\x1aE\xdf\xa3":
@@ -226,7 +222,7 @@ def missing_bytes(path: str) -> int:
 
 
 def _ebml_size(file: Any) -> int | None:
-    """Read a size: the number of leading zero bits tells its length; all ones mean that it is not known."""
+    """Read a size: the number of leading zero bits is its length in bytes minus one; all ones mean unknown."""
     first = file.read(1)
     if not first or not first[0]:
         return None
@@ -246,12 +242,12 @@ def sha256_of(path: str, alive: Alive) -> str:
 
 
 def without(path: str, error: BaseException) -> str:
-    """Return the first line of an error without the path that begins it."""
+    """Return the first line of an error without the path at its beginning."""
     return printable(reason_of(error).removeprefix(f"{path}: "))
 
 
 def strike(path: str) -> None:
-    """Hang or crash at files whose name holds `hang` or `crash`: for tests, only with SCE_FAULTS and SCE_ALLOW_FAULTS=1."""
+    """Hang or crash at the files in SCE_FAULTS (`hang@name,crash@name`) if SCE_ALLOW_FAULTS=1; for tests only."""
     if os.environ.get("SCE_ALLOW_FAULTS") != "1" or not os.environ.get("SCE_FAULTS"):
         return
     for fault in os.environ["SCE_FAULTS"].split(","):

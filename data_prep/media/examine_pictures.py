@@ -1,4 +1,4 @@
-"""The health of a video as pictures: every picture is decoded (see examine.py, which this is part of)."""
+"""Examine the health of a video as pictures: decode every picture (the part of examine.py for folders and zip files)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import hashlib
 import os
 from typing import Any
 
-from endings import printable
-from workers import Alive
+from command_line import printable
+from jobs.workers import Alive
 
 from sce_video.data.decode import FrameReader
 from sce_video.data.readers.frame_folder import FrameFolder
 from sce_video.data.readers.media import DecodeError, TooLarge
 
-SAMPLE_FRAMES = 8  # decoded at each of three places by a quick look
+SAMPLE_FRAMES = 8  # decoded at each of three positions by --quick
 
 
 def examine_pictures(path: str, alive: Alive, *, quick: bool, min_frames: int) -> dict[str, Any]:
-    """Return `status`, `reason` and the columns that pictures have."""
+    """Return `status`, `reason` and the columns that exist for pictures."""
     row: dict[str, Any] = {"sha256": sha256_of_all(path, alive)} if os.path.exists(path) else {}
     try:
         with FrameFolder(path) as video:
@@ -72,7 +72,7 @@ def _indices(num_frames: int, *, quick: bool) -> list[int]:
 
 
 def sha256_of_all(path: str, alive: Alive) -> str:
-    """Return the SHA-256 of a zip's bytes, or of the names and bytes of the regular files in a folder, by name."""
+    """Return the SHA-256 of the bytes of a zip file, or of the names and bytes of the regular files of a folder, sorted."""
     names = sorted(os.listdir(path)) if os.path.isdir(path) else [""]
     digest = hashlib.sha256()
     for name in names:

@@ -1,8 +1,8 @@
-"""A video as JPEG pictures, in a folder or a zip file, as `sce_video.data.readers.frame_folder` reads them.
+"""Write a video as JPEG pictures in a folder or a zip file, for `sce_video.data.readers.frame_folder`.
 
-Two to three times the bytes of H.264 and more, read without seeking and without decoding what is not wanted. The rate is
-the one that `open_video` gives for the source, and frame i is the source's frame i; times of their own, at variable rates,
-pictures do not have. The same source gives the same bytes (with the same version of libjpeg).
+Pictures take two to three times the bytes of H.264 or more; a reader decodes only the frames it needs. The rate is the one
+of `open_video` for the source, and frame i is frame i of the source; the times of a variable rate are not stored. The same
+source gives the same bytes (with the same version of libjpeg).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import av
-from journal import Row
+from jobs.journal import Row
+from jobs.workers import Alive
 from PIL import Image
-from training_form import Form, Shown, Timing, frames_of, scaling_for, shown
-from workers import Alive
 
+from media.copy_form import Form, Shown, Timing, frames_of, scaling_for, shown
 from sce_video.data.readers.frame_folder import DESCRIPTION, MAX_ZIP_ENTRIES, FrameFolder
 from sce_video.data.readers.media import DecodeError
 
 
 class _Target:
-    """A folder or a zip file that is being filled."""
+    """A folder or a zip file to write pictures to."""
 
     def __init__(self, path: Path, form: Form) -> None:
         self.path, self.count = path, 0
@@ -49,7 +49,7 @@ class _Target:
 
 
 def write(container: Any, stream: Any, working: Path, form: Form, timing: Timing, alive: Alive) -> Shown:
-    """Write all frames; return what the source shows."""
+    """Write all frames; return the compared parts of the source."""
     target = _Target(working, form)
     size, rate = (0, 0), timing.rate.limit_denominator(1001)
 
@@ -78,14 +78,14 @@ def write(container: Any, stream: Any, working: Path, form: Form, timing: Timing
 
 
 def read_again(working: Path, alive: Alive) -> tuple[Row, Shown]:
-    """Return the copy's size and what it shows: every picture is decoded."""
+    """Decode every picture; return the size of the copy and its compared parts."""
     converter = av.video.reformatter.VideoReformatter()
     with FrameFolder(str(working)) as video:
 
         def frames() -> Iterator[tuple[Any, float]]:
             for index in range(video.num_frames):
                 frame = av.VideoFrame.from_ndarray(video.read([index])[0].numpy(), format="rgb24")
-                # As the source's frames are: colours of half the resolution are scaled otherwise.
+                # The pixel format of the source: colours of half the resolution scale differently.
                 yield converter.reformat(frame, format="yuv420p", threads=1), float(index / video.fps)
 
         return {"width": video.width, "height": video.height}, shown(frames(), video.fps, alive)

@@ -1,6 +1,6 @@
-"""Which shard of a job a run does: given by hand, or read from the scheduler's variables.
+"""Choose the shard of a run, from the command line or from the environment variables of a scheduler.
 
-A shard is the items whose id hashes to its number: a pure function of the id, so that neither order nor neighbours matter.
+The shard of an item is a hash of its id, so that it depends on neither the order nor the other items.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from sce_video.errors import InputError
 
 @dataclass(frozen=True)
 class Shard:
-    """Number `index` (from 0) of `count`."""
+    """Shard `index`, counted from 0, of `count`."""
 
     index: int = 0
     count: int = 1
 
     def holds(self, item_id: str) -> bool:
-        """Whether the item belongs to this shard: its id's hash modulo the number of shards."""
+        """Return whether the item belongs to this shard: the hash of its id modulo the number of shards."""
         digest = hashlib.blake2b(os.fsencode(item_id), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.count == self.index
 
     @property
     def name(self) -> str:
-        """As it stands in the names of files: 00001-of-00004."""
+        """The shard in file names: 00001-of-00004."""
         return f"{self.index:05d}-of-{self.count:05d}"
 
 
@@ -40,18 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shard-index",
         metavar="I|auto",
-        help="which shard this run does, 0..N-1; auto reads SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX or RANK",
+        help="shard of this run, 0..N-1; auto reads SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX or RANK",
     )
 
 
 def shard_of(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Shard:
-    """Return the shard that the arguments of `add_arguments` ask for.
+    """Return the shard for the arguments of `add_arguments`.
 
     `auto` takes the index from the first of SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX (Kubernetes indexed job) and RANK
-    (torchrun) that is set; N, unless given, is the size of the SLURM array or WORLD_SIZE. With N given the SLURM array
-    must count from 0, so that a single failed task can be submitted again.
+    (torchrun) that is set; N, unless given, is the size of the SLURM array or WORLD_SIZE. If N is given, the SLURM array
+    must count from 0; then a single failed task can be submitted again.
 
-    Raises InputError: no such variable, an index outside 0..N-1, N or jobs below 1.
+    Raises InputError if no variable is set, if the index is outside 0..N-1, or if N or jobs is below 1.
     """
     count, index = arguments.num_shards, arguments.shard_index
     if arguments.jobs < 1 or (count is not None and count < 1):

@@ -1,4 +1,4 @@
-"""Six lists from three official splits, for data sets whose splits are published as files (UCF101, HMDB51)."""
+"""Write the six lists of three official splits, for data sets whose splits are published as files (UCF101, HMDB51)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from entries import Entry, refuse_shared, unique
-from found import Matcher, find_videos, refuse_missing
-from report import Report
+from annotations.entries import Entry, refuse_shared, unique
+from annotations.file_search import Matcher, find_videos, refuse_missing
+from annotations.summary_report import Report
 
 
 class Split(NamedTuple):
@@ -21,10 +21,18 @@ class Split(NamedTuple):
 def add_splits(options: argparse.ArgumentParser) -> None:
     """Add --splits and --allow-missing."""
     options.add_argument(
-        "--splits", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3], metavar="K", help="1 2 3 by default"
+        "--splits",
+        nargs="+",
+        type=int,
+        choices=(1, 2, 3),
+        default=[1, 2, 3],
+        metavar="K",
+        help="splits to write (default: 1 2 3)",
     )
     options.add_argument(
-        "--allow-missing", action="store_true", help="leave out listed videos that are not there, and name them"
+        "--allow-missing",
+        action="store_true",
+        help="leave out listed videos that do not exist, and list them in missing.txt",
     )
 
 
@@ -33,8 +41,8 @@ def write_splits(
 ) -> None:
     """Write train<k>.csv and test<k>.csv of every split, missing.txt and summary.json.
 
-    published: the official numbers of videos; other numbers are said, for a list may have been cut on purpose.
-    Raises InputError: a video in both lists of a split or with two classes, a missing file that was not allowed.
+    published: the official numbers of videos. Other numbers are reported but accepted, since a list may be cut on purpose.
+    Raises InputError for a video in both lists of a split or with two classes, and for missing files that are not allowed.
     """
     found = find_videos(options.videos)
     matcher = Matcher(found)

@@ -1,13 +1,15 @@
-"""Worker processes that may hang or crash without harm: each file gets an answer, `hang` and `crash` included.
+"""Run a function over files in worker processes that may hang or crash; every file gets a result or a Failure.
 
-Decoders are native code: some files make them spin for ever or abort the process, and neither can be caught inside it.
-So a worker that has said nothing for a while is killed and replaced, and so is one that died. A file whose worker died is
-tried once more, for a machine short of memory kills innocent processes too.
+Decoders are native code: some files make them loop for ever or abort the process, which Python cannot catch. A worker
+without a sign of life for some seconds is killed and replaced, and so is one that died. A file whose worker died is tried
+once more, because a machine short of memory kills other processes too.
+
+`sce_video.data.workers` has another job and stays apart: it keeps the order of the batches, prefetches tensors through
+torch's DataLoader, and replaces a bad video instead of reporting it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -19,14 +21,16 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-START_SECONDS = 120.0  # a worker may take this long to start: its imports may come over a slow network
-MEMORY_BYTES = 4 << 30  # of address space a worker may take beyond what it has at its start
+from sce_video.runs.stop import die_with_parent
+
+START_SECONDS = 120.0  # for a worker to start: its imports may come over a slow network
+MEMORY_BYTES = 4 << 30  # of address space that a worker may allocate after its start
 
 Alive = Callable[[], None]
 
 
 class Failure(NamedTuple):
-    """Why there is no result: kind is `hang` or `crash`."""
+    """The reason why there is no result; kind is `hang` or `crash`."""
 
     kind: str
     reason: str
@@ -54,11 +58,11 @@ class _Worker:
 def in_workers(
     function: Callable[[Any, Alive], Any], tasks: Iterable[Any], *, jobs: int, silence_seconds: float
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield (task, result or Failure) for every task, as they come.
+    """Yield (task, result or Failure) for every task, in the order of completion.
 
-    function: importable, called in a worker with a task and `alive`, which it calls while it gets on; results and tasks
-    can be pickled; an OSError that it raises, a full disk, ends all. silence_seconds: without a sign of life for so long a
-    worker counts as hanging.
+    function: importable; a worker calls it with a task and `alive`, which it calls while it makes progress. Tasks and results
+    must be picklable. An OSError of the function, such as a full disk, is raised here and ends all workers.
+    silence_seconds: seconds without a call of `alive` after which a worker counts as hanging.
     """
     environment = multiprocessing.get_context("spawn")
     left, again = deque(tasks), set[int]()
@@ -92,7 +96,7 @@ def in_workers(
 
 
 def with_progress(answers: Iterable[tuple[Any, Any]], total: int) -> Iterator[tuple[Any, Any]]:
-    """Pass on what `in_workers` yields and say on stderr, every ten seconds, how far it is."""
+    """Yield the items of `in_workers` and print the progress to stderr every ten seconds."""
     begun = said = time.monotonic()
     for done, answer in enumerate(answers, start=1):
         yield answer
@@ -104,12 +108,12 @@ def with_progress(answers: Iterable[tuple[Any, Any]], total: int) -> Iterator[tu
 
 
 def _send(worker: _Worker) -> None:
-    with suppress(OSError):  # it died meanwhile: reading from it will tell
+    with suppress(OSError):  # it died meanwhile; the next read detects that
         worker.connection.send(worker.task)
 
 
 def _answer(worker: _Worker, is_ready: bool, silence_seconds: float) -> Any:
-    """Return the result of a worker's task, a Failure, or None if there is nothing yet."""
+    """Return the result of a worker, a Failure, or None if there is no message yet."""
     if not is_ready:
         if time.monotonic() < worker.deadline:
             return None
@@ -119,7 +123,7 @@ def _answer(worker: _Worker, is_ready: bool, silence_seconds: float) -> Any:
         kind, value = worker.connection.recv()
     except (EOFError, ConnectionError):
         code = worker.stop()
-        return Failure("crash", f"the decoder crashed twice ({_told(code)})")
+        return Failure("crash", f"the decoder crashed twice ({_describe(code)})")
     worker.deadline = time.monotonic() + silence_seconds
     worker.started = True
     if kind == "stop":
@@ -127,15 +131,15 @@ def _answer(worker: _Worker, is_ready: bool, silence_seconds: float) -> Any:
     return value if kind == "result" else None
 
 
-def _told(code: int) -> str:
+def _describe(code: int) -> str:
     names = {item.value: item.name for item in signal.Signals}
     return f"signal {names.get(-code, -code)}" if code < 0 else f"exit code {code}"
 
 
 def _serve(connection: Connection, function: Callable[[Any, Alive], Any], parent: int) -> None:
-    """Answer tasks until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    die_with(parent)
+    """Process tasks until the parent closes the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends its workers
+    die_with_parent(signal.SIGKILL, parent)
     _limit_memory()
     said = time.monotonic()
 
@@ -155,14 +159,6 @@ def _serve(connection: Connection, function: Callable[[Any, Alive], Any], parent
             connection.send(("result", function(task, alive)))
         except OSError as error:
             connection.send(("stop", (error.errno, error.strerror, error.filename)))
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent is gone, also from within a decoder that hangs (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def _limit_memory() -> None:

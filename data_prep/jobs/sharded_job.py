@@ -1,15 +1,15 @@
-"""Work on many files that may be split over machines, killed at any moment, and joined to the same bytes.
+"""A job over many files: split it into shards, kill it at any moment, continue it, and merge the same bytes.
 
-The items of a job (dicts with a unique `id`, usually a path) and its options are its plan. Which shard has which items:
-`shards.Shard`. Under `OUT/shards/`:
+The plan of a job is its items (dicts with a unique `id`, usually a path) and its options. `shards.Shard` assigns the items
+to shards. Under `OUT/shards/`:
 
     plan.json                    program, options, number of shards, digest of the items
     items.jsonl                  the items in order, one per line
-    journal-00001-of-00004.jsonl rows done so far, appended one by one, each line with its checksum (while working)
+    journal-00001-of-00004.jsonl finished rows, one line each with a checksum (until the shard is complete)
     part-00001-of-00004.jsonl    all rows of a shard and their digest; renamed into place when complete
 
-A killed shard goes on from its journal, a line cut in half is dropped. `merge` reads the parts, insists that every item
-has exactly one row, and returns the rows in the order of the items: the same whatever the number of shards.
+A killed shard continues from its journal; an incomplete last line is dropped. `merge` reads the parts, checks that every
+item has exactly one row, and returns the rows in the order of the items, for any number of shards.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from journal import Journal, Row, line_of, write_atomically
-from shards import Shard
+from output_files import write_atomically
 
+from jobs.journal import Journal, Row, line_of
+from jobs.shards import Shard
 from sce_video.errors import InputError
 
 
 class Job:
     """The plan and the shards of one job in the folder `out`.
 
-    program and options: what must be the same in every run on this folder, e.g. {"quick": False}; plain values.
-    items: what there is to do; each with an `id` of its own.
+    program, options: must be equal in every run on this folder, e.g. {"quick": False}; JSON values.
+    items: the work; each has a unique `id`.
 
-    Raises InputError when `out` holds something else, or was begun with other items, options or number of shards.
+    Raises InputError if `out` holds other files, or was begun with other items, options or number of shards.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Job:
 
     @classmethod
     def load(cls, out: Path, program: str) -> Job:
-        """Return the job that was begun in `out` by `program`; InputError if there is none."""
+        """Return the job that `program` began in `out`; raise InputError if there is none."""
         try:
             plan = json.loads((out / "shards/plan.json").read_bytes())
             items = [json.loads(line) for line in (out / "shards/items.jsonl").read_bytes().splitlines()]
@@ -80,14 +81,14 @@ class Job:
         raise InputError(f"{self.out} was begun with other settings ({told}): give another --out or the same settings")
 
     def part(self, shard: Shard) -> Path:
-        """Where the finished rows of a shard are."""
+        """Return the path of the finished rows of a shard."""
         return self.folder / f"part-{shard.name}.jsonl"
 
     def run(self, shard: Shard, work: Callable[[list[Row]], Iterable[Row]]) -> bool:
-        """Do what is left of a shard; return False if nothing was.
+        """Process the rest of a shard; return False if it was complete.
 
-        work: takes items and yields one row for each, in any order, with the item's `id`. A row is kept as soon as it is
-        yielded. Raises InputError if another process is at this shard.
+        work: takes items and yields one row for each, in any order, with the `id` of the item. Every yielded row is stored
+        at once. Raises InputError if another process works on this shard.
         """
         if self.part(shard).exists() and _read_part(self.part(shard)) is not None:
             return False
@@ -107,7 +108,7 @@ class Job:
     def merge(self) -> list[Row]:
         """Return the rows of all items in the order of the items.
 
-        Raises InputError: a shard is missing or damaged, an item has no row or more than one.
+        Raises InputError if a shard is missing or damaged, or an item has no row or several.
         """
         paths = sorted(self.folder.glob("part-*.jsonl"))
         rows: list[Row] = []
@@ -130,7 +131,7 @@ class Job:
 
 
 def _read_part(path: Path) -> list[Row] | None:
-    """Return the rows of a part; None if it is damaged."""
+    """Return the rows of a part, or None if it is damaged."""
     content, _, last = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
     content = content + b"\n" if content else b""
     try:

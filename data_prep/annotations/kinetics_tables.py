@@ -1,10 +1,10 @@
-"""The published tables of Kinetics: one row a clip, which is a YouTube id, a first and a last second, a class, a split.
+"""Read the published tables of Kinetics: one row per clip with YouTube id, first and last second, class and split.
 
 label,youtube_id,time_start,time_end,split,is_cc
 "air drumming",_axE99QAhe8,26,36,train,0
 
-Kinetics-600 and -700 have no `is_cc`; test lists may have no `label`; an id may begin with - or _. Columns are taken by
-their names.
+Kinetics-600 and -700 have no `is_cc`; test lists may have no `label`; an id may begin with - or _. Columns are found by
+name.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Clip(NamedTuple):
 def read_list(path: str | Path) -> list[Clip]:
     """Read one published table.
 
-    Raises InputError with file:line: a column that is missing, a row of another length, an id that is none (spreadsheets
-    change those that begin with -), seconds that are none, an unknown split.
+    Raises InputError with file:line for a missing column, a row of another length, an invalid id (spreadsheets change ids
+    that begin with -), invalid seconds, or an unknown split.
     """
     rows = _rows(path)
     first = next(rows, None)
@@ -71,7 +71,7 @@ def read_list(path: str | Path) -> list[Clip]:
 
 
 def _rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield `file:line`, by the line a row begins in, and the row's values."""
+    """Yield `file:line`, where the row begins, and the values of the row."""
     start = 1
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -108,9 +108,9 @@ def _clip(row: dict[str, str], where: str) -> Clip:
 
 
 def take_once(clips: Iterable[Clip]) -> tuple[list[Clip], list[str]]:
-    """Return the clips, each once, and a sentence if rows were repeated.
+    """Return the clips without repeated rows, and a sentence about the repeated rows if there are any.
 
-    Raises InputError where two rows of one split give one clip different classes.
+    Raises InputError if two rows of one split give one clip different classes.
     """
     kept: dict[tuple[str, int, int, str], Clip] = {}
     repeated = []

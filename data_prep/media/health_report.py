@@ -1,7 +1,7 @@
-"""The doctor's results as files: a table, a clean manifest, a quarantine list and a page to look at.
+"""Write the results of doctor.py: a table, a clean manifest, a quarantine list and an HTML page.
 
-All are functions of the rows alone: no date, no time taken, no machine, so that the same videos give the same bytes
-however the work was split, killed and continued.
+All files depend on the rows alone (no date, duration or machine), so that the same videos give the same bytes, also after
+the work was split, killed and continued.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from endings import printable
-from examine import STATUSES
+from command_line import printable
 from jinja2 import Environment
-from journal import Row, csv_bytes, write_atomically
-from written import csv_text
+from jobs.journal import Row
+from output_files import csv_bytes, csv_text, write_atomically
 
+from media.examine import STATUSES
 from sce_video.data.manifest import Video
 
 COLUMNS: dict[str, type] = {
@@ -42,9 +42,9 @@ COLUMNS: dict[str, type] = {
     "key_frame_interval": int,
     "has_audio": bool,
     "bytes": int,
-    "changed_ns": int,  # time of the file's last change: by both training knows that a row holds still
+    "changed_ns": int,  # modification time; training compares it and `bytes` to detect a changed file
     "sha256": str,
-    "listed": int,  # rows of the manifest that name this file
+    "listed": int,  # number of rows of the manifest that name this file
 }
 SHOWN_AT_MOST = 500  # files in each list of the page
 
@@ -83,9 +83,8 @@ The kept ones last {{ hours }} hours and take {{ gigabytes }} GB.
 def write(out: Path, items: Sequence[Row], rows: Sequence[Row], *, drop_short: bool, quick: bool) -> list[Row]:
     """Write health.csv, clean.csv, quarantine.csv, summary.html and, where pyarrow is installed, health.parquet to `out`.
 
-    items: `id` (the path), `labels` (the distinct ones of its rows), `listed` (its rows); rows: of `examine`, same order.
-    Short videos are kept unless drop_short: they decode, a reader repeats their frames, and a test set without them is
-    another test set. Returns the rows of the quarantine.
+    items: see `items_of`; rows: from `examine`, in the same order. Short videos are kept unless drop_short: they decode,
+    readers repeat their frames, and a test set without them is another test set. Returns the rows in quarantine.
     """
     table = [{**row, "path": row["id"], "listed": item["listed"]} for item, row in zip(items, rows, strict=True)]
     good = ("ok",) if drop_short else ("ok", "short")
@@ -106,7 +105,7 @@ def write(out: Path, items: Sequence[Row], rows: Sequence[Row], *, drop_short: b
 
 
 def _parquet(rows: Sequence[Row]) -> bytes:
-    """As the CSV; a name that is no UTF-8 has its odd bytes as \\x escapes here, for Parquet holds text only."""
+    """Return the table as Parquet, which holds text only: bytes of a path that are not UTF-8 become \\x escapes."""
     import pyarrow
     import pyarrow.parquet
 
@@ -141,7 +140,7 @@ def _page(table: Sequence[Row], bad: Sequence[Row], *, quick: bool) -> str:
     ]
     shown = [{**row, "path": printable(row["path"])} for row in bad]
     short = [{**row, "path": printable(row["path"])} for row in kept if row["status"] == "short"]
-    # Names of files are hostile text: everything is escaped, and the page may load and run nothing.
+    # File names are untrusted text: everything is escaped, and the page may neither load nor run anything.
     template = Environment(autoescape=True).from_string(PAGE)
     return template.render(
         total=len(table),

@@ -1,13 +1,13 @@
-"""One video in training form: small, quick to read, showing the same at the same times; checked against its source.
+"""Write a small copy of a video that training reads fast, with the same frames and times, and check it.
 
-H.264 in MP4 with the index first, short side as asked and never enlarged, even sides, square pixels, rotation applied,
-8 bit 4:2:0, no sound. A key frame every 32 frames at most, 7 B-frames in a row on which no other frame depends, no
-deblocking filter: a reader skips most frames between two wanted ones. Every frame keeps its place and its time, counted
-from the first one. The same source gives the same bytes (x264: one thread, no macroblock tree, 3 % larger for it).
-Pictures instead of H.264: pictures.py; the ffmpeg program instead of PyAV: ffmpeg_program.py.
+The copy is H.264 in MP4 with the index first, the short side as given and never enlarged, even sides, square pixels,
+rotation applied, 8 bit 4:2:0, no sound. It has a key frame every 32 frames at most, 7 B-frames in a row on which no other
+frame depends, and no deblocking filter, so that a reader skips most frames between two wanted ones. Every frame keeps its
+index and its time since the first frame. The same source gives the same bytes (x264: one thread, no macroblock tree, which
+makes files 3 % larger). jpeg_copies.py writes pictures instead of H.264, ffmpeg_copies.py calls the ffmpeg program.
 
-What is written is decoded again before it gets its name: as many frames, each at its time, pictures that resemble the
-source's at a size of 16 x 16. A source that is damaged or breaks off is not shrunk.
+The copy is decoded before it is renamed: it must have the same number of frames at the same times, and pictures of 16 x 16
+close to those of the source. A damaged or truncated source is not copied.
 """
 
 from __future__ import annotations
@@ -21,25 +21,24 @@ from pathlib import Path
 from typing import Any
 
 import av
-import ffmpeg_program
-import pictures
-from endings import printable
-from ffmpeg_program import B_FRAMES, GOP, PRESET, X264
-from journal import Row
-from probe import opened
-from training_form import MATRICES, Form, Shown, Timing, compared, frames_of, scaling_for, shown, timing_of
-from workers import Alive
+from command_line import printable
+from jobs.journal import Row
+from jobs.workers import Alive
 
+from media import ffmpeg_copies, jpeg_copies
+from media.copy_form import MATRICES, Form, Shown, Timing, compared, frames_of, scaling_for, shown, timing_of
+from media.ffmpeg_copies import B_FRAMES, GOP, PRESET, X264
+from media.probe import opened
 from sce_video.data.readers.media import DecodeError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def shrink(source: str, target: Path, working: Path, form: Form, alive: Alive) -> Row:
-    """Write `source` in training form to `target`; return what was done, with `status` ok or failed and `reason`.
+    """Write the copy of `source` to `target`; return a row with `status` ok or failed, `reason`, and the figures.
 
-    working: the name to write under until it is checked, on the same file system; nothing stays there.
-    Raises OSError when the disk is full or cannot be written to.
+    working: path to write to before the check, on the same file system; it is removed at the end.
+    Raises OSError if the disk is full or cannot be written to.
     """
     try:
         timing = timing_of(source)
@@ -62,7 +61,7 @@ def shrink(source: str, target: Path, working: Path, form: Form, alive: Alive) -
 
 
 def discard(path: Path) -> None:
-    """Remove a copy, file or folder, if it is there."""
+    """Remove a copy, file or folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -70,19 +69,19 @@ def discard(path: Path) -> None:
 
 
 def _written(container: Any, stream: Any, working: Path, form: Form, timing: Timing, alive: Alive) -> Shown:
-    """Write the copy and return what the source shows."""
+    """Write the copy; return the compared parts of the source."""
     discard(working)  # of a run that was killed
     if form.kind != "video":
-        return pictures.write(container, stream, working, form, timing, alive)
+        return jpeg_copies.write(container, stream, working, form, timing, alive)
     if form.engine == "ffmpeg":
-        return ffmpeg_program.write(container, stream, working, form, timing, alive)
+        return ffmpeg_copies.write(container, stream, working, form, timing, alive)
     return _encode(container, stream, working, form, timing, alive)
 
 
 def _read_again(working: Path, form: Form, timing: Timing, alive: Alive) -> tuple[Row, Shown]:
-    """Return the copy's size and what it shows."""
+    """Decode the copy; return its size and its compared parts."""
     if form.kind != "video":
-        return pictures.read_again(working, alive)
+        return jpeg_copies.read_again(working, alive)
     with opened(str(working)) as (container, stream):
         about = {"width": stream.codec_context.width, "height": stream.codec_context.height}
         return about, shown(frames_of(container, stream, Timing(False, 0, timing.rate)), timing.rate, alive)
@@ -93,7 +92,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _keep(working: Path, target: Path) -> None:
-    """Give the copy its name, once it is on the disk."""
+    """Flush the copy to the disk, then rename it to `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for path in _files(working):
         handle = os.open(path, os.O_RDWR)
@@ -102,12 +101,12 @@ def _keep(working: Path, target: Path) -> None:
         finally:
             os.close(handle)
     if working.is_dir():
-        discard(target)  # of a run that was killed before it noted it down: a folder does not replace another
+        discard(target)  # of a run that was killed before its journal entry: rename does not replace a folder
     os.replace(working, target)
 
 
 def _encode(container: Any, stream: Any, working: Path, form: Form, timing: Timing, alive: Alive) -> Shown:
-    """Encode all frames with PyAV; return what the source shows."""
+    """Encode all frames with PyAV; return the compared parts of the source."""
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     with av.open(str(working), "w", format="mp4", options=options) as output:
         made: list[Any] = []  # the filters and the stream, once the first frame is known
@@ -132,7 +131,7 @@ def _encode(container: Any, stream: Any, working: Path, form: Form, timing: Timi
 
 
 def _stream_like(output: Any, frame: Any, source: Any, rate: Fraction, form: Form) -> Any:
-    """Add the H.264 stream for frames like this one, with the colours' meaning as in the source's frame."""
+    """Add the H.264 stream for frames like `frame`, with the colour properties of the source frame."""
     stream = output.add_stream("libx264", rate=rate)
     stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
     stream.time_base = stream.codec_context.time_base = frame.time_base

@@ -1,7 +1,7 @@
-"""Finding the file of a Kinetics clip by its name, in whatever folders a download has left it.
+"""Find the file of a Kinetics clip by its name, in any folder.
 
-`ID_000027_000037.mp4` (id, first and last second) goes before `ID.mp4`; among copies, one in a folder named as the clip's
-split goes first. Class folders are not needed to find a file, but one that contradicts the list is said.
+`ID_000027_000037.mp4` (id, first and last second) is preferred to `ID.mp4`, and among copies a file in a folder with the
+name of the clip's split. Class folders are optional; a file in the folder of another class is reported.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from found import find_videos
-from kinetics_lists import SPLITS, YOUTUBE_ID, Clip
-
+from annotations.file_search import find_videos
+from annotations.kinetics_tables import SPLITS, YOUTUBE_ID, Clip
 from sce_video.errors import InputError
 
 
 class ClipFile(NamedTuple):
-    """A file with a clip's name: its path, its folders below and including the one given, its seconds if it names them."""
+    """A file with the name of a clip: its path, its folders from the given one down, and the seconds in its name or None."""
 
     path: str
     folders: tuple[str, ...]
@@ -27,7 +26,7 @@ class ClipFile(NamedTuple):
 
 
 class ClipFiles:
-    """The files below some folders, by YouTube id; it remembers what it found for `notes`."""
+    """The files below some folders by YouTube id; `notes` reports on the search."""
 
     def __init__(self, folders: Sequence[str]) -> None:
         self._roots = list(dict.fromkeys(os.path.abspath(folder) for folder in folders))
@@ -59,9 +58,9 @@ class ClipFiles:
             files.append(ClipFile(path, folders, seconds))
 
     def find(self, clip: Clip) -> str | None:
-        """Return the path of the clip's file, None if it is not there.
+        """Return the path of the clip's file, or None if it does not exist.
 
-        Raises InputError if the file was found for another clip already (an `ID.mp4` of which two rows take parts).
+        Raises InputError if the file already belongs to another clip (two rows take parts of one `ID.mp4`).
         """
         if clip.label is not None:
             self._classes.add(_plain(clip.label))
@@ -84,7 +83,7 @@ class ClipFiles:
         return chosen.path
 
     def nothing(self, clips: Sequence[Clip]) -> str:
-        """Return the message for when no listed clip is there."""
+        """Return the error message for the case that no listed clip exists."""
         seen = [file.path for files in self._files.values() for file in files] + self._others
         what = f"{len(seen)} videos are there, e.g. {seen[0]!r}" if seen else "no video is there"
         name = f"{clips[0].youtube_id}_{clips[0].start:06d}_{clips[0].end:06d}.mp4" if clips else "ID.mp4"
@@ -94,7 +93,7 @@ class ClipFiles:
         )
 
     def notes(self) -> list[str]:
-        """Return what a user should know, as sentences; call it after every clip was looked for."""
+        """Return sentences about the search for the user; call it after `find` was called for every clip."""
         known = {*self._taken, *self._copies, *self._other_seconds}
         files = [file.path for files in self._files.values() for file in files]
         groups = [
@@ -120,10 +119,10 @@ class ClipFiles:
 
 
 def _splits(file: ClipFile) -> set[str]:
-    """Return the splits that the names of a file's folders say."""
+    """Return the splits that the folders of a file are named after."""
     return {SPLITS[name.lower()] for name in file.folders if name.lower() in SPLITS}
 
 
 def _plain(name: str) -> str:
-    """Return a class name as letters and digits, for folders write spaces, quotes and brackets in many ways."""
+    """Return a class name with letters and digits only: folder names write spaces, quotes and brackets in many ways."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

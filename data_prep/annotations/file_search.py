@@ -1,7 +1,7 @@
-"""The video files below a folder, found without opening any, and matched with the rows of a list.
+"""Find the video files below a folder without opening them, and match them with the entries of a list.
 
-A million files are listed in seconds: only folders are read. Linked folders are not followed (a link can lead out of the
-data set, or in a circle) but counted, so that nobody misses them; `._*` files of macOS and hidden folders are no videos.
+A million files take seconds, since only folders are read. Symbolic links to folders are not followed, because a link can
+lead out of the data set or in a circle; they are counted and reported. Files `._*` of macOS and hidden folders are skipped.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from entries import Entry
-
+from annotations.entries import Entry
 from sce_video.data import manifest
 from sce_video.data.manifest import Video
 from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP
@@ -21,14 +20,14 @@ from sce_video.errors import InputError
 
 
 class Found(NamedTuple):
-    """Video files below `root` (absolute): their paths relative to it, sorted, and the linked folders passed by."""
+    """Video files below `root` (absolute): their sorted paths relative to it, and the linked folders that were skipped."""
 
     root: str
     names: list[str]
     links: list[str]
 
     def notes(self) -> list[str]:
-        """Return what a user should know about the search, as sentences."""
+        """Return sentences about the search for the user."""
         if not self.links:
             return []
         return [
@@ -37,7 +36,7 @@ class Found(NamedTuple):
 
 
 def find_videos(folder: str | Path) -> Found:
-    """Find the files with a video's ending below `folder`; raises InputError if it is no folder or cannot be read."""
+    """Find the files with a video suffix below `folder`; raise InputError if it is not a folder or cannot be read."""
     root = os.path.abspath(folder)
     if not os.path.isdir(root):
         raise InputError(f"--videos {str(folder)!r} is not a folder: give the one that holds the videos")
@@ -65,12 +64,12 @@ def find_videos(folder: str | Path) -> Found:
 
 
 def is_video_name(name: str) -> bool:
-    """Return whether a file name has a video's ending and is not one of macOS's `._` companions."""
+    """Return whether a file name has a video suffix and is not a `._` companion file of macOS."""
     return manifest.is_video_name(name) and not name.startswith("._")
 
 
 class Matched(NamedTuple):
-    """Rows whose file is there, rows whose file is not, and the names of the files used."""
+    """Videos whose file exists, entries whose file does not, and the names of the files used."""
 
     present: list[Video]
     missing: list[Entry]
@@ -78,10 +77,10 @@ class Matched(NamedTuple):
 
 
 class Matcher:
-    """Finds the file of a row under its own path, else under its name in any folder and with any video's ending.
+    """Find the file of an entry by its path, else by its name in any folder and with any video suffix.
 
-    It is for data sets whose file names are unique: so flat folders, other class folders and transcoded copies are found,
-    whatever the case of letters is (`v_HandStandPushups_g01_c01`).
+    For data sets with unique file names. The search finds flat folders, other class folders and transcoded copies, and
+    ignores case (`v_HandStandPushups_g01_c01`).
     """
 
     def __init__(self, found: Found) -> None:
@@ -94,7 +93,7 @@ class Matcher:
     def match(self, entries: Sequence[Entry]) -> Matched:
         """Split entries into present and missing.
 
-        Raises InputError if only the name fits and several files have it.
+        Raises InputError if only the name matches and several files have it.
         """
         present, missing, used = [], [], set()
         for entry in entries:
@@ -126,7 +125,7 @@ def _stem(name: str) -> str:
 def refuse_missing(
     listed: int, missing: Iterable[Entry], root: str, *, allowed: bool, found: Found | None = None
 ) -> None:
-    """Raise InputError if no listed video is below `root`, or if some are not and that was not allowed."""
+    """Raise InputError if no listed video is below `root`, or if some are missing and `allowed` is false."""
     absent = list(missing)
     if not absent or (allowed and len(absent) < listed):
         return

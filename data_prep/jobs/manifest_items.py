@@ -1,4 +1,4 @@
-"""The files that a manifest names: one item per file, and where a file made from it goes."""
+"""Turn the rows of a manifest into work items, one per file, and name the file to make from each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from journal import Row
-
+from jobs.journal import Row
 from sce_video.data import manifest
 
 
 def items_of(videos: Sequence[manifest.Video]) -> list[Row]:
-    """Return an item per file: `id` (its path), `labels` (the distinct ones) and `listed` (how many rows name it)."""
+    """Return one item per file: `id` (its path), `labels` (without repeats) and `listed` (the number of its rows)."""
     items: dict[str, Row] = {}
     for video in videos:
         path = os.path.normpath(video.path)
@@ -25,10 +24,10 @@ def items_of(videos: Sequence[manifest.Video]) -> list[Row]:
 
 
 def targets_of(items: Sequence[Row], base: str | Path, ending: str = ".mp4") -> list[str]:
-    """Return for each item the relative path, ending in `ending`, of what is made from it: all differ, none leads upwards.
+    """Return a relative path with suffix `ending` for each item; all differ and none contains `..`.
 
-    They repeat the sources' folders below `base`, or below their common folder if some lie outside. Of sources whose
-    names differ in the ending only, the ending is kept: a.avi.mp4.
+    The paths repeat the folders of the sources below `base`, or below their common folder if some lie outside `base`. Sources
+    whose names differ in the suffix only keep it: a.avi.mp4.
     """
     folder = os.path.abspath(base)
     if any(os.path.commonpath([folder, item["id"]]) != folder for item in items):

@@ -1,7 +1,7 @@
-"""What the videos of a list are, by opening them: seconds, sizes, resolutions, codecs, frame rates (`--probe`).
+"""Measure the videos of a list (`--probe`): seconds, sizes, resolutions, codecs, frame rates.
 
-Some milliseconds a video; with `--probe N` N of them, drawn evenly over the list. A file that cannot be read is counted
-and named, not fatal: `doctor.py` says what is wrong with it.
+A video takes some milliseconds; `--probe N` opens N videos at equal distances in the list. An unreadable file is counted
+and reported but is not an error: `doctor.py` finds the reason.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from probe import Probe, probe
+from media.probe import Probe, probe
 
 from sce_video.data.manifest import Video
 from sce_video.data.readers.media import DecodeError
@@ -21,14 +21,14 @@ SHOWN_UNREADABLE = 20
 
 
 def evenly(videos: Sequence[Video], number: int) -> list[Video]:
-    """Return `number` of the videos at equal distances (all if there are no more), the same at every call."""
+    """Return `number` videos at equal distances in the list, or all if there are fewer; the same at every call."""
     if number >= len(videos):
         return list(videos)
     return [videos[(2 * i + 1) * len(videos) // (2 * number)] for i in range(number)]
 
 
 def measure(videos: Sequence[Video], number: int) -> dict[str, Any]:
-    """Probe `number` of the videos and return their figures, ready for JSON."""
+    """Probe `number` of the videos and return their figures as JSON values."""
     chosen = evenly(videos, number)
     probes: list[Probe] = []
     seconds: dict[str, float] = defaultdict(float)
@@ -63,17 +63,17 @@ def _rate(found: Probe) -> str:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return least, median and most; empty without values."""
+    """Return minimum, median and maximum as `least`, `median`, `most`; an empty dict for no values."""
     return {"least": min(values), "median": median(values), "most": max(values)} if values else {}
 
 
 def counts(kinds: Sequence[str]) -> dict[str, int]:
-    """Return how often each kind occurs, the most frequent first, then by name."""
+    """Return the number of occurrences of each kind, the most frequent first, then by name."""
     return dict(sorted(Counter(kinds).items(), key=lambda item: (-item[1], item[0])))
 
 
 def table_of(name: str, figures: dict[str, Any], videos_per_class: dict[str, int], shown: int) -> list[str]:
-    """Return the printed form of `measure`'s figures for the list `name`; at most `shown` classes."""
+    """Return the printed lines of the figures of `measure` for the list `name`, with at most `shown` classes."""
     total, probed = sum(videos_per_class.values()), figures["probed"]
     lines = [f"{name}: {probed:,} videos opened, {figures['unreadable']} of them unreadable"]
     lines += [f"  unreadable: {reason}" for reason in figures["unreadable_first"][:SHOWN_KINDS]]

@@ -1,6 +1,6 @@
-"""Rows of published lists: text lines with their numbers, names that must stay inside the videos' folder, repeated rows.
+"""The entries of published lists: read text lines with their numbers, check paths, remove repeated rows.
 
-Every list here is untrusted text: a name that leads out of the folder is refused, whether such a file exists or not.
+Lists are untrusted text: a path outside the folder of the videos is refused, whether the file exists or not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LONGEST_LINE = 20_000  # characters; a path has at most 4,096 bytes
 
 
 class Entry(NamedTuple):
-    """One row of a list: a path below the videos' folder, its class if it has one, and `file:line` for messages."""
+    """One row of a list: a path relative to the folder of the videos, its class or None, and `file:line` for messages."""
 
     name: str
     label: str | None
@@ -26,9 +26,10 @@ class Entry(NamedTuple):
 
 
 def lines_of(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Yield (`file:line`, text) of each line that is not blank; any line ends, byte order mark and bytes are kept right.
+    """Yield (`file:line`, text) of each line that is not blank.
 
-    Raises InputError: no such file, or no text file (NUL bytes, as UTF-16 has).
+    Accepts every kind of line end, a byte order mark, and bytes that are not UTF-8. Raises InputError if the file cannot be
+    read or is not plain text (NUL bytes, as in UTF-16).
     """
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
@@ -45,9 +46,9 @@ def lines_of(path: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def inside(name: str, root: str | Path, where: str) -> str:
-    """Return `name` as a normal path relative to `root`; an absolute one must lie below `root`.
+    """Return `name` as a normalised path relative to `root`; an absolute path must lie below `root`.
 
-    Raises InputError (with `where`) for addresses, protocols of decoders, and paths that leave `root`.
+    Raises InputError, with `where`, for URLs, decoder protocols, and paths outside `root`.
     """
     if not name or "\0" in name or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
         raise InputError(f"{where}: {name!r} is not a file path; write ./ before a file's name")
@@ -59,9 +60,9 @@ def inside(name: str, root: str | Path, where: str) -> str:
 
 
 def unique(entries: Iterable[Entry]) -> tuple[list[Entry], str | None]:
-    """Return the entries, each name once, and a sentence about repeated rows, None if there are none.
+    """Return the entries without repeated names, and a sentence about the repeated rows or None.
 
-    Raises InputError where two rows give one video different classes.
+    Raises InputError if two rows give one video different classes.
     """
     kept: dict[str, Entry] = {}
     repeated = []

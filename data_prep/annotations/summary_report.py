@@ -1,6 +1,6 @@
-"""What a program found, as summary.json and as the table it prints: counts per list and class, and what is doubtful.
+"""Write the results of a list program: the lists, summary.json, and a printed table with counts per list and class.
 
-Videos are opened only with --probe (see `measured.py`), for listing must be instant.
+Videos are opened only with --probe (see `video_statistics.py`), so that listing takes seconds.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from endings import printable
-from measured import measure, table_of
-from written import csv_text, write_all
+from command_line import printable
+from output_files import csv_text, write_all
 
+from annotations.video_statistics import measure, table_of
 from sce_video.data.manifest import Video, compare
 
 SHOWN_CLASSES = 20
 
 
 class Report:
-    """Collects the lists of one program run, in the order of `add`, and writes everything at the end."""
+    """Collect the lists of one run in the order of `add`, and write everything at the end."""
 
     def __init__(self, program: str) -> None:
         self.program = program
@@ -30,18 +30,18 @@ class Report:
         self._listed: dict[str, int] = {}
 
     def add(self, name: str, videos: Sequence[Video], listed: int | None = None) -> None:
-        """Add a list: the videos that are there, and how many its source names (by default the same number)."""
+        """Add a list: the videos that exist, and how many the source lists (default: the same number)."""
         self._lists[name] = list(videos)
         self._listed[name] = len(videos) if listed is None else listed
 
     def compare(self, train: str, test: str) -> None:
-        """Note what makes results on two of the lists doubtful."""
+        """Add notes about the two lists that put results on them in doubt."""
         if self._lists[train] and self._lists[test]:
             doubts = compare(self._lists[train], self._lists[test])
             self.notes += [f"{train}, {test}: {doubt}" for doubt in doubts]
 
     def write(self, out: str | Path, *, probe: int = 0, extra: dict[str, str] | None = None) -> None:
-        """Write `<name>.csv` for each list that is not empty, the texts of `extra`, summary.json; print the table."""
+        """Write `<name>.csv` for each non-empty list, the texts of `extra` and summary.json; print the table."""
         files = {f"{name}.csv": csv_text(videos, out) for name, videos in self._lists.items() if videos}
         summary: dict[str, Any] = {"program": self.program, "lists": {}, "notes": self.notes}
         for name, videos in self._lists.items():
@@ -65,7 +65,7 @@ class Report:
 
 
 def lines_of_summary(summary: dict[str, Any]) -> list[str]:
-    """Return the printed form of a summary: a row a list, the classes, what was measured, the notes."""
+    """Return the printed lines of a summary: one row per list, the figures of --probe, and the notes."""
     lines = [f"{'list':12} {'listed':>8} {'present':>8} {'missing':>8} {'classes':>8}  videos per class"]
     for name, part in summary["lists"].items():
         counts = part["videos_per_class"]

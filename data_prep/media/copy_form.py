@@ -1,7 +1,7 @@
-"""What every copy of a video shares, however it is written: its size, the frames and times of its source, the check.
+"""The form of a copy of a video: its size, the frames and times of its source, and the comparison with the source.
 
-Frames come from a forward decode, one after the other, each with its time from the first one; a source that is damaged or
-breaks off is not copied. A copy is compared with its source by times and by pictures of 16 x 16.
+Frames come from a forward decode with their times since the first frame; a damaged or truncated source is not copied. A
+copy is compared with its source by times and by pictures of 16 x 16.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from examine import missing_bytes
-from journal import Row
+from jobs.journal import Row
+from jobs.workers import Alive
 from numpy.typing import NDArray
-from probe import opened, rotation_of
-from workers import Alive
 
+from media.examine import missing_bytes
+from media.probe import opened, rotation_of
 from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP, DecodeError
 
 THUMBNAIL = 16  # pixels, both sides
 EVERY = 8  # frames from one compared picture to the next
-MAX_DIFFERENCE = 6.0  # of 255, mean over pixels and pictures; real files: 0.05 to 3.3, a wrong colour matrix: 8 to 9
+MAX_DIFFERENCE = 6.0  # of 255, mean over pixels and pictures; real files have 0.05 to 3.3, a wrong colour matrix 8 to 9
 KINDS = {"video": ".mp4", "jpeg-folder": FRAMES_FOLDER, "jpeg-zip": FRAMES_ZIP}
 ENGINES = ("pyav", "ffmpeg")
 MATRICES = {1: "bt709", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020"}  # H.273's numbers
 
 
 class Form(NamedTuple):
-    """What videos are made into.
+    """The options of a copy.
 
-    short_side: pixels. kind: one of KINDS. crf: x264's constant quality, larger is smaller and worse; quality: of JPEG
-    pictures, 1 to 100. engine: who writes H.264, one of ENGINES.
+    short_side: pixels. kind: one of KINDS. crf: constant quality of x264, larger is smaller and worse. quality: of JPEG
+    pictures, 1 to 100. engine: writer of H.264, one of ENGINES.
     """
 
     short_side: int = 256
@@ -43,12 +43,12 @@ class Form(NamedTuple):
 
     @property
     def ending(self) -> str:
-        """Of a copy's name."""
+        """The suffix of the name of a copy."""
         return KINDS[self.kind]
 
 
 class Timing(NamedTuple):
-    """How a source's frames follow each other: evenly at `rate` or not; expected: frames that its header promises."""
+    """Whether the frames of a source follow each other evenly at `rate`; expected: number of frames in its header."""
 
     even: bool
     expected: int
@@ -56,7 +56,7 @@ class Timing(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What of a video is compared: times in seconds from the first frame, and pictures [n, 16, 16, 3] of every 8th."""
+    """The compared parts of a video: times in seconds since the first frame, and a picture [16, 16, 3] of every 8th frame."""
 
     times: list[float]
     pictures: list[NDArray[np.uint8]]
@@ -64,9 +64,9 @@ class Shown(NamedTuple):
 
 
 def size_in(form: Form, width: int, height: int, pixel_aspect: Fraction) -> tuple[int, int]:
-    """Return the (width, height) to scale stored frames to, before they are turned: square pixels, even, not enlarged.
+    """Return the (width, height) to scale stored frames to before rotation: square pixels, even sides, not enlarged.
 
-    Pixels that are not square are drawn out along their longer side, so that nothing is lost.
+    Pixels that are not square are stretched along their longer side, so that no detail is lost.
     """
     shown = (width * max(pixel_aspect, Fraction(1)), height / min(pixel_aspect, Fraction(1)))
     scale = min(Fraction(form.short_side) / min(shown), Fraction(1))
@@ -75,7 +75,7 @@ def size_in(form: Form, width: int, height: int, pixel_aspect: Fraction) -> tupl
 
 
 def timing_of(source: str) -> Timing:
-    """Pass over the packets to learn whether frames follow each other evenly, and how many there must be."""
+    """Read the packets and return whether frames follow each other evenly, and how many there must be."""
     if cut := missing_bytes(source):
         raise DecodeError(f"the file ends {cut} bytes before its container does")
     with opened(source) as (container, stream):
@@ -93,8 +93,8 @@ def timing_of(source: str) -> Timing:
             return Timing(False, expected, Fraction(rate))
         times.sort()
         frame_ticks = 1 / (rate * stream.time_base)
-        # AVI stores no times but an order: frames follow each other at its rate, as the readers have it, unless many are
-        # left out. Other containers round times to a tick, Matroska's is a millisecond.
+        # AVI stores an order but no times: frames follow each other at its rate, as in the readers, unless many are
+        # missing. Other containers round times to a tick, Matroska's is a millisecond.
         allowed = 3 * frame_ticks if is_avi else max(1, Fraction(3, 2000) / stream.time_base)
         ideal = (times[0] + number * frame_ticks for number in range(len(times)))
         even = all(abs(time - there) <= allowed for time, there in zip(times, ideal, strict=True))
@@ -102,9 +102,9 @@ def timing_of(source: str) -> Timing:
 
 
 def frames_of(container: Any, stream: Any, timing: Timing) -> Iterator[tuple[Any, float]]:
-    """Yield the frames of a forward decode and their seconds from the first one; DecodeError at the first fault.
+    """Yield the frames of a forward decode and their seconds since the first one; raise DecodeError at the first fault.
 
-    Frames leave here with times from 0 on that grow: their own, or evenly spaced ones.
+    The times of the yielded frames begin at 0 and increase: their own, or evenly spaced ones.
     """
     count, first, last, size = 0, 0, -1, (0, 0)
     tick = Fraction(stream.time_base)
@@ -127,7 +127,7 @@ def frames_of(container: Any, stream: Any, timing: Timing) -> Iterator[tuple[Any
 
 
 def scaling_for(frame: Any, stream: Any, form: Form) -> Any:
-    """Build the filters that make of a stored frame one of this form."""
+    """Build the filter graph that turns a stored frame into a frame of this form."""
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     width, height = size_in(form, frame.width, frame.height, aspect)
     graph = av.filter.Graph()
@@ -146,13 +146,13 @@ def scaling_for(frame: Any, stream: Any, form: Form) -> Any:
 
 def scale_values(frame: Any, width: int, height: int) -> str:
     """Return the options of FFmpeg's scale filter for a frame like this one."""
-    # Without its name for the output the colour matrix becomes the usual one, which costs a rounding.
+    # Without this option the output gets the default colour matrix, which adds a rounding error.
     matrix = f":out_color_matrix={MATRICES[frame.colorspace]}" if frame.colorspace in MATRICES else ""
     return f"{width}:{height}:flags=bicubic{matrix}"
 
 
 def shown(frames: Iterator[tuple[Any, float]], rate: Fraction, alive: Alive) -> Shown:
-    """Return what of these frames is compared; they pass through one by one."""
+    """Consume frames one by one and return their compared parts."""
     converter = av.video.reformatter.VideoReformatter()  # its own: see PyAVReader
     times, pictures = [], []
     for count, (frame, seconds) in enumerate(frames):

@@ -1,6 +1,7 @@
-"""What a video file says about itself, read in some milliseconds: its packets are counted, only one frame is decoded.
+"""Probe a video file in some milliseconds: count the packets, decode one frame.
 
-The gate of `sce_video.data.readers.media` stands before the decoder: playlists and other files that name files never reach it.
+`sce_video.data.readers.media.check_media` runs before the decoder, so that playlists and other files that name files never
+reach it.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ class NoVideo(DecodeError):
 
 
 class Probe(NamedTuple):
-    """What the container and the first frame say; None for what they do not.
+    """Properties from the container and the first frame; None where they are not known.
 
     width, height: pixels of a frame with the rotation applied, as `open_video` returns it.
-    rotation: degrees counter-clockwise by which stored frames must be turned: 0, 90, 180 or 270.
+    rotation: degrees counter-clockwise to rotate stored frames by: 0, 90, 180 or 270.
     pixel_aspect: width of a pixel over its height as stored, before the rotation; 1 for square ones.
-    frames: as many as are to be shown; those that an edit list hides are not counted.
-    frames_promised: as many as the header says, hidden ones included; frames_hidden: not shown, by an edit list.
+    frames: number of frames to show, without those that an edit list hides.
+    frames_promised: number in the header, hidden ones included. frames_hidden: number that an edit list hides.
     seconds: of the video stream, else of the file.
-    key_frame_interval: frames from one key frame to the next at most.
+    key_frame_interval: largest number of frames from one key frame to the next.
     """
 
     container: str
@@ -53,10 +54,10 @@ class Probe(NamedTuple):
 
 @contextmanager
 def opened(path: str, *, limits: Limits = LIMITS) -> Iterator[tuple[Any, Any]]:
-    """Open a file behind the gate: yields PyAV's container and its first video stream, which decodes in one thread.
+    """Check and open a file; yield PyAV's container and its first video stream, which decodes in one thread.
 
-    Raises DecodeError: no video container, no video stream, frames larger than the limits, whatever PyAV cannot read,
-    also where the caller reads on from the container.
+    Raises DecodeError if the file is not a video container, has no video stream, has frames above the limits, or if PyAV
+    cannot read it, in the body of the `with` statement too.
     """
     check_media(path)
     try:
@@ -73,9 +74,9 @@ def opened(path: str, *, limits: Limits = LIMITS) -> Iterator[tuple[Any, Any]]:
 
 
 def probe(path: str) -> Probe:
-    """Return what a video file says about itself.
+    """Return the properties of a video file or of a video as pictures.
 
-    Raises DecodeError, with the path and the reason, if it is no video or its first frame cannot be decoded.
+    Raises DecodeError with path and reason if it is not a video or its first frame cannot be decoded.
     """
     if is_frames(path):
         return _probe_pictures(path)
@@ -140,12 +141,12 @@ def _probe(path: str, container: Any, stream: Any) -> Probe:
 
 
 def rotation_of(frame: Any) -> int:
-    """Return the quarter turns that a decoded frame asks for, in degrees counter-clockwise: 0, 90, 180, 270."""
+    """Return the rotation of a decoded frame in degrees counter-clockwise: 0, 90, 180 or 270."""
     return round(getattr(frame, "rotation", 0) / 90) % 4 * 90
 
 
 def seconds_of(container: Any, stream: Any) -> float | None:
-    """Return the duration of the video stream, else of the file, in seconds; None if the file does not say."""
+    """Return the duration of the video stream, else of the file, in seconds; None if neither is known."""
     if stream.duration is not None and stream.time_base:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration is not None else None

@@ -1,9 +1,9 @@
-"""H.264 copies written by the ffmpeg program, for machines whose ffmpeg is the one to be used: `shrink.py --engine ffmpeg`.
+"""Write H.264 copies with the ffmpeg program: `shrink.py --engine ffmpeg`.
 
-The same form as PyAV's (transcode.py), by the program's own decoder and x264, so that bytes differ from those of PyAV and
-of other versions. It gets an argument list, never a shell's line; absolute names behind `file:`; the formats and the
-protocol that are allowed; one thread; the memory limit of the worker that starts it; and it dies with that worker. The
-source is decoded by PyAV first, whose frames the copy is compared with: a damaged file never gets to the program.
+The form is that of transcode.py, but decoder and x264 are those of the program, so that the bytes differ from PyAV and
+between versions. The program gets an argument list without a shell, absolute paths after `file:`, the allowed formats and
+protocol, one thread, and the memory limit of its worker, and it dies with the worker. PyAV decodes the source first, for
+the comparison, so that a damaged file never reaches the program.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from probe import rotation_of
-from training_form import Form, Shown, Timing, frames_of, scale_values, shown, size_in
-from workers import Alive, die_with
+from jobs.workers import Alive
 
+from media.copy_form import Form, Shown, Timing, frames_of, scale_values, shown, size_in
+from media.probe import rotation_of
 from sce_video.data.readers.media import FORMATS, LIMITS, DecodeError
 from sce_video.errors import InputError
+from sce_video.runs.stop import die_with_parent
 
 GOP = 32
 B_FRAMES = 7
@@ -35,7 +37,7 @@ OLDEST = (5, 1)  # has -fps_mode
 
 
 def check_program() -> str:
-    """Return the version of the ffmpeg on PATH; InputError if there is none that will do."""
+    """Return the version of the ffmpeg program on PATH; raise InputError if there is none with the needed features."""
     program = shutil.which("ffmpeg")
     if program is None:
         raise InputError("--engine ffmpeg: there is no ffmpeg program on PATH; install one, or leave --engine out")
@@ -52,7 +54,7 @@ def check_program() -> str:
 
 
 def write(container: Any, stream: Any, working: Path, form: Form, timing: Timing, alive: Alive) -> Shown:
-    """Write the copy of an opened source; return what the source shows."""
+    """Write the copy of an opened source; return the compared parts of the source."""
     firsts: list[Any] = []
 
     def watched() -> Iterator[tuple[Any, float]]:
@@ -72,7 +74,7 @@ def _command(
     source: str, stream: Any, first: Any, working: Path, form: Form, timing: Timing, num_frames: int
 ) -> list[str]:
     width, height = size_in(form, first.width, first.height, Fraction(stream.sample_aspect_ratio or 1))
-    if rotation_of(first) in (90, 270):  # ffmpeg turns frames before the filters see them
+    if rotation_of(first) in (90, 270):  # ffmpeg rotates frames before the filters
         width, height = height, width
     tick = 1 / timing.rate if timing.even else stream.time_base
     times = f"settb={tick.numerator}/{tick.denominator},setpts={'N' if timing.even else 'PTS-STARTPTS'}"
@@ -82,7 +84,7 @@ def _command(
         *("-protocol_whitelist", "file", "-format_whitelist", FORMATS, "-max_pixels", str(LIMITS.frame_pixels)),
         *("-threads", "1", "-i", f"file:{source}", "-map", f"0:{stream.index}", "-vf", f"{times},{scale}"),
         *("-fps_mode", "passthrough", "-enc_time_base", f"{tick.numerator}:{tick.denominator}"),
-        *("-frames:v", str(num_frames + 1)),  # no more work than the source has, and more is found to be wrong
+        *("-frames:v", str(num_frames + 1)),  # bounds the work; one frame too many fails the comparison
         *("-c:v", "libx264", "-preset", PRESET, "-tune", "fastdecode", "-crf", str(form.crf), "-g", str(GOP)),
         *("-bf", str(B_FRAMES), "-x264-params", X264, "-threads", "1", "-filter_threads", "1"),
         *("-map_metadata", "-1", "-map_chapters", "-1", "-movflags", "+faststart", "-fflags", "+bitexact"),
@@ -91,9 +93,9 @@ def _command(
 
 
 def _run(command: list[str], alive: Alive) -> None:
-    """Run the program, a sign of life with every frame it gets on.
+    """Run the program and call `alive` for every frame that it reports.
 
-    Raises DecodeError when it fails, OSError when the disk is full.
+    Raises DecodeError if it fails, OSError if the disk is full.
     """
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(
@@ -102,7 +104,7 @@ def _run(command: list[str], alive: Alive) -> None:
             stdout=subprocess.PIPE,
             stderr=told,
             text=True,
-            preexec_fn=partial(die_with, os.getpid()),
+            preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),
         )
         last = ""
         with process:

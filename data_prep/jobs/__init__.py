@@ -1,0 +1,1 @@
+"""Work on many files that may be split into shards, killed and continued."""

@@ -1,0 +1,1 @@
+"""Video files: probe them, examine their health, write smaller copies."""

@@ -1,0 +1,102 @@
+"""Atomic writing, and the CSV files that the programs write.
+
+Every file is written under a temporary name, flushed to the disk, and renamed. The same input gives the same bytes, so
+that a program can run again: `write_all` keeps a file that exists with the same content and refuses to overwrite one that
+differs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sce_video.data.manifest import Video
+from sce_video.errors import InputError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file by rename: `path` holds either all of `content` or what it held before.
+
+    Raises OSError; the temporary file is then removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_all(files: Mapping[str, str], folder: str | Path) -> list[str]:
+    """Write texts by name into `folder`, which is created if it does not exist; return the names of the new files.
+
+    Raises InputError if one of the files exists with other content, before any is written, or if the disk refuses.
+    """
+    target = Path(folder)
+    contents = {name: text.encode("utf-8", "surrogateescape") for name, text in files.items()}
+    try:
+        for name, content in contents.items():
+            if (target / name).exists() and (target / name).read_bytes() != content:
+                raise InputError(
+                    f"{str(target / name)!r} exists with other content and is not overwritten: "
+                    "give another --out, or move it away"
+                )
+        target.mkdir(parents=True, exist_ok=True)
+        new = [name for name in contents if not (target / name).exists()]
+        for name in new:
+            write_atomically(target / name, contents[name])
+    except OSError as error:
+        raise InputError(f"cannot write to {str(target)!r}: {os.strerror(error.errno or 0)}") from error
+    return new
+
+
+def csv_text(videos: Sequence[Video], folder: str | Path) -> str:
+    """Return a manifest for `folder` as text: rows `path,label`, or `path` alone if no video has a label.
+
+    Paths below `folder` are relative to it, so that the folder can be moved; others are absolute.
+    """
+    base = os.path.join(os.path.abspath(folder), "")
+    labelled = any(video.label is not None for video in videos)
+    lines = ["path,label" if labelled else "path"]
+    for video in videos:
+        path = video.path[len(base) :] if video.path.startswith(base) else video.path
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", path):
+            path = f"./{path}"  # the name of a file, which manifest.read would take for an address
+        lines.append(f"{quoted(path)},{quoted(video.label or '')}" if labelled else quoted(path))
+    return "\n".join(lines) + "\n"
+
+
+def quoted(value: str) -> str:
+    """Return a value as a CSV field, with quotes only where CSV requires them."""
+    return '"' + value.replace('"', '""') + '"' if re.search(r'[",\r\n]|^\s|\s$', value) else value
+
+
+def csv_bytes(columns: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return a table as the bytes of a CSV file with a header.
+
+    A value that a row does not have becomes an empty field. File names keep bytes that are not UTF-8.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    names = list(columns)
+    writer.writerow(names)
+    writer.writerows([["" if row.get(name) is None else row[name] for name in names] for row in rows])
+    return text.getvalue().encode("utf-8", "surrogateescape")
