@@ -1,4 +1,4 @@
-# check: everything that is quick; test: everything; demo: the README's main job.
+# check: lint and the fast tests, under 5 minutes on 2 cores; test: all tests; demo: the README's main job.
 .PHONY: check lint test demo
 
 lint:
@@ -7,10 +7,10 @@ lint:
 	mypy
 
 check: lint
-	pytest -q -n 2 -m "not slow and not gpu"
+	pytest -q -n 2 --dist worksteal -m "not slow and not gpu"
 
 test:
-	pytest -q -n 2
+	pytest -q -n 2 --dist worksteal
 
 demo:
 	python tools/pretrain.py
