@@ -347,7 +347,7 @@ def test_a_full_disk_loses_nothing_and_a_read_only_one_is_told(planted: Path, sm
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     result = doctor(small_disk / "list.txt", "--out", small_disk / "other")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "Read-only file system: choose a place that can be written to" in result.stderr
+    assert "Read-only file system: choose a folder that can be written to" in result.stderr
 
 
 @pytest.mark.slow
