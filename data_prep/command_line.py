@@ -32,19 +32,14 @@ _ADVICE = {
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return an argument parser whose help is the docstring of the program (commands first), then the options."""
     return argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        usage=argparse.SUPPRESS, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
 
 
 def add_videos_and_out(options: argparse.ArgumentParser) -> None:
     """Add the options of every program that writes lists: --videos, --out, --probe."""
     options.add_argument("--videos", required=True, metavar="FOLDER", help="folder of the videos, which are only read")
-    options.add_argument(
-        "--out", required=True, metavar="FOLDER", help="folder to write the lists to; no file is overwritten"
-    )
+    options.add_argument("--out", required=True, metavar="FOLDER", help="folder to write the lists to; no file is overwritten")
     add_probe(options)
 
 

@@ -42,18 +42,14 @@ def check(arguments: Sequence[str]) -> None:
     """Examine one shard of a manifest; write the results too if it is the only shard."""
     parser = command_line.parser(__doc__)
     shard_command.add_manifest_and_out(parser)
-    parser.add_argument(
-        "--quick", action="store_true", help="count packets and decode a few frames at 3 positions only"
-    )
+    parser.add_argument("--quick", action="store_true", help="count packets and decode a few frames at 3 positions only")
     parser.add_argument(
         "--hang-seconds", type=float, default=30.0, help="seconds without progress that count as a hang (default: 30)"
     )
     parser.add_argument(
         "--min-frames", type=command_line.positive, default=8, help="a video with fewer frames is short (default: 8)"
     )
-    parser.add_argument(
-        "--drop-short", action="store_true", help="put short videos into quarantine, not into clean.csv"
-    )
+    parser.add_argument("--drop-short", action="store_true", help="put short videos into quarantine, not into clean.csv")
     add_arguments(parser)
     given = parser.parse_args(arguments)
     shard = shard_of(given)

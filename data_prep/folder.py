@@ -95,9 +95,7 @@ def main(arguments: Sequence[str]) -> None:
     if not found.names:
         raise InputError(f"{given.videos!r} holds no video (known endings: {' '.join(sorted(VIDEO_SUFFIXES))})")
     classes = all(name.count(os.sep) == 1 for name in found.names)
-    videos = [
-        Video(os.path.join(found.root, name), label_of(name, given.labels, classes=classes)) for name in found.names
-    ]
+    videos = [Video(os.path.join(found.root, name), label_of(name, given.labels, classes=classes)) for name in found.names]
     report = Report("folder")
     report.notes += found.notes()
     if given.test is None:

@@ -41,13 +41,9 @@ def find_lists(folder: str | Path, splits: Iterable[int]) -> dict[int, dict[str,
     for number, files in lists.items():
         for name in classes:
             if name not in files:
-                raise InputError(
-                    f"{str(Path(folder) / f'{name}_test_split{number}.txt')!r} is missing: unpack all lists"
-                )
+                raise InputError(f"{str(Path(folder) / f'{name}_test_split{number}.txt')!r} is missing: unpack all lists")
     if len(classes) != CLASSES:
-        raise InputError(
-            f"{str(folder)!r} has lists of {len(classes)} classes, HMDB51 has {CLASSES}: unpack all 153 files"
-        )
+        raise InputError(f"{str(folder)!r} has lists of {len(classes)} classes, HMDB51 has {CLASSES}: unpack all 153 files")
     return lists
 
 
@@ -67,9 +63,7 @@ def read_list(path: str | Path, label: str, root: str | Path) -> Split:
             raise InputError(f"{where}: {form[1]!r} names a folder; HMDB51's lists name files of one class")
         parts[form[2]].append(Entry(inside(f"{label}/{form[1]}", root, where), label, where))
     if not parts["1"] or not parts["2"]:
-        raise InputError(
-            f"{str(path)!r} has {len(parts['1'])} train and {len(parts['2'])} test rows: both must be there"
-        )
+        raise InputError(f"{str(path)!r} has {len(parts['1'])} train and {len(parts['2'])} test rows: both must be there")
     return Split(parts["1"], parts["2"])
 
 
@@ -83,9 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     splits = {}
     for number, files in find_lists(given.lists, sorted(set(given.splits))).items():
         parts = [read_list(path, label, given.videos) for label, path in files.items()]
-        splits[number] = Split(
-            [row for part in parts for row in part.train], [row for part in parts for row in part.test]
-        )
+        splits[number] = Split([row for part in parts for row in part.train], [row for part in parts for row in part.test])
     write_splits(splits, PUBLISHED, given, "hmdb51")
 
 

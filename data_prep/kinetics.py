@@ -69,9 +69,7 @@ def keep_only(clips: Sequence[Clip], lists: Sequence[str]) -> tuple[list[Clip], 
     if not kept:
         raise InputError(f"none of the {len(clips)} listed clips has one of the {len(ids)} ids of {', '.join(lists)}")
     unknown = len(ids - {clip.youtube_id for clip in kept})
-    return kept, [
-        f"{len(kept)} of {len(clips)} listed clips were kept (--only); {unknown} of {len(ids)} ids are in no list"
-    ]
+    return kept, [f"{len(kept)} of {len(clips)} listed clips were kept (--only); {unknown} of {len(ids)} ids are in no list"]
 
 
 def both_lists(clips: Sequence[Clip]) -> Iterator[str]:
@@ -100,11 +98,7 @@ def main(arguments: Sequence[str]) -> None:
         "--without", nargs="+", default=[], metavar="CSV", help="published lists whose videos are left out everywhere"
     )
     options.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="files of YouTube ids, one a line: all other videos are left out",
+        "--only", nargs="+", default=[], metavar="FILE", help="files of YouTube ids, one a line: all other videos are left out"
     )
     add_probe(options)
     given = options.parse_args(arguments)

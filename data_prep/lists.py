@@ -49,10 +49,7 @@ def read_list(path: str | Path, root: str | Path) -> list[Entry]:
     """
     if _has_header(path):
         videos = manifest.read(path, root)
-        return [
-            Entry(inside(video.path, root, f"{path}:{video.line}"), video.label, f"{path}:{video.line}")
-            for video in videos
-        ]
+        return [Entry(inside(video.path, root, f"{path}:{video.line}"), video.label, f"{path}:{video.line}") for video in videos]
     entries: list[Entry] = []
     forms: dict[str, str] = {}
     for where, line in lines_of(path):
@@ -128,9 +125,7 @@ def named(entries: Sequence[Entry], classes: dict[str, str]) -> list[Entry]:
     """Return entries with their class numbers turned into names; raises InputError for a number without a name."""
     for entry in entries:
         if entry.label is not None and entry.label not in classes:
-            raise InputError(
-                f"{entry.where}: class {entry.label!r} is not one of the {len(classes)} numbers of --classes"
-            )
+            raise InputError(f"{entry.where}: class {entry.label!r} is not one of the {len(classes)} numbers of --classes")
     return [entry._replace(label=classes[entry.label] if entry.label is not None else None) for entry in entries]
 
 
@@ -141,9 +136,7 @@ def main(arguments: Sequence[str]) -> None:
     add_videos_and_out(options)
     options.add_argument("--classes", metavar="FILE", help="class names by number, for lists with numbers")
     options.add_argument(
-        "--allow-missing",
-        action="store_true",
-        help="leave out listed videos that do not exist, and list them in missing.txt",
+        "--allow-missing", action="store_true", help="leave out listed videos that do not exist, and list them in missing.txt"
     )
     given = options.parse_args(arguments)
     names = [Path(path).stem for path in given.lists]

@@ -85,9 +85,7 @@ def make(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--engine", choices=ENGINES, default="pyav", help="writer of H.264: PyAV or the ffmpeg program (default: pyav)"
     )
-    parser.add_argument(
-        "--estimate", action="store_true", help="copy a few files and print the disk space and time of all"
-    )
+    parser.add_argument("--estimate", action="store_true", help="copy a few files and print the disk space and time of all")
     parser.add_argument(
         "--hang-seconds", type=float, default=120.0, help="seconds without progress that count as a hang (default: 120)"
     )
@@ -127,9 +125,7 @@ def shrunk(left: Sequence[Row], form: Form, given: Any) -> Iterator[Row]:
         print(sentence, file=sys.stderr)
         free = shutil.disk_usage(given.out).free
         if needed > free:
-            raise InputError(
-                f"about {needed / 1e9:.2f} GB are needed in {given.out}, {free / 1e9:.2f} GB are free there"
-            )
+            raise InputError(f"about {needed / 1e9:.2f} GB are needed in {given.out}, {free / 1e9:.2f} GB are free there")
     task = partial(shrink_item, folder=str(given.out), form=form)
     answers = in_workers(task, left, jobs=given.jobs, silence_seconds=given.hang_seconds)
     for item, row in with_progress(answers, len(left)):
@@ -190,9 +186,7 @@ def finish(job: Job) -> None:
     lost = [item["output"] for item, _ in made if not (job.out / "videos" / item["output"]).exists()]
     if lost:
         raise InputError(f"{len(lost)} copies are no longer in {job.out}/videos, e.g. {lost[0]}: begin in a new folder")
-    table = [
-        {**row, "path": item["id"], "output": item["output"] if row["status"] == "ok" else None} for item, row in pairs
-    ]
+    table = [{**row, "path": item["id"], "output": item["output"] if row["status"] == "ok" else None} for item, row in pairs]
     failed = [row for row in table if row["status"] != "ok"]
     videos = [
         manifest.Video(os.path.abspath(job.out / "videos" / item["output"]), label)

@@ -52,9 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--cluster", default="slurm", choices=("slurm", "local"), help="default: slurm")
     parser.add_argument("--cores", type=command_line.positive, default=2, help="per job, also --jobs (default: 2)")
     parser.add_argument("--minutes", type=command_line.positive, default=240, help="a job's time limit (default: 240)")
-    parser.add_argument(
-        "--at-once", type=command_line.positive, default=64, help="jobs running at a time (default: 64)"
-    )
+    parser.add_argument("--at-once", type=command_line.positive, default=64, help="jobs running at a time (default: 64)")
     parser.add_argument(
         "--parameter", action="append", default=[], metavar="NAME=VALUE", help="parameter of the submitit executor"
     )
@@ -68,17 +66,13 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     if "--" not in arguments:
         if {"-h", "--help"} & set(arguments):
             return list(arguments), []
-        raise InputError(
-            "no command: write the program and its options after --, e.g. -- doctor.py list.csv --out health"
-        )
+        raise InputError("no command: write the program and its options after --, e.g. -- doctor.py list.csv --out health")
     end = list(arguments).index("--")
     own, command = list(arguments[:end]), list(arguments[end + 1 :])
     if not command or os.path.basename(command[0]) not in PROGRAMS or command[1:2] == ["merge"]:
         raise InputError(f"the command after -- must begin with one of {', '.join(PROGRAMS)}, without merge")
     if any(word.split("=")[0] in ("--num-shards", "--shard-index", "--jobs", "--estimate") for word in command):
-        raise InputError(
-            "leave --num-shards, --shard-index, --jobs and --estimate out of the command: they are set here"
-        )
+        raise InputError("leave --num-shards, --shard-index, --jobs and --estimate out of the command: they are set here")
     return own, command
 
 
@@ -92,9 +86,7 @@ def submit(given: Any, command: list[str]) -> None:
     out = out_of(command)
     executor = submitit.AutoExecutor(folder=f"{os.path.abspath(out)}-jobs", cluster=given.cluster)
     parameters = dict(parameter.partition("=")[::2] for parameter in given.parameter)
-    executor.update_parameters(
-        name=name.removesuffix(".py"), timeout_min=given.minutes, cpus_per_task=given.cores, **parameters
-    )
+    executor.update_parameters(name=name.removesuffix(".py"), timeout_min=given.minutes, cpus_per_task=given.cores, **parameters)
     if given.cluster == "slurm":
         executor.update_parameters(slurm_array_parallelism=given.at_once)
     program_and_options = [sys.executable, str(HERE / name), *command[1:], "--jobs", str(given.cores)]

@@ -63,9 +63,7 @@ def read_list(path: str | Path, classes: Sequence[str], root: str | Path) -> lis
             if not number.isdecimal() or not 1 <= int(number) <= len(classes):
                 raise InputError(f"{where}: class number {number} is not in 1..{len(classes)} (UCF101 counts from 1)")
             if classes[int(number) - 1] != folder:
-                raise InputError(
-                    f"{where}: number {number} is class {classes[int(number) - 1]!r}, the folder {folder!r}"
-                )
+                raise InputError(f"{where}: number {number} is class {classes[int(number) - 1]!r}, the folder {folder!r}")
         entries.append(Entry(name, folder, where))
     if not entries:
         raise InputError(f"{str(path)!r} holds no row")
@@ -82,9 +80,7 @@ def main(arguments: Sequence[str]) -> None:
     lists = Path(given.lists)
     classes = read_classes(lists / "classInd.txt")
     splits = {
-        number: Split(
-            *(read_list(lists / f"{part}list0{number}.txt", classes, given.videos) for part in ("train", "test"))
-        )
+        number: Split(*(read_list(lists / f"{part}list0{number}.txt", classes, given.videos) for part in ("train", "test")))
         for number in sorted(set(given.splits))
     }
     write_splits(splits, PUBLISHED, given, "ucf101")

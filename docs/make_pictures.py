@@ -98,10 +98,7 @@ def draw_retrieval(path: Path, run: str, folder: Path) -> None:
     bank, queries = manifest.read(folder / "train.csv"), manifest.read(folder / "val.csv")
     bank_features, query_features = read_features(encoder, bank), read_features(encoder, queries)
     center = bank_features.mean(dim=0)
-    cosines = (
-        torch.nn.functional.normalize(query_features - center)
-        @ torch.nn.functional.normalize(bank_features - center).mT
-    )
+    cosines = torch.nn.functional.normalize(query_features - center) @ torch.nn.functional.normalize(bank_features - center).mT
     nearest = cosines.topk(NEIGHBOURS).indices.tolist()
     right = [queries[row].label == bank[found[0]].label for row, found in enumerate(nearest)]
     print(f"R@1 {100 * sum(right) / len(right):.1f} % of {len(right)} queries")
@@ -111,9 +108,7 @@ def draw_retrieval(path: Path, run: str, folder: Path) -> None:
     sheet = Image.new("RGB", (wide, 24 + len(rows) * (side + line + GAP)), "white")
     pen, small = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     pen.text((0, 0), "Query", fill="black", font=ImageFont.load_default(14))
-    pen.text(
-        (side + GAP + 18, 0), "Nearest training videos, nearest first", fill="black", font=ImageFont.load_default(14)
-    )
+    pen.text((side + GAP + 18, 0), "Nearest training videos, nearest first", fill="black", font=ImageFont.load_default(14))
     for number, row in enumerate(rows):
         top = 24 + number * (side + line + GAP)
         shown = [queries[row], *[bank[found] for found in nearest[row]]]

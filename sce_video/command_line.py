@@ -83,9 +83,7 @@ def check_overrides(arguments: Sequence[str], schema: type, recipes: Path) -> No
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
-        raise InputError(
-            f"cannot read {error.override!r}: write key=value, with quotes around odd characters"
-        ) from error
+        raise InputError(f"cannot read {error.override!r}: write key=value, with quotes around odd characters") from error
     names = set(option_names(schema))
     for override in parsed:
         key = override.key_or_group

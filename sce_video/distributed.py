@@ -199,9 +199,7 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return converted
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        synced = BatchNormAcrossRanks(
-            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-        )
+        synced = BatchNormAcrossRanks(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
         # The same parameters, not copies: the target's stay frozen.
         synced.weight, synced.bias = module.weight, module.bias
         synced.running_mean, synced.running_var = module.running_mean, module.running_var

@@ -33,9 +33,7 @@ def write_features(cfg: FeaturesConfig) -> extract.Features:
         encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None).to(device)
         if cfg.projector and encoder.projector is None:
             raise InputError(f"projector=true: {cfg.checkpoint} holds no projector, only the backbone")
-        videos = loader.read_videos(
-            cfg.data, split="train", root=cfg.root, labels=cfg.labels.value, known_health=cfg.health
-        )
+        videos = loader.read_videos(cfg.data, split="train", root=cfg.root, labels=cfg.labels.value, known_health=cfg.health)
         found = extract.extract(
             encoder,
             videos,
@@ -65,18 +63,14 @@ def write(out: Path, found: extract.Features, videos: list[Video]) -> None:
         arrays["projections"] = found.features["projector"].contiguous()
     with replace_atomically(out) as work:
         if out.suffix == ".npz":
-            paths, labels = (
-                np.array(column) for column in zip(*((v.path, v.label or "") for v in videos), strict=True)
-            )
+            paths, labels = (np.array(column) for column in zip(*((v.path, v.label or "") for v in videos), strict=True))
             with open(work, "wb") as file:
                 np.savez(file, **{name: tensor.numpy() for name, tensor in arrays.items()}, paths=paths, labels=labels)  # type: ignore[arg-type]
         else:
             try:
                 from safetensors.torch import save_file
             except ModuleNotFoundError as error:
-                raise InputError(
-                    "writing .safetensors needs safetensors: pip install safetensors, or out=x.npz"
-                ) from error
+                raise InputError("writing .safetensors needs safetensors: pip install safetensors, or out=x.npz") from error
             save_file(arrays, work)
             with open(out.with_suffix(".csv"), "w", newline="", errors="surrogateescape") as table:
                 csv.writer(table).writerows([("path", "label"), *((video.path, video.label or "") for video in videos)])

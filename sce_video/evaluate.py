@@ -38,11 +38,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
     with distributed.session(cfg.device.value) as device:
         task = prepare(cfg, cfg.train, cfg.test)
         out = choose_output_file(cfg.out, cfg.checkpoint, f"evaluate_{task.test_name}")
-        result: dict[str, Any] = describe(task) | {
-            "knn": {"k": cfg.k, "temp": cfg.temp},
-            "repeats": cfg.repeats,
-            "rows": {},
-        }
+        result: dict[str, Any] = describe(task) | {"knn": {"k": cfg.k, "temp": cfg.temp}, "repeats": cfg.repeats, "rows": {}}
         for name, (train, test) in extract(task, cfg, device, kinds=("backbone",)).items():
             result["rows"][name] = score(train, test, task, cfg)
         if distributed.rank() == 0:
@@ -58,9 +54,7 @@ def score(train: Features, test: Features, task: Task, cfg: EvaluateConfig) -> d
     found = metrics.retrieval_scores(query, query_labels, bank, bank_labels)
     knn = metrics.weighted_knn(query, query_labels, bank, bank_labels, k=cfg.k, temp=cfg.temp)
     few = {
-        str(shots): low_shot.low_shot(
-            bank, bank_labels, query, query_labels, shots=shots, repeats=cfg.repeats, seed=cfg.seed
-        )
+        str(shots): low_shot.low_shot(bank, bank_labels, query, query_labels, shots=shots, repeats=cfg.repeats, seed=cfg.seed)
         for shots in cfg.shots
     }
     linear = low_shot.linear_on_features(bank, bank_labels, query, query_labels, seed=cfg.seed) if cfg.linear else None

@@ -32,11 +32,7 @@ from .models.encoder import FrozenEncoder
 from .runs.files import replace_atomically
 from .weights import layouts, load, read
 
-FITS = {
-    "pytorchvideo": ["r3d50"],
-    "slowfast": ["r3d50"],
-    "torchvision": ["r2plus1d18", "r3d18_torchvision"],
-}
+FITS = {"pytorchvideo": ["r3d50"], "slowfast": ["r3d50"], "torchvision": ["r2plus1d18", "r3d18_torchvision"]}
 NEEDS = {"safetensors": ["safetensors"], "onnx": ["onnx", "onnxscript"]}
 TOLERANCE = 1e-5  # largest allowed difference of a feature
 TOLERANCE_ONNX = 1e-4  # its kernels sum in another order

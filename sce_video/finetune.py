@@ -120,9 +120,7 @@ def test(task: Finetuning, log: RunLog) -> dict[str, Any]:
     }
     folder = run.folder.path
     if distributed.rank() == 0:
-        result["per_class"] = classify.write_report(
-            folder, predictions, lists.videos["test"], lists.ids["test"], lists.classes
-        )
+        result["per_class"] = classify.write_report(folder, predictions, lists.videos["test"], lists.ids["test"], lists.classes)
         (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     missing = figures["listed"] - figures["scored"]
     log.message(

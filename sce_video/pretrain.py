@@ -36,9 +36,7 @@ def build_sce(cfg: PretrainConfig) -> SCE:
     backbone, width = backbones.build(cfg.model.backbone)
     hidden, projection = cfg.model.hidden, cfg.model.projection
     online = Encoder(
-        backbone,
-        MLP([width, hidden, hidden, projection], last_norm=True),
-        MLP([projection, hidden, projection], last_norm=False),
+        backbone, MLP([width, hidden, hidden, projection], last_norm=True), MLP([projection, hidden, projection], last_norm=False)
     )
     return SCE(
         online,
@@ -82,9 +80,7 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Mo
             train(run, log, stop)
             lists = f"train={cfg.monitor.train} test={cfg.monitor.val}" if monitor else ""
             lists = lists or "train=<labelled list> test=<labelled list>"
-            log.message(
-                f"done: run folder {folder.path}; next: python tools/retrieval.py checkpoint={folder.path} {lists}"
-            )
+            log.message(f"done: run folder {folder.path}; next: python tools/retrieval.py checkpoint={folder.path} {lists}")
         return folder.path
 
 

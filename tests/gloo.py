@@ -28,9 +28,7 @@ from sce_video.pretrain import build_sce, pretrain
 Plant = Callable[[int], None]  # changes something in a rank, given its number
 
 
-def train(
-    folder: Path, dtype: str, rank: int, overrides: list[str], plant: Plant | None, environment: dict[str, str]
-) -> None:
+def train(folder: Path, dtype: str, rank: int, overrides: list[str], plant: Plant | None, environment: dict[str, str]) -> None:
     """Pretrain in this process, which is a rank or alone."""
     os.environ.update(environment)
     torch.set_num_threads(1)
@@ -87,9 +85,7 @@ def start(
     return processes
 
 
-def run(
-    world: int, folder: Path, overrides: list[str], *, seconds: float = 120, **options: Any
-) -> list[dict[str, Any]]:
+def run(world: int, folder: Path, overrides: list[str], *, seconds: float = 120, **options: Any) -> list[dict[str, Any]]:
     """Run `world` ranks to their end and return what each of them wrote; empty for one that was killed."""
     processes = start(world, folder, overrides, **options)
     deadline = time.monotonic() + seconds

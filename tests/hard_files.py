@@ -176,13 +176,9 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "fragmented_indexed.mp4": lambda path: encode(path, g="15", movie={"movflags": "dash+global_sidx"}),
     "vp8.webm": lambda path: encode(path, "libvpx", **{"auto-alt-ref": "1", "lag-in-frames": "16", "g": "20"}),
     "vp9.webm": lambda path: encode(path, "libvpx-vp9", **{"auto-alt-ref": "1", "lag-in-frames": "16", "g": "24"}),
-    "vp9_odd_size.webm": lambda path: encode(
-        path, "libvpx-vp9", frames=numbered_frames(40, 47, 65), deadline="realtime", g="9"
-    ),
+    "vp9_odd_size.webm": lambda path: encode(path, "libvpx-vp9", frames=numbered_frames(40, 47, 65), deadline="realtime", g="9"),
     "hevc.mp4": lambda path: encode(path, "libx265", **{"x265-params": "keyint=20:bframes=4:log-level=none"}),
-    "hevc_open_gop.mkv": lambda path: encode(
-        path, "libx265", **{"x265-params": "keyint=20:open-gop=1:bframes=4:log-level=none"}
-    ),
+    "hevc_open_gop.mkv": lambda path: encode(path, "libx265", **{"x265-params": "keyint=20:open-gop=1:bframes=4:log-level=none"}),
     "av1.mp4": av1,
     "av1.mkv": av1,
     "mpeg4.mp4": lambda path: encode(path, "mpeg4", g="12", bf="2"),

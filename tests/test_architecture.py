@@ -135,9 +135,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is longer than 60 lines"
         if isinstance(node, ast.ExceptHandler):
-            broad = node.type is None or (
-                isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
-            )
+            broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException"))
             assert not broad, f"line {node.lineno}: name what you expect"
 
 
@@ -209,9 +207,7 @@ def test_importing_the_package_is_cheap() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "missing", [("torchvision", "pytorchvideo", "fvcore"), ("decord", "tensorboard")], ids="+".join
-)
+@pytest.mark.parametrize("missing", [("torchvision", "pytorchvideo", "fvcore"), ("decord", "tensorboard")], ids="+".join)
 def test_the_main_path_runs_without(missing: tuple[str, ...], videos: Path, tmp_path: Path) -> None:
     """Where these cannot be imported, training with our own networks still can be set up and decoded."""
     script = f"""

@@ -197,9 +197,7 @@ def test_static_clips_stay_static() -> None:
 
 
 def test_difference_clips_are_differences_of_their_halves() -> None:
-    view = augment.View(
-        jitter_probability=0, gray_probability=0, blur_probability=0, flip_probability=0, solarize_probability=0
-    )
+    view = augment.View(jitter_probability=0, gray_probability=0, blur_probability=0, flip_probability=0, solarize_probability=0)
     (frames,) = random_clips([(32, 32)], num_frames=4)
     result = augment.apply(view, [frames], augment.draw(view, keyed(1)), size=32, mean=0.0, std=1.0, differences=[True])
     halves = frames.permute(3, 0, 1, 2).float()
@@ -211,10 +209,7 @@ def test_difference_clips_are_differences_of_their_halves() -> None:
     ("clips", "message"),
     [
         ([torch.zeros(2, 40, 40, 3)] * 2, "clip 0 is torch.float32, not torch.uint8"),
-        (
-            [torch.zeros(2, 40, 40, 3, dtype=torch.uint8), torch.zeros(40, 40, 3, dtype=torch.uint8)],
-            r"clip 1 has shape",
-        ),
+        ([torch.zeros(2, 40, 40, 3, dtype=torch.uint8), torch.zeros(40, 40, 3, dtype=torch.uint8)], r"clip 1 has shape"),
         ([torch.zeros(2, 3, 40, 40, dtype=torch.uint8)] * 2, r"shape \[2, 3, 40, 40\], not \[T, h, w, 3\]"),
         ([torch.zeros(0, 40, 40, 3, dtype=torch.uint8)] * 2, "all sides above 0"),
         ([torch.zeros(t, 40, 40, 3, dtype=torch.uint8) for t in (2, 3)], "clip 1 has 3 frames, not 2"),

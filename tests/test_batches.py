@@ -61,10 +61,7 @@ def test_crash_and_hang_are_survived_and_the_culprits_quarantined(
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert {record["path"]: record["reason"] for record in records} == {paths[3]: "signal 6", paths[7]: "timeout"}
     failures = {failure.path: failure.reason for batch in batches for failure in batch.failures}
-    assert failures == {
-        paths[3]: f"{paths[3]}: in quarantine (signal 6)",
-        paths[7]: f"{paths[7]}: in quarantine (timeout)",
-    }
+    assert failures == {paths[3]: f"{paths[3]}: in quarantine (signal 6)", paths[7]: f"{paths[7]}: in quarantine (timeout)"}
     assert not multiprocessing.active_children()
     # A later start does not open them again: it would put them in quarantine a second time.
     again = loader.build(dataset(videos), sampler(total_steps=3), workers=1, pin_memory=False, quarantine=file)

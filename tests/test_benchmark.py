@@ -13,14 +13,7 @@ from benchmarks.measure import Measurement, Request, measure, measure_in_rounds,
 from conftest import run_tool
 
 SIZES = ["--queries", "40", "--bank", "90", "--width", "16", "--rounds", "1"]
-CASES = [
-    "naive torch",
-    "scikit-learn",
-    "faiss IndexFlatIP",
-    "recall, engine torch",
-    "recall, engine faiss",
-    "recall + mAP",
-]
+CASES = ["naive torch", "scikit-learn", "faiss IndexFlatIP", "recall, engine torch", "recall, engine faiss", "recall + mAP"]
 
 
 @pytest.mark.slow
@@ -30,15 +23,11 @@ def test_retrieval_prints_machine_command_figures_and_ratios(tmp_path: Path) -> 
     out = result.stdout
     assert re.search(r"^date: \d{4}-\d\d-\d\d \d\d:\d\d UTC$", out, re.M)
     assert re.search(r"^machine: .+, \d+ cores, \d+ threads, load before", out, re.M)
-    assert re.search(
-        r"^versions: Python 3\.\d+\.\d+, torch \S+, numpy \S+, scikit-learn \S+, faiss-cpu \S+$", out, re.M
-    )
+    assert re.search(r"^versions: Python 3\.\d+\.\d+, torch \S+, numpy \S+, scikit-learn \S+, faiss-cpu \S+$", out, re.M)
     assert re.search(r"^command: python \S+benchmark.py retrieval --queries 40 ", out, re.M)
     assert "40 queries, bank of 90 x 16" in out
     for name in CASES:
-        row = (
-            rf"^{re.escape(name)} +\d+\.\d\d +\d+\.\d\d\.\.\d+\.\d\d +\d+\.\d\d  \d+\.\d\d \(\d+\.\d\d\.\.\d+\.\d\d\)$"
-        )
+        row = rf"^{re.escape(name)} +\d+\.\d\d +\d+\.\d\d\.\.\d+\.\d\d +\d+\.\d\d  \d+\.\d\d \(\d+\.\d\d\.\.\d+\.\d\d\)$"
         assert re.search(row, out, re.M), (name, out)
     # Rivals and ours found the same.
     assert len(set(re.findall(r"found, in percent: (.*?R@50 \d+\.\d\d)", out))) == 1
@@ -91,12 +80,7 @@ def test_cases_take_turns(sleeper: str, capsys: pytest.CaptureFixture[str]) -> N
     request = Request(sleeper, "sleeper", {"seconds": 0.0}, warm_up=0)
     rows = measure_in_rounds({"a": request, "b": request}, 2)
     assert [len(row.seconds) for row in rows.values()] == [2, 2]
-    assert re.findall(r"round \d, \w", capsys.readouterr().err) == [
-        "round 1, a",
-        "round 1, b",
-        "round 2, a",
-        "round 2, b",
-    ]
+    assert re.findall(r"round \d, \w", capsys.readouterr().err) == ["round 1, a", "round 1, b", "round 2, a", "round 2, b"]
 
 
 def test_table_gives_medians_ranges_and_the_median_of_the_rounds_ratios() -> None:
@@ -167,9 +151,7 @@ def test_comm_counts_what_the_formula_says(tmp_path: Path) -> None:
     assert sizes[1:4] == sizes[6:9]
     assert min(sizes[1:4]) > 0
     assert sizes[4] == 0
-    assert re.search(
-        r"4 processes:\n +fp32: gradients \S+, batch norm \S+, keys \S+, loss \S+; together", result.stdout
-    )
+    assert re.search(r"4 processes:\n +fp32: gradients \S+, batch norm \S+, keys \S+, loss \S+; together", result.stdout)
 
 
 @pytest.mark.slow

@@ -45,11 +45,7 @@ def test_published_values(name: str) -> None:
     """Values that all video runs of the paper share (specification, section 0)."""
     cfg = compose_pretrain(f"recipe={name}", "data.train=x.csv")
     assert (cfg.sce.coeff, cfg.sce.temp, cfg.sce.temp_target, cfg.sce.momentum) == (0.5, 0.1, 0.05, 0.99)
-    assert (cfg.augment.area_min, cfg.augment.area_max, cfg.augment.temporal_difference_probability) == (
-        0.2,
-        0.766,
-        0.2,
-    )
+    assert (cfg.augment.area_min, cfg.augment.area_max, cfg.augment.temporal_difference_probability) == (0.2, 0.766, 0.2)
     assert (cfg.augment.view1.blur_probability, cfg.augment.view1.solarize_probability) == (1.0, 0.0)
     assert (cfg.augment.view2.blur_probability, cfg.augment.view2.solarize_probability) == (0.1, 0.2)
     assert (cfg.optim.name.value, cfg.optim.lr_per_256, cfg.optim.weight_decay) == ("lars", 2.4, 1e-6)
@@ -60,9 +56,7 @@ def test_published_values(name: str) -> None:
 
 def test_learning_rate_is_scaled_like_the_references(conformance: dict[str, list[dict[str, float]]]) -> None:
     for case in conformance["lr_scaling_linear"]:
-        cfg = compose_pretrain(
-            f"optim.lr_per_256={case['initial_lr']}", f"optim.batch={case['batch']}", "sce.queue=100000"
-        )
+        cfg = compose_pretrain(f"optim.lr_per_256={case['initial_lr']}", f"optim.batch={case['batch']}", "sce.queue=100000")
         assert cfg.optim.lr == pytest.approx(case["lr"])
 
 
@@ -156,14 +150,7 @@ def test_recipe_takes_two_steps_with_its_real_network(name: str, videos: Path, t
     few = tmp_path / "few.csv"
     few.write_text("\n".join((videos / "train.csv").read_text().splitlines()[:9]) + "\n")
     result = run_tool(
-        "pretrain",
-        f"recipe={name}",
-        f"data.train={few}",
-        f"data.root={videos}",
-        "out=run",
-        *overrides,
-        cwd=tmp_path,
-        timeout=280,
+        "pretrain", f"recipe={name}", f"data.train={few}", f"data.root={videos}", "out=run", *overrides, cwd=tmp_path, timeout=280
     )
     assert result.returncode == 0, result.stderr
     assert len(losses(tmp_path / "run")) == 2

@@ -37,8 +37,7 @@ def test_short_side_is_the_references(conformance: dict[str, Any]) -> None:
 def test_random_boxes_fit_and_have_the_stated_area_and_ratio() -> None:
     height, width = 256, 340
     boxes = [
-        random_resized(height, width, area=(0.2, 0.5), ratio=(0.75, 4 / 3), generator=generator("box", i))
-        for i in range(4000)
+        random_resized(height, width, area=(0.2, 0.5), ratio=(0.75, 4 / 3), generator=generator("box", i)) for i in range(4000)
     ]
     for box in boxes:
         assert 0 <= box.top <= height - box.height
@@ -60,8 +59,7 @@ def test_frame_that_admits_no_box_gets_the_largest_centred_one() -> None:
 def test_random_scaled_boxes_are_crops_of_the_scaled_frame(height: int, width: int) -> None:
     """Scaling a box of side s to 224 pixels scales the short side h to 224 h / s, which must be in 256..320."""
     draws = [
-        random_scaled(height, width, size=224, short_sides=(256, 320), generator=generator("scaled", i))
-        for i in range(4000)
+        random_scaled(height, width, size=224, short_sides=(256, 320), generator=generator("scaled", i)) for i in range(4000)
     ]
     short = min(height, width)
     for box in draws:

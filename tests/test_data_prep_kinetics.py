@@ -53,9 +53,7 @@ def test_every_real_table_was_looked_at() -> None:
 @real
 def test_real_ids_begin_with_dashes_and_lists_stay_apart() -> None:
     clips = [
-        clip
-        for name in ("tiny_train", "kinetics-400_val", "kinetics-400_test")
-        for clip in read_list(TABLES / f"{name}.csv")
+        clip for name in ("tiny_train", "kinetics-400_val", "kinetics-400_test") for clip in read_list(TABLES / f"{name}.csv")
     ]
     assert sum(clip.youtube_id[0] in "-_" for clip in clips) > 1000
     refuse_shared(clips)
@@ -65,9 +63,7 @@ def test_real_ids_begin_with_dashes_and_lists_stay_apart() -> None:
 @real
 def test_program_on_the_shared_subset(tmp_path: Path) -> None:
     lists = (SHARED / "clips/lists/k400.csv", TABLES / "kinetics-400_test.csv")
-    result = program(
-        "kinetics", "--lists", *lists, "--videos", SHARED / "clips/k400", "--out", tmp_path, "--probe", "2"
-    )
+    result = program("kinetics", "--lists", *lists, "--videos", SHARED / "clips/k400", "--out", tmp_path, "--probe", "2")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     counts = {name: (part["listed"], part["present"]) for name, part in summary["lists"].items()}
@@ -204,18 +200,14 @@ def test_only_the_videos_of_given_ids_are_kept(tmp_path: Path) -> None:
 
 def test_several_folders_and_one_inside_another(tmp_path: Path) -> None:
     small(tmp_path, "train/-bc_efghijk.mp4", "train/_bcdefghijk.mp4", "val/A_000027_00.mp4")
-    assert not any(
-        "copies" in note for note in prepare(tmp_path, "--videos", tmp_path / "videos", tmp_path / "videos/val")
-    )
+    assert not any("copies" in note for note in prepare(tmp_path, "--videos", tmp_path / "videos", tmp_path / "videos/val"))
     assert len(manifest.read(tmp_path / "out/val.csv")) == 1
 
 
 def test_nothing_found_says_what_is_there(tmp_path: Path) -> None:
     small(tmp_path, "video_1.mp4")
     message = refused(
-        program(
-            "kinetics", "--lists", tmp_path / "list.csv", "--videos", tmp_path / "videos", "--out", tmp_path / "out"
-        )
+        program("kinetics", "--lists", tmp_path / "list.csv", "--videos", tmp_path / "videos", "--out", tmp_path / "out")
     )
     assert "none of 3 listed clips" in message
     assert "video_1.mp4" in message

@@ -176,30 +176,16 @@ def test_ucf101_extra_and_ambiguous_files(tmp_path: Path) -> None:
     first = tmp_path / "videos/Archery/v_Archery_g08_c01.avi"
     shutil.copy(first, first.with_suffix(".mkv"))
     first.rename(first.with_suffix(".mp4"))
-    assert "could be 'Archery/v_Archery_g08_c01.mkv' or 'Archery/v_Archery_g08_c01.mp4'" in refused(
-        run_ucf101(tmp_path)
-    )
+    assert "could be 'Archery/v_Archery_g08_c01.mkv' or 'Archery/v_Archery_g08_c01.mp4'" in refused(run_ucf101(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        (
-            "trainlist01",
-            TRAIN + "Archery/v_Archery_g08_c02.avi 0\r\n",
-            r"trainlist01.txt:3: class number 0 is not in 1\.\.2",
-        ),
+        ("trainlist01", TRAIN + "Archery/v_Archery_g08_c02.avi 0\r\n", r"trainlist01.txt:3: class number 0 is not in 1\.\.2"),
         ("trainlist01", TRAIN + "Archery/v_Archery_g08_c02.avi x\r\n", "trainlist01.txt:3: class number x"),
-        (
-            "trainlist01",
-            "Archery/v_Archery_g08_c02.avi 2\r\n",
-            "trainlist01.txt:1: number 2 is class 'HandstandPushups'",
-        ),
-        (
-            "trainlist01",
-            "\r\nBowling/v_Bowling_g08_c02.avi 2\r\n",
-            "trainlist01.txt:2: .* does not begin with the folder",
-        ),
+        ("trainlist01", "Archery/v_Archery_g08_c02.avi 2\r\n", "trainlist01.txt:1: number 2 is class 'HandstandPushups'"),
+        ("trainlist01", "\r\nBowling/v_Bowling_g08_c02.avi 2\r\n", "trainlist01.txt:2: .* does not begin with the folder"),
         ("trainlist01", "v_Archery_g08_c02.avi 1\r\n", "trainlist01.txt:1: .* does not begin with the folder"),
         ("trainlist01", "Archery 1\r\n", "trainlist01.txt:1: 'Archery 1' is not"),
         ("trainlist01", "../Archery/v.avi 1\r\n", "trainlist01.txt:1: '../Archery/v.avi' leads out of"),

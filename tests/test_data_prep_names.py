@@ -141,9 +141,7 @@ def test_folder_program_refusals(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = ("--out", tmp_path / "out")
     assert "holds no video" in refused(program("folder", "--videos", tmp_path / "empty", *out))
-    assert "'a.mp4' lies in no subfolder" in refused(
-        program("folder", "--videos", tmp_path / "v", *out, "--labels", "folder")
-    )
+    assert "'a.mp4' lies in no subfolder" in refused(program("folder", "--videos", tmp_path / "v", *out, "--labels", "folder"))
     assert "needs two videos" in refused(program("folder", "--videos", tmp_path / "v", *out, "--test", "0.5"))
     assert "'1.5' is not a share" in program("folder", "--videos", tmp_path / "v", *out, "--test", "1.5").stderr
     assert not (tmp_path / "out").exists()
@@ -271,14 +269,7 @@ def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_no_part_of_a_list(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk."""
     videos = make(tmp_path / "v", *(f"{i:04d}.mp4" for i in range(200)))
-    command = [
-        sys.executable,
-        str(ROOT / "data_prep/folder.py"),
-        "--videos",
-        str(videos),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    command = [sys.executable, str(ROOT / "data_prep/folder.py"), "--videos", str(videos), "--out", str(tmp_path / "out")]
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))

@@ -44,9 +44,7 @@ def test_imports_point_down(path: Path) -> None:
             assert folder not in LAYERS or folder in allowed, f"{name_of(path)} imports {name}"
 
 
-@pytest.mark.parametrize(
-    "folder", [FOLDER, *sorted({path.parent for path in MODULES} - {FOLDER})], ids=lambda f: f.name
-)
+@pytest.mark.parametrize("folder", [FOLDER, *sorted({path.parent for path in MODULES} - {FOLDER})], ids=lambda f: f.name)
 def test_folders_are_small_and_say_what_they_are_for(folder: Path) -> None:
     assert len(list(folder.glob("*.py"))) <= 14
     if folder != FOLDER:

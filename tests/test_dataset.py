@@ -36,8 +36,7 @@ def sampler(**options: int) -> loader.StepSampler:
 
 def flat(batches: list[Batch]) -> list[tuple[object, ...]]:
     return [
-        (batch.rows, batch.epochs, batch.differences, [view.pixels.sum().item() for view in batch.views])
-        for batch in batches
+        (batch.rows, batch.epochs, batch.differences, [view.pixels.sum().item() for view in batch.views]) for batch in batches
     ]
 
 
@@ -210,10 +209,7 @@ def test_a_replaced_video_says_whose_place_it_took(videos: Path, tmp_path: Path)
 
 def test_speed_and_jitter_change_the_frames_and_nothing_else(videos: Path) -> None:
     """Boxes and starts have separate draws: the clip keeps its start and box, only its frames move."""
-    plain, moved = (
-        dataset(videos, difference_probability=0.0),
-        dataset(videos, difference_probability=0.0, frame_jitter=1.0),
-    )
+    plain, moved = (dataset(videos, difference_probability=0.0), dataset(videos, difference_probability=0.0, frame_jitter=1.0))
     changed = 0
     for row in range(6):
         one, other = plain[0, row], moved[0, row]

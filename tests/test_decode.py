@@ -36,10 +36,7 @@ def forward_decode(path: Path) -> np.ndarray:
     """Return all frames of a decode from the start, rotated as the file says: the definition of the frames."""
     with av.open(str(path)) as container:
         return np.stack(
-            [
-                np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
-                for frame in container.decode(video=0)
-            ]
+            [np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4) for frame in container.decode(video=0)]
         )
 
 

@@ -56,15 +56,7 @@ def test_two_thousand_opens_leak_nothing(tmp_path: Path) -> None:
     hole = Path(shutil.copytree(paths[-2], tmp_path / "hole.frames"))
     (hole / "000011.jpg").unlink()
     paths += [hole, tmp_path / "missing.mp4"]
-    bad = {
-        "cut.mp4",
-        "list.mp4",
-        "empty.mp4",
-        "hole.frames",
-        "missing.mp4",
-        "broken_off.avi",
-        "broken_off_faststart.mp4",
-    }
+    bad = {"cut.mp4", "list.mp4", "empty.mp4", "hole.frames", "missing.mp4", "broken_off.avi", "broken_off_faststart.mp4"}
     command = [sys.executable, "-c", READ, "auto", str(OPENS), *map(str, paths)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr

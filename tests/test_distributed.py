@@ -64,9 +64,7 @@ def test_two_processes_train_as_one(videos: Path, tmp_path: Path) -> None:
     single = torch.load(tmp_path / "1/rank0.pt", weights_only=True)
     for key, value in first.items():
         assert torch.equal(value, second[key]), f"{key} differs between ranks"
-        assert torch.allclose(value.double(), single[key].double(), atol=10 * tolerance), (
-            f"{key}: not as in one process"
-        )
+        assert torch.allclose(value.double(), single[key].double(), atol=10 * tolerance), f"{key}: not as in one process"
 
 
 def _whole_batch() -> tuple[Tensor, Tensor]:
@@ -149,9 +147,7 @@ def test_gradients_sent_as_bfloat16_are_close_and_equal_on_all_ranks(tmp_path: P
         assert torch.equal(rounded, other)
         assert not torch.equal(rounded, exact), "the option does something"
         assert (rounded - exact).norm() < 2**-7 * exact.norm()
-    assert ranks[0]["refused"] == (
-        "optim.exchange: these processes cannot sum float8_e4m3fn on cpu: use optim.exchange=fp32"
-    )
+    assert ranks[0]["refused"] == ("optim.exchange: these processes cannot sum float8_e4m3fn on cpu: use optim.exchange=fp32")
 
 
 def test_everything_is_the_identity_in_one_process() -> None:

@@ -92,9 +92,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "zero.mp4").write_bytes(b"")
     (folder / "page.mp4").write_bytes(b"<!doctype html><title>404</title>" * 30)
     (folder / "random.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
-    (folder / "playlist.mp4").write_text(
-        f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{folder}/good.ts\n#EXT-X-ENDLIST\n"
-    )
+    (folder / "playlist.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{folder}/good.ts\n#EXT-X-ENDLIST\n")
     (folder / "concat.mp4").write_text(f"ffconcat version 1.0\nfile '{good}'\n")
     (folder / "dash.mp4").write_text('<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>')
     (folder / "no_index.mp4").write_bytes(good.read_bytes()[: good.stat().st_size // 2])

@@ -126,9 +126,7 @@ def test_parameters_can_be_saved_and_applied_again(drawn: augment.Parameters, tm
     torch.save(few.to_dict(), tmp_path / "drawn.pt")
     again = augment.Parameters.from_dict(torch.load(tmp_path / "drawn.pt", weights_only=True))
     clips = [torch.randint(256, (2, 30, 40, 3), dtype=torch.uint8) for _ in range(3)]
-    first, second = (
-        augment.apply(VIEW, clips, parameters, size=32, mean=0.45, std=0.225) for parameters in (few, again)
-    )
+    first, second = (augment.apply(VIEW, clips, parameters, size=32, mean=0.45, std=0.225) for parameters in (few, again))
     assert torch.equal(first, second)
 
 

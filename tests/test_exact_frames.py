@@ -33,10 +33,7 @@ NOT_BY_HEADER = {"one_key_a_frame.mp4", "interlaced.mp4", "stream_copy_cut.mp4",
 NOT_BY_HEADER |= {"variable_rate.mp4", "fragmented.mp4", "fragmented_indexed.mp4", "hevc.mp4", "av1.mp4", "mpeg4.mp4"}
 NOT_BY_HEADER |= {"one_frame.mp4", "ten_bit.mp4", "full_chroma.mp4"}
 B_FRAME = 3  # FFmpeg's picture types
-REFUSED = {
-    "broken_off.avi",
-    "broken_off_faststart.mp4",
-}  # damaged in the middle of a packet: the error is the stated one
+REFUSED = {"broken_off.avi", "broken_off_faststart.mp4"}  # damaged in the middle of a packet: the error is the stated one
 WHOLE = [name for name in BUILDERS if name not in REFUSED]
 ONLY_RGB = {"ten_bit.mp4", "full_chroma.mp4", "rotated.mp4", "interlaced.mp4"}
 
@@ -54,9 +51,7 @@ def index_sets(num_frames: int) -> Iterator[list[int]]:
     for count in (1, 2, 8, 8, 16):
         yield [draw.randrange(num_frames) for _ in range(count)]
     for _ in range(4):  # two clips, as training reads them
-        yield sorted(draw.randrange(num_frames) for _ in range(8)) + sorted(
-            draw.randrange(num_frames) for _ in range(8)
-        )
+        yield sorted(draw.randrange(num_frames) for _ in range(8)) + sorted(draw.randrange(num_frames) for _ in range(8))
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -158,9 +153,7 @@ def test_damaged_files_are_refused_by_name(name: str, folder: Path) -> None:
         ("b_pyramid.mp4", [0], 1),
     ],
 )
-def test_only_packets_that_wanted_frames_depend_on_are_decoded(
-    name: str, wanted: list[int], most: int, folder: Path
-) -> None:
+def test_only_packets_that_wanted_frames_depend_on_are_decoded(name: str, wanted: list[int], most: int, folder: Path) -> None:
     with PyAVReader(str(build(name, folder))) as video:
         assert sum(map(len, video.needed_packets(wanted))) <= most
 

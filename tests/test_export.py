@@ -180,18 +180,10 @@ def test_the_proof_sees_one_changed_weight(runs: Callable[[str], Path], tmp_path
 @pytest.mark.parametrize(
     ("name", "to", "offered"),
     [
-        (
-            "r2plus1d18",
-            "slowfast",
-            "fits r3d50, not r2plus1d18: for r2plus1d18 there are torchvision, safetensors, onnx",
-        ),
+        ("r2plus1d18", "slowfast", "fits r3d50, not r2plus1d18: for r2plus1d18 there are torchvision, safetensors, onnx"),
         ("r3d18", "slowfast", "fits r3d50, not r3d18: for r3d18 there are safetensors, onnx"),
         ("r3d18", "pytorchvideo", "fits r3d50, not r3d18"),
-        (
-            "r3d50",
-            "torchvision",
-            "fits r2plus1d18, r3d18_torchvision, not r3d50: for r3d50 there are pytorchvideo, slow",
-        ),
+        ("r3d50", "torchvision", "fits r2plus1d18, r3d18_torchvision, not r3d50: for r3d50 there are pytorchvideo, slow"),
     ],
 )
 def test_only_what_fits_is_offered(name: str, to: str, offered: str) -> None:
@@ -224,9 +216,7 @@ def test_tool_writes_once(run: Path, tmp_path: Path) -> None:
     arguments = [f"checkpoint={run}", "to=safetensors", "out=a.safetensors"]
     result = run_tool("export", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (
-        "24 of 24 tensors of tiny3d, sce_video layout under online.backbone.; projector 128 -> 16 -> 8" in result.stdout
-    )
+    assert "24 of 24 tensors of tiny3d, sce_video layout under online.backbone.; projector 128 -> 16 -> 8" in result.stdout
     before = (tmp_path / "a.safetensors").read_bytes()
     again = run_tool("export", *arguments, cwd=tmp_path)
     assert again.returncode == 70

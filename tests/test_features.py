@@ -98,9 +98,7 @@ def test_large_frames_are_scaled_down_while_decoding(tmp_path: Path) -> None:
         assert torch.equal(video.read([7], max_short_side=304), video.read([7]))
 
 
-def test_the_cache_answers_for_any_list_of_the_same_files(
-    videos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_answers_for_any_list_of_the_same_files(videos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, listed = tiny(), manifest.read(videos / "val.csv")
     first = extract.extract(encoder, listed[:6], SMALL, device=CPU, cached=True)
     assert first.decoded == 6

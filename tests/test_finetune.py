@@ -44,13 +44,7 @@ TINY = [
 ]
 
 
-LEARNING = [
-    "optim.epochs=12",
-    "optim.lr_per_256=0.3",
-    "optim.name=adamw",
-    "model.dropout=0",
-    "augment.view.jitter_probability=0",
-]
+LEARNING = ["optim.epochs=12", "optim.lr_per_256=0.3", "optim.name=adamw", "model.dropout=0", "augment.view.jitter_probability=0"]
 
 
 def lists(videos: Path) -> list[str]:
@@ -167,9 +161,7 @@ def test_a_finished_run_is_not_run_again_and_is_an_encoder(finished: Path, video
     assert "is done: top-1" in again.stdout
     assert digest(finished) == before
     encoder = load.load_encoder(finished)
-    assert torch.equal(
-        encoder.backbone.state_dict()["blocks.1.0.weight"], state_of(finished)["backbone.blocks.1.0.weight"]
-    )
+    assert torch.equal(encoder.backbone.state_dict()["blocks.1.0.weight"], state_of(finished)["backbone.blocks.1.0.weight"])
 
 
 def test_a_pretraining_run_is_no_classifier(videos: Path, tmp_path: Path) -> None:
@@ -230,20 +222,14 @@ def test_splits_and_their_mean(videos: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.slow
 def test_killed_and_continued_equals_straight(videos: Path, tmp_path: Path) -> None:
     arguments = ["backbone=tiny3d", *lists(videos), *TINY, "system.save_every=2", "optim.epochs=4"]
-    arguments += [
-        "augment.cutmix_alpha=1",
-        "augment.view.rand_augment_operations=1",
-        "augment.view.erase_probability=0.3",
-    ]
+    arguments += ["augment.cutmix_alpha=1", "augment.view.rand_augment_operations=1", "augment.view.erase_probability=0.3"]
     arguments += ["data.speed_min=0.8", "data.speed_max=1.25", "data.frame_jitter=0.5"]
     arguments += ["augment.mixup_alpha=0.2", "optim.layer_decay=0.8", "optim.label_smoothing=0.1", "model.dropout=0.5"]
     straight = run_tool("finetune", *arguments, "out=straight", cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
     command = [sys.executable, str(ROOT / "tools/finetune.py"), *arguments, "out=killed"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     saved = tmp_path / "killed/checkpoints"
     deadline = time.monotonic() + 120
     while len(checkpoint.checkpoints(saved)) < 2 and time.monotonic() < deadline:
@@ -305,10 +291,7 @@ BAD: list[tuple[list[str], str]] = [
     (["backbone=tiny3d", "train={v}/train.csv", "test=names.csv", *TINY], "the lists do not belong together"),
     (["backbone=tiny3d", "train={v}/train%.csv", "test={v}/val.csv", *TINY], "splits=[1,2,3] and the sign %"),
     (["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", "testing.select=val", *TINY], "needs val="),
-    (
-        ["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "optim.batch=99"],
-        "is larger than the data",
-    ),
+    (["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "optim.batch=99"], "is larger than the data"),
     (["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "model.dropout=1"], "must be in [0, 1)"),
     (["backbone=r3d18", "checkpoint={w}", "train={v}/train.csv", "test={v}/val.csv", *TINY], "tiny3d"),
     (

@@ -43,9 +43,7 @@ def about(frames: np.ndarray, **more: object) -> bytes:
     ).encode()
 
 
-def folder_of(
-    path: Path, frames: np.ndarray, name: str = "{:06d}.jpg", first: int = 0, json: bytes | None = None
-) -> Path:
+def folder_of(path: Path, frames: np.ndarray, name: str = "{:06d}.jpg", first: int = 0, json: bytes | None = None) -> Path:
     path.mkdir(parents=True)
     for number, frame in enumerate(frames, start=first):
         (path / name.format(number)).write_bytes(picture(frame))

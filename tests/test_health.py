@@ -93,20 +93,14 @@ def test_training_leaves_broken_videos_out_and_says_how_many(folder: Path, capsy
 def test_evaluation_keeps_all_and_opens_nothing_that_is_unreadable(folder: Path) -> None:
     assert read(folder, str(folder / "health")) == EXPECTED
     path = str(folder / "good.mp4")
-    videos = [
-        Video(path, None),
-        Video(path, None, health="hang: no progress for 30 s"),
-        Video(path, None, health="truncated"),
-    ]
+    videos = [Video(path, None), Video(path, None, health="hang: no progress for 30 s"), Video(path, None, health="truncated")]
     dataset = EvaluationDataset(videos, clips_per_video=1, num_frames=2, clip_seconds=0.5)
     samples = [dataset[row] for row in range(3)]
     assert [len(sample.clips) for sample in samples] == [1, 0, 1]
     assert samples[1].failures[0].reason == f"{path}: hang: no progress for 30 s (as data_prep/doctor.py found)"
 
 
-def test_a_file_that_changed_counts_as_not_looked_at(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_changed_counts_as_not_looked_at(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copy2)
     table = tmp_path / "copy/health/health.csv"
     table.write_text(table.read_text().replace(str(folder), str(tmp_path / "copy")))

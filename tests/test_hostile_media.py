@@ -89,11 +89,7 @@ def playlists(target: str) -> dict[str, bytes]:
 def sessions(port: int) -> dict[str, bytes]:
     """Descriptions that make FFmpeg open sockets."""
     text = f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n"
-    return {
-        "sdp": text.encode(),
-        "flv_sdp": b"FLV\x01\n" + text.encode(),
-        "mp4_sdp": b"1234moov\n" + text.encode() + bytes(5000),
-    }
+    return {"sdp": text.encode(), "flv_sdp": b"FLV\x01\n" + text.encode(), "mp4_sdp": b"1234moov\n" + text.encode() + bytes(5000)}
 
 
 @pytest.fixture(scope="module")
@@ -224,10 +220,7 @@ def test_limits_are_those_asked_for(tmp_path: Path) -> None:
     transport = encode(tmp_path / "a.ts", numbered_frames(10))
     for decoder in INSTALLED:
         open_video(str(path), decoder, limits=Limits(48 * 64, 10)).close()
-        for limits, reason in (
-            (Limits(48 * 64 - 1, 10), "64x48 pixels are more"),
-            (Limits(48 * 64, 9), "the 9 frames"),
-        ):
+        for limits, reason in ((Limits(48 * 64 - 1, 10), "64x48 pixels are more"), (Limits(48 * 64, 9), "the 9 frames")):
             with pytest.raises(TooLarge, match=reason):
                 open_video(str(path), decoder, limits=limits)
     with pytest.raises(TooLarge, match="the 9 frames"):  # counted by decoding
@@ -294,9 +287,7 @@ print("done")
 def test_no_system_call_opens_what_a_playlist_names(trap: Trap, tmp_path: Path) -> None:
     traced = ["strace", "-f", "-qq", "-e", "trace=open,openat,openat2,connect,sendto", "-o", str(tmp_path / "calls")]
     arguments = [str(ROOT / "data_prep"), str(trap.folder / "hostile"), ",".join(INSTALLED)]
-    result = subprocess.run(
-        [*traced, sys.executable, "-c", FOLLOW, *arguments], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([*traced, sys.executable, "-c", FOLLOW, *arguments], capture_output=True, text=True, check=False)
     if "ptrace" in result.stderr:
         pytest.skip("strace may not trace here")
     assert result.stdout == "done\n", result.stderr

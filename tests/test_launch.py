@@ -31,9 +31,7 @@ RUN = ["recipe=sce_r3d50_k400_16f", "data.train=/data/k400/train.csv", "out=/dat
 def rendered() -> dict[str, str]:
     command = read_command([PRETRAIN, *RUN])._replace(words=["tools/pretrain.py", *RUN])
     there = ["python=/opt/sce/bin/python", "nodes=4", "gpus=8"]
-    slurm = read_options(
-        [*there, "partition=gpu", "account=lab", "cpus=96", "time=12:00:00", "extra=--exclusive --mem=0"], Slurm
-    )
+    slurm = read_options([*there, "partition=gpu", "account=lab", "cpus=96", "time=12:00:00", "extra=--exclusive --mem=0"], Slurm)
     contained = read_options(["nodes=2", "container=lab/sce:1", "mounts=/data", "setup=/data/my env.sh"], Slurm)
     return {
         "slurm.sh": render.slurm(slurm, command, "/home/ann/sce_video"),
@@ -55,9 +53,7 @@ def test_bash_and_shellcheck_accept_every_script(name: str, tmp_path: Path) -> N
     assert subprocess.run(["bash", "-n", path], capture_output=True, check=False).stderr == b""
     if shutil.which("shellcheck"):
         # SC2054 mistakes the commas of --signals-to-handle for separators; SC1128 reports the second shebang line.
-        result = subprocess.run(
-            ["shellcheck", "-e", "SC2054,SC1128", path], capture_output=True, text=True, check=False
-        )
+        result = subprocess.run(["shellcheck", "-e", "SC2054,SC1128", path], capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout
 
 
@@ -66,9 +62,7 @@ def run_by(script: str, environment: dict[str, str], folder: Path) -> list[str]:
     (folder / "python").write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
     (folder / "python").chmod(0o755)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(
-        ["bash", "-c", script], env={**environment, "PATH": path}, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run(["bash", "-c", script], env={**environment, "PATH": path}, capture_output=True, text=True, check=True)
     return result.stdout.splitlines()
 
 
@@ -185,11 +179,7 @@ def test_restarts_after_failures_are_bounded(tmp_path: Path) -> None:
 
 
 def test_progress_is_the_sum_over_the_splits(tmp_path: Path) -> None:
-    for name in (
-        "split_1/checkpoints/step_00000040",
-        "split_1/checkpoints/step_00000035",
-        "split_2/checkpoints/step_3",
-    ):
+    for name in ("split_1/checkpoints/step_00000040", "split_1/checkpoints/step_00000035", "split_2/checkpoints/step_3"):
         (tmp_path / "my step_9 run" / name).mkdir(parents=True)
     head = render.assignments({"RUN": str(tmp_path / "my step_9 run")})
     script = head + render.shell_code("restart") + "progress; RUN=; progress"
@@ -221,9 +211,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("own", "options", "message"), REFUSED, ids=[" ".join(c[0] + c[1][-1:]) for c in REFUSED])
-def test_bad_values_are_refused_before_anything_waits_in_a_queue(
-    own: list[str], options: list[str], message: str
-) -> None:
+def test_bad_values_are_refused_before_anything_waits_in_a_queue(own: list[str], options: list[str], message: str) -> None:
     with pytest.raises(InputError) as caught:
         render_as_given(own[0], own[1:], [PRETRAIN, *options])
     assert message in str(caught.value)
@@ -289,14 +277,7 @@ def test_help_shows_commands_and_where_there_is_no_slurm_it_is_said(
 def test_check_reports_every_process(tmp_path: Path) -> None:
     result = run_tool("launch", "check", cwd=tmp_path, processes=2)
     assert result.returncode == 0, result.stdout + result.stderr
-    for words in (
-        "processes: 2 on 1 machine",
-        "backend: gloo; all-reduce ok",
-        "clocks: ",
-        "disk: ",
-        "open files",
-        "torch 2",
-    ):
+    for words in ("processes: 2 on 1 machine", "backend: gloo; all-reduce ok", "clocks: ", "disk: ", "open files", "torch 2"):
         assert words in result.stdout
     assert result.stdout.count("processes: 2 on") == 1, "once, not by every rank"
 

@@ -182,22 +182,12 @@ def test_cancelled_job_is_not_queued_again(slurm: FakeSlurm, videos: Path, tmp_p
     reason="no SLURM is running here",
 )
 def test_slurm_itself_accepts_the_script(tmp_path: Path) -> None:
-    words = [
-        "slurm",
-        "nodes=1",
-        "gpus=0",
-        "processes=1",
-        "extra=--comment='a \"b\" #c'",
-        "logs=my 'logs' 100%",
-        "dry_run=true",
-    ]
+    words = ["slurm", "nodes=1", "gpus=0", "processes=1", "extra=--comment='a \"b\" #c'", "logs=my 'logs' 100%", "dry_run=true"]
     result = subprocess.run(
         [*LAUNCH, *words, "--", PRETRAIN, "data.train=x"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     (tmp_path / "script.sh").write_text(result.stdout)
-    judged = subprocess.run(
-        ["sbatch", "--test-only", "script.sh"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    judged = subprocess.run(["sbatch", "--test-only", "script.sh"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert judged.returncode == 0, judged.stderr
     assert "to start at" in judged.stderr
 
@@ -220,9 +210,7 @@ def ends(straight: Path, videos: Path) -> dict[str, list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["retrieval", "evaluate", "features", "finetune"])
-def test_every_program_runs_on_two_machines(
-    program: str, slurm: FakeSlurm, ends: dict[str, list[str]], tmp_path: Path
-) -> None:
+def test_every_program_runs_on_two_machines(program: str, slurm: FakeSlurm, ends: dict[str, list[str]], tmp_path: Path) -> None:
     """As for pretraining above: one torchrun per machine under srun, with the same script."""
     path = str(ROOT / f"tools/{program}.py")
     submitted = slurm.submit(*TWO_MACHINES, "logs=logs", "--", path, *ends[program])
@@ -330,9 +318,7 @@ def test_four_machines_lose_one_and_go_on_to_the_same_end(
     assert all("starting again" in log for log in said)
     found, expected = losses(tmp_path / "run"), losses(tmp_path / "whole")
     assert len(found) == 12
-    assert (
-        max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-4
-    )  # of 6: a wrong batch or state shows as 1e-2
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-4  # of 6: a wrong batch or state shows as 1e-2
     states = [checkpoint.load(checkpoint.find(tmp_path / name))[0]["method"] for name in ("run", "whole")]
     for key, value in states[0].items():
         assert torch.allclose(value.double(), states[1][key].double(), atol=1e-4), key

@@ -57,9 +57,7 @@ def test_queue_only_equals_the_reference(conformance: dict[str, Any]) -> None:
         as_coded.backward()
         assert masked.item() == pytest.approx(expected["loss_if_positive_masked_as_in_paper"], abs=1e-6)
         assert as_coded.item() == pytest.approx(expected["loss_reference"], abs=1e-6)
-        assert torch.allclose(
-            query_with_gradient.grad, torch.tensor(expected["grad_q"], dtype=torch.float64), atol=1e-6
-        )
+        assert torch.allclose(query_with_gradient.grad, torch.tensor(expected["grad_q"], dtype=torch.float64), atol=1e-6)
 
 
 def test_masking_the_positive_matters_with_a_far_queue(conformance: dict[str, Any]) -> None:
@@ -76,15 +74,7 @@ def test_keys_of_the_batch_as_candidates_equal_the_reference(conformance: dict[s
     case = conformance["sce_keys_plus_queue"]
     query, key, queue = vectors(case)
     for expected in case["cases"]:
-        loss = sce(
-            query,
-            key,
-            queue,
-            temp=case["temp"],
-            temp_target=case["temp_m"],
-            coeff=expected["coeff"],
-            batch_keys=key,
-        )
+        loss = sce(query, key, queue, temp=case["temp"], temp_target=case["temp_m"], coeff=expected["coeff"], batch_keys=key)
         assert loss.item() == pytest.approx(expected["loss"], abs=1e-6)
 
 

@@ -39,9 +39,7 @@ def test_low_shot_equals_scikit_learn_on_the_rows_it_says_it_draws() -> None:
     for repeat in range(4):
         rows = torch.cat(
             [
-                (train_labels == label).nonzero()[:, 0][
-                    torch.randperm(15, generator=generator(5, "low_shot", repeat, label))
-                ][:3]
+                (train_labels == label).nonzero()[:, 0][torch.randperm(15, generator=generator(5, "low_shot", repeat, label))][:3]
                 for label in range(4)
             ]
         )

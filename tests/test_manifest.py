@@ -54,11 +54,7 @@ def test_folder_of_classes_and_folder_without(tmp_path: Path) -> None:
     for name in ("walk/a.mp4", "walk/b.avi", "run/c.webm", "run/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [(Path(v.path).name, v.label) for v in read(tmp_path)] == [
-        ("c.webm", "run"),
-        ("a.mp4", "walk"),
-        ("b.avi", "walk"),
-    ]
+    assert [(Path(v.path).name, v.label) for v in read(tmp_path)] == [("c.webm", "run"), ("a.mp4", "walk"), ("b.avi", "walk")]
     (tmp_path / "top.mp4").touch()
     assert {v.label for v in read(tmp_path)} == {None}, "videos beside the subfolders: no classes"
     assert len(read(tmp_path)) == 4
@@ -113,8 +109,7 @@ def test_doubtful_pairs_of_lists_are_told() -> None:
     train = [Video("/v/a.mp4", "run", 1), Video("/v/b.mp4", "walk", 2), Video("/v/c.mp4", "jump", 3)]
     test = [Video("/v/d.mp4", "run", 1), Video("/v/x/../b.mp4", "walk", 2), Video("/v/e.mp4", "sit", 3)]
     assert manifest.compare(train, test) == [
-        "1 of 3 test videos are in the train list too, e.g. /v/x/../b.mp4 (line 2 of the train list, line 2 of the test "
-        "list)",
+        "1 of 3 test videos are in the train list too, e.g. /v/x/../b.mp4 (line 2 of the train list, line 2 of the test list)",
         "1 of 4 classes have no test video, e.g. 'jump'",
         "1 of 4 classes have no train video, e.g. 'sit'",
     ]

@@ -150,10 +150,7 @@ def test_a_second_method_trains_on_two_ranks_as_on_one(videos: Path, tmp_path: P
         results = gloo.run(world, folder, options(videos, folder / "run", *more), dtype="float64", plant=_use_build)
         assert all("error" not in result for result in results), results
         states.append(results[0]["state"])
-    assert (
-        max((a.double() - b.double()).abs().max().item() for a, b in zip(*map(dict.values, states), strict=True))
-        < 1e-10
-    )
+    assert max((a.double() - b.double()).abs().max().item() for a, b in zip(*map(dict.values, states), strict=True)) < 1e-10
 
 
 def _use_build(_: int) -> None:

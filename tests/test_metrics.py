@@ -107,8 +107,7 @@ def test_average_precision_equals_scikit_learn_where_nothing_ties() -> None:
     query, query_labels, bank, bank_labels = data(4)
     similarity = brute_force_similarity(query, bank, True)
     expected = [
-        average_precision_score((bank_labels == label).numpy(), row)
-        for row, label in zip(similarity, query_labels, strict=True)
+        average_precision_score((bank_labels == label).numpy(), row) for row, label in zip(similarity, query_labels, strict=True)
     ]
     assert retrieval_scores(*data(4)).mean_average_precision == pytest.approx(np.mean(expected), abs=1e-9)
 
@@ -142,9 +141,7 @@ def test_relevant_ranks_count_ties_by_row() -> None:
 
 def test_a_perfect_a_worst_and_a_constant_ranking() -> None:
     bank, labels = torch.tensor([[1.0, 0.1], [0.0, 1.0], [1.0, 0.0], [0.1, 1.0]]), torch.tensor([0, 1, 0, 1])
-    best, worst = (
-        retrieval_scores(bank, target, bank, labels, ks=(1, 2), center=False) for target in (labels, 1 - labels)
-    )
+    best, worst = (retrieval_scores(bank, target, bank, labels, ks=(1, 2), center=False) for target in (labels, 1 - labels))
     assert best.mean_average_precision == 1.0
     assert best.recall == {1: 1.0, 2: 1.0}
     assert worst.mean_average_precision == pytest.approx((1 / 3 + 2 / 4) / 2)
@@ -271,9 +268,7 @@ def test_bad_input_is_refused() -> None:
     for function in (recall_at_k, retrieval_scores, weighted_knn):
         with pytest.raises(ValueError, match="got 37 and 0 rows"):
             function(query, query_labels, bank[:0], bank_labels[:0])
-        with pytest.raises(
-            ValueError, match=r"bank_labels must be one integer per row of bank, got torch.int64 \[90\]"
-        ):
+        with pytest.raises(ValueError, match=r"bank_labels must be one integer per row of bank, got torch.int64 \[90\]"):
             function(query, query_labels, bank, bank_labels[1:])
         with pytest.raises(ValueError, match="query_labels must be one integer .* got torch.float32"):
             function(query, query_labels.float(), bank, bank_labels)

@@ -20,9 +20,7 @@ def test_mixup_mixes_neighbours_of_the_batch() -> None:
         own = shares[row]
         assert mixed[row].item() == pytest.approx((own * row + (1 - own) * partner).item())
         assert torch.allclose(mixed_targets[row], own * targets[row] + (1 - own) * targets[partner])
-    draws = torch.cat(
-        [mixing.draw(seed, [(0, 0), (0, 1)], mixup_alpha=2, cutmix_alpha=0).shares[:1] for seed in range(2000)]
-    )
+    draws = torch.cat([mixing.draw(seed, [(0, 0), (0, 1)], mixup_alpha=2, cutmix_alpha=0).shares[:1] for seed in range(2000)])
     assert draws.mean().item() == pytest.approx(0.5, abs=0.02)
     assert draws.var().item() == pytest.approx(0.05, abs=0.005)  # Beta(2, 2)
 
@@ -47,9 +45,7 @@ def test_cutmix_exchanges_a_box_and_shares_the_label_by_its_pixels() -> None:
 
 
 def test_cutmix_boxes_follow_their_definition() -> None:
-    boxes = torch.cat(
-        [mixing.draw(seed, [(0, 0), (0, 1)], mixup_alpha=0, cutmix_alpha=1.0).boxes[:1] for seed in range(2000)]
-    )
+    boxes = torch.cat([mixing.draw(seed, [(0, 0), (0, 1)], mixup_alpha=0, cutmix_alpha=1.0).boxes[:1] for seed in range(2000)])
     top, left, tall, wide = boxes.unbind(1)
     assert (boxes >= 0).all()
     assert ((top + tall <= 1 + 1e-9) & (left + wide <= 1 + 1e-9)).all()

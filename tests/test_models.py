@@ -21,9 +21,7 @@ def test_architecture_is_the_references(name: str, conformance: dict[str, Any]) 
     assert sum(param.numel() for param in module.parameters()) == expected["params"]
     assert width == expected["output_dim"]
     assert len(module.state_dict()) == expected["num_state_keys"]
-    convolutions = [
-        [f"model.{key}", list(value.shape)] for key, value in module.state_dict().items() if value.ndim == 5
-    ]
+    convolutions = [[f"model.{key}", list(value.shape)] for key, value in module.state_dict().items() if value.ndim == 5]
     assert sorted(convolutions) == sorted(expected["conv_shapes"])
     zero = [p for p in module.parameters() if p.ndim == 1 and len(p) and torch.equal(p, torch.zeros_like(p))]
     biases = sum(key.endswith("bias") for key in dict(module.named_parameters()))

@@ -72,11 +72,7 @@ def test_vectors_are_never_decayed(name: str) -> None:
         nn.init.ones_(param)
         param.grad = torch.zeros_like(param)
     optimizer = optim.build(
-        name,
-        optim.without_decay_on_vectors(module.parameters(), 0.5),
-        lr=0.1,
-        momentum=0.9,
-        trust_coefficient=0.001,
+        name, optim.without_decay_on_vectors(module.parameters(), 0.5), lr=0.1, momentum=0.9, trust_coefficient=0.001
     )
     optimizer.step()
     assert (module[0].weight < 1).all(), "matrices are"
@@ -88,11 +84,7 @@ def test_frozen_parameters_are_not_optimised() -> None:
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
     optimizer = optim.build(
-        "sgd",
-        optim.without_decay_on_vectors(module.parameters(), 0.0),
-        lr=0.1,
-        momentum=0.9,
-        trust_coefficient=0.001,
+        "sgd", optim.without_decay_on_vectors(module.parameters(), 0.0), lr=0.1, momentum=0.9, trust_coefficient=0.001
     )
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 1
 

@@ -81,9 +81,7 @@ def test_merge_names_what_is_missing_doubled_or_damaged(tmp_path: Path) -> None:
     for index in (0, 2):
         job.run(Shard(index, 3), rows_of)
     lost = [item["id"] for item in ITEMS if Shard(1, 3).holds(item["id"])]
-    with pytest.raises(
-        InputError, match=f"{len(lost)} of {len(ITEMS)} items have no row, e.g. {lost[0]}: run shards 1"
-    ):
+    with pytest.raises(InputError, match=f"{len(lost)} of {len(ITEMS)} items have no row, e.g. {lost[0]}: run shards 1"):
         job.merge()
     job.run(Shard(1, 3), rows_of)
     shutil.copy(job.part(Shard(1, 3)), job.part(Shard(1, 4)))
@@ -102,10 +100,7 @@ def test_merge_names_what_is_missing_doubled_or_damaged(tmp_path: Path) -> None:
 
 def test_another_job_or_folder_is_not_touched(tmp_path: Path) -> None:
     Job(tmp_path / "out", "x", ITEMS, {"quick": False}, 2)
-    for options, count, told in (
-        ({"quick": True}, 2, "quick False there, True here"),
-        ({"quick": False}, 3, "shards 2"),
-    ):
+    for options, count, told in (({"quick": True}, 2, "quick False there, True here"), ({"quick": False}, 3, "shards 2")):
         with pytest.raises(InputError, match=f"other settings .*{told}"):
             Job(tmp_path / "out", "x", ITEMS, options, count)
     with pytest.raises(InputError, match="made by x, not by y"):

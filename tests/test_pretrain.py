@@ -38,9 +38,7 @@ def test_killed_run_continues_exactly(videos: Path, tmp_path: Path) -> None:
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, str(ROOT / "tools/pretrain.py"), *options(videos, "parts", *common)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     log = tmp_path / "parts/log.jsonl"
     deadline = time.time() + 120
     while time.time() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= 17):
@@ -125,9 +123,7 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(("overrides", "message"), BAD_INPUT, ids=[" ".join(case[0]) for case in BAD_INPUT])
-def test_bad_input_is_one_line_and_nothing_is_written(
-    overrides: list[str], message: str, videos: Path, tmp_path: Path
-) -> None:
+def test_bad_input_is_one_line_and_nothing_is_written(overrides: list[str], message: str, videos: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.csv").write_text("path,label\na.mp4,1\nb,c.mp4,2\n")
     (tmp_path / "broken.txt").write_text("a.mp4 1\nno_video 3\n")
     (tmp_path / "unreadable").mkdir()
@@ -303,9 +299,7 @@ def test_a_run_from_before_an_option_is_continued_with_its_default(videos: Path,
     del values.augment["local"]
     OmegaConf.save(values, path)
     pretrain(compose_pretrain(*common))
-    message = (
-        "holds a run of another recipe (augment.local.size: 96 there, 16 here; augment.local.views: 0 there, 2 here)"
-    )
+    message = "holds a run of another recipe (augment.local.size: 96 there, 16 here; augment.local.views: 0 there, 2 here)"
     with pytest.raises(InputError, match=re.escape(message)):
         pretrain(compose_pretrain(*common, *MULTI_CROP))
 
@@ -338,10 +332,7 @@ def test_local_views_come_after_global_ones_that_stay_as_they_were(
 
 
 REFUSED = [
-    (
-        ["augment.view2.blur_kernel=65"],
-        "augment.view2.blur_kernel (65) must be odd and under twice the clip's side (32)",
-    ),
+    (["augment.view2.blur_kernel=65"], "augment.view2.blur_kernel (65) must be odd and under twice the clip's side (32)"),
     (["augment.local.views=-1"], "augment.local.views (-1) must be at least 0; 0 is no multi-crop"),
     (["augment.local.views=2"], "augment.local.size (96) must be at most augment.size (32)"),
     (["augment.local.size=15"], "augment.local.size (15) must be at least 16 pixels"),

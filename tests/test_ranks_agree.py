@@ -251,9 +251,7 @@ def test_lost_rank_ends_the_others_and_the_run_goes_on_from_its_checkpoint(
 
 
 @pytest.mark.slow
-def test_run_of_two_is_continued_by_four(
-    alone: tuple[dict[str, Any], list[float]], videos: Path, tmp_path: Path
-) -> None:
+def test_run_of_two_is_continued_by_four(alone: tuple[dict[str, Any], list[float]], videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     environment = {"SCE_VIDEO_ALLOW_FAULTS": "1", "SCE_VIDEO_FAULT": "term@step=10"}
     gloo.run(2, tmp_path, options(videos, out), dtype="float64", environment=environment)

@@ -25,9 +25,7 @@ WRITTEN = ("runs/mine", "runs/demo", "runs/k400", "runs/x", "runs/soak")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_exist(page: Path) -> None:
     text = page.read_text()
-    paths = re.findall(rf"`((?:{FOLDERS})/[\w./*]*)`", text) + re.findall(
-        r"python ((?:data_prep|examples)/\w+\.py)", text
-    )
+    paths = re.findall(rf"`((?:{FOLDERS})/[\w./*]*)`", text) + re.findall(r"python ((?:data_prep|examples)/\w+\.py)", text)
     for path in paths:
         found = [match for base in (ROOT, ROOT / "sce_video") for match in base.glob(path.rstrip("/"))]
         assert found or path.startswith(WRITTEN), path

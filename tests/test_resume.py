@@ -50,9 +50,7 @@ def test_resumed_run_is_the_straight_one(workers: int, runs: tuple[Path, Path], 
     assert checkpoint.state_digest(state_of(tmp_path / "run")) == checkpoint.state_digest(state_of(straight))
 
 
-def test_resumed_run_with_local_views_is_the_straight_one(
-    runs: tuple[Path, Path], videos: Path, tmp_path: Path
-) -> None:
+def test_resumed_run_with_local_views_is_the_straight_one(runs: tuple[Path, Path], videos: Path, tmp_path: Path) -> None:
     straight, stopped = straight_and_stopped(videos, tmp_path, *MULTI_CROP)
     pretrain(compose_pretrain(*options(videos, stopped, *MULTI_CROP, "system.workers=2")))
     assert losses(stopped) == losses(straight)
@@ -89,9 +87,7 @@ OMITTED = ["online", "target", "queue.keys", "queue.pointer", "running_", "optim
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", OMITTED)
-def test_part_left_out_of_the_checkpoint_shows(
-    part: str, runs: tuple[Path, Path], videos: Path, tmp_path: Path
-) -> None:
+def test_part_left_out_of_the_checkpoint_shows(part: str, runs: tuple[Path, Path], videos: Path, tmp_path: Path) -> None:
     """Batch-norm statistics show in the digest only: training never reads them."""
     straight, stopped = runs
     out = tmp_path / "run"

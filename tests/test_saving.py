@@ -126,9 +126,7 @@ def test_old_checkpoints_go_but_every_nth_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == ["70", "60", "40", "20"]
 
 
-def test_checkpoint_that_cannot_be_deleted_does_not_stop_saving(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoint_that_cannot_be_deleted_does_not_stop_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(tmp_path, 1, state(1), {}, keep=1)
     rename = Path.rename
 

@@ -42,9 +42,7 @@ def method(case: dict[str, Any], **options: Any) -> SCE:
 def views(indices: list[int], count: int = 2) -> list[Tensor]:
     """The case's inputs: float32 values of its formula, cast to float64."""
     return [
-        torch.tensor([[math.sin(0.7 * i + 1.3 * v + 0.9 * j + 0.2) for j in range(3)] for i in indices])
-        .float()
-        .double()
+        torch.tensor([[math.sin(0.7 * i + 1.3 * v + 0.9 * j + 0.2) for j in range(3)] for i in indices]).float().double()
         for v in range(count)
     ]
 

@@ -56,9 +56,7 @@ def test_equals_brute_force(engine: search.Engine, center: search.Center, width:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("width", "queries"), [(8, 1), (33, 7), (512, 40)])
-def test_of_equal_rows_the_lower_comes_first_whatever_the_blocks(
-    engine: search.Engine, width: int, queries: int
-) -> None:
+def test_of_equal_rows_the_lower_comes_first_whatever_the_blocks(engine: search.Engine, width: int, queries: int) -> None:
     g = torch.Generator().manual_seed(width)
     copied = torch.randint(30, (203,), generator=g)
     bank, query = torch.randn(30, width, generator=g)[copied], torch.randn(queries, width, generator=g)
@@ -172,9 +170,7 @@ def test_auto_takes_faiss_for_a_large_bank(monkeypatch: pytest.MonkeyPatch) -> N
     assert nearest(query, bank[:-1], 3).engine == "torch"
 
 
-def test_without_faiss_torch_searches_and_asking_for_faiss_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_faiss_torch_searches_and_asking_for_faiss_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     query, bank = features(3), features(40, seed=1)
     monkeypatch.setattr(search, "FAISS_FROM", 1)
     monkeypatch.setattr(search, "find_spec", lambda _: None)

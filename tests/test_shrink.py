@@ -195,9 +195,7 @@ def test_what_differs_from_its_source_is_refused() -> None:
 
 
 def test_names_of_copies_differ_and_stay_below() -> None:
-    items = items_of(
-        [Video(path, None) for path in ("/d/a.avi", "/d/a.mkv", "/d/a.avi.mp4", "/d/b/c.mp4", "/d/./a.avi")]
-    )
+    items = items_of([Video(path, None) for path in ("/d/a.avi", "/d/a.mkv", "/d/a.avi.mp4", "/d/b/c.mp4", "/d/./a.avi")])
     assert [item["listed"] for item in items] == [2, 1, 1, 1]
     assert targets_of(items, "/d") == ["a.avi.mp4", "a.mkv.mp4", "a.avi.mp4.2.mp4", "b/c.mp4"]
     assert targets_of(items, "/elsewhere") == targets_of(items, "/d")
@@ -329,17 +327,12 @@ def test_real_files_keep_their_frames_times_and_looks(tmp_path: Path) -> None:
     for path in chosen_files():
         row = rows[path.name]
         assert row["status"] == "ok", row
-        with (
-            open_video(str(path), "pyav") as source,
-            open_video(str(tmp_path / "out/videos" / row["output"])) as copy,
-        ):
+        with open_video(str(path), "pyav") as source, open_video(str(tmp_path / "out/videos" / row["output"])) as copy:
             assert copy.num_frames == source.num_frames, path.name
             if path.name != "baseball.mp4":  # its rate counts frames that are hidden
                 assert abs(copy.seconds - source.seconds) <= 1 / source.fps + Fraction(1, 1000), path.name
             times = np.array(times_of(path))
-            if (
-                path.suffix == ".avi" and path.read_bytes()[:4] == b"RIFF"
-            ):  # stores an order, no times: these go up and down
+            if path.suffix == ".avi" and path.read_bytes()[:4] == b"RIFF":  # stores an order, no times: these go up and down
                 times = np.arange(source.num_frames) / float(source.fps)
             shown = np.array(times_of(Path(copy.path)))
             assert np.abs(times - times[0] - shown).max() <= 1 / source.fps, path.name

@@ -69,9 +69,7 @@ def test_pictures_show_the_frames_of_their_source_in_order(kind: str, kinds: lis
     assert (row["width"], row["height"]) == (64, 32)  # 96 x 48 as shown
 
 
-def test_the_same_source_gives_the_same_pictures_and_replaces_what_a_killed_run_left(
-    kinds: list[Path], tmp_path: Path
-) -> None:
+def test_the_same_source_gives_the_same_pictures_and_replaces_what_a_killed_run_left(kinds: list[Path], tmp_path: Path) -> None:
     forms = [Form(32, kind) for kind in ("jpeg-folder", "jpeg-zip")]
     contents = []
     for form in forms:
@@ -90,8 +88,7 @@ def test_the_same_source_gives_the_same_pictures_and_replaces_what_a_killed_run_
 
 def test_better_quality_takes_more_bytes(kinds: list[Path], tmp_path: Path) -> None:
     sizes = [
-        copy(kinds[0], tmp_path / f"{quality}", Form(96, "jpeg-zip", quality=quality))["bytes_after"]
-        for quality in (50, 90)
+        copy(kinds[0], tmp_path / f"{quality}", Form(96, "jpeg-zip", quality=quality))["bytes_after"] for quality in (50, 90)
     ]
     assert sizes[0] < sizes[1]
 
@@ -178,13 +175,7 @@ def test_the_program_dies_with_a_killed_run(tmp_path: Path) -> None:
     )
     program.chmod(0o755)
     (tmp_path / "list.txt").write_text(f"{source}\n")
-    command = [
-        sys.executable,
-        str(ROOT / "data_prep/shrink.py"),
-        str(tmp_path / "list.txt"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    command = [sys.executable, str(ROOT / "data_prep/shrink.py"), str(tmp_path / "list.txt"), "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
     process = subprocess.Popen([*command, "--engine", "ffmpeg"], env=environment, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
@@ -214,10 +205,7 @@ def test_real_files_keep_frames_and_looks(options: list[str], tmp_path: Path) ->
     assert len(manifest.read(tmp_path / "out/manifest.csv")) == len(paths), rows_of(tmp_path / "out")
     for path in paths:
         row = rows_of(tmp_path / "out")[path.name]
-        with (
-            open_video(str(path), "pyav") as source,
-            open_video(str(tmp_path / "out/videos" / row["output"])) as made,
-        ):
+        with open_video(str(path), "pyav") as source, open_video(str(tmp_path / "out/videos" / row["output"])) as made:
             assert made.num_frames == source.num_frames, path.name
             for index in (0, source.num_frames // 2):
                 a, b = (video.read([index], max_short_side=32).float() for video in (source, made))

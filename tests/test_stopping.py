@@ -131,9 +131,7 @@ def test_failed_run_says_why(videos: Path, tmp_path: Path) -> None:
     assert "nothing was updated" in status["reason"]
 
 
-def test_finetuning_on_splits_stops_as_one_program(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finetuning_on_splits_stops_as_one_program(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the second split: the folder that was named says so, and the same command goes on there."""
     for split in (1, 2):
         shutil.copy(videos / "train.csv", tmp_path / f"train{split}.csv")
@@ -271,9 +269,7 @@ def test_of_two_starts_that_find_an_old_lock_one_takes_it_over(tmp_path: Path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".lock.held"]
 
 
-def test_run_keeps_its_lock_young_where_there_is_no_flock(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_keeps_its_lock_young_where_there_is_no_flock(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

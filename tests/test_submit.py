@@ -39,9 +39,7 @@ def test_two_local_jobs_prepare_two_shards(listed: Path, tmp_path: Path) -> None
     parts = sorted(path.name for path in (tmp_path / "health/shards").glob("part-*"))
     assert parts == ["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"]
     assert len(list((tmp_path / "health-jobs").glob("*_result.pkl"))) == 2
-    result = submit(
-        *common, "shrink.py", tmp_path / "health/clean.csv", "--out", tmp_path / "small", "--short-side", "32"
-    )
+    result = submit(*common, "shrink.py", tmp_path / "health/clean.csv", "--out", tmp_path / "small", "--short-side", "32")
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "small/manifest.csv", newline="") as file:
         assert [row["label"] for row in csv.DictReader(file)] == ["0", "1", "0", "1", "0"]

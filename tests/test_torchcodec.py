@@ -150,9 +150,7 @@ def test_real_files_are_read_exactly_where_it_is_trusted() -> None:
     for name in names:
         path = SHARED / "clips_odd" / name
         with open_video(str(path), "torchcodec") as video:  # no warning, for warnings are errors here
-            check_real(
-                path, video, most=3.5 if "10bits" in name else 0.5
-            )  # 10 bits: rounded otherwise by other FFmpegs
+            check_real(path, video, most=3.5 if "10bits" in name else 0.5)  # 10 bits: rounded otherwise by other FFmpegs
     path = SHARED / "clips_odd/cockatoo.mp4"  # noise, unless its first frame has been decoded before
     with open_video(str(path), "torchcodec") as video, open_video(str(path), "pyav") as ours:
         assert (video.read([197]).float() - ours.read(range(198))[197].float()).abs().mean() < 0.5

@@ -59,10 +59,7 @@ def test_the_files_own_matrix_and_range_are_used(name: str, prepare: object, pix
     path = encode(tmp_path / f"{name}.mp4", frames=colours, prepare=prepare, pix_fmt=pix_fmt, crf="1")  # type: ignore[arg-type]
     box = Box(0, 0, 64, 64)
     with open_video(str(path)) as video:
-        rgb, (planar,) = (
-            video.read_clips([torch.arange(4)], [box])[0],
-            video.read_planes([torch.arange(4)], [box]) or [],
-        )
+        rgb, (planar,) = (video.read_clips([torch.arange(4)], [box])[0], video.read_planes([torch.arange(4)], [box]) or [])
     assert planar.coding == (planes.Coding(1, False) if name == "709" else planes.Coding(2, True))
     assert (planar.rgb().int() - rgb.int()).abs().max() <= 3
     planar.coding = planes.Coding(2, False)
@@ -92,9 +89,7 @@ def test_large_boxes_may_be_scaled_in_the_worker(tmp_path: Path) -> None:
     options = {"num_frames": 4, "clip_seconds": 0.8, "seed": 1}
     box = RandomResized((0.9, 1.0), (0.9, 1.1))
     native, scaled, small = (
-        ClipDataset(manifest.read(tmp_path / "list.csv"), draw_boxes=[box], resize_to=size, planes=way, **options)[
-            0, 0
-        ].clips[0]
+        ClipDataset(manifest.read(tmp_path / "list.csv"), draw_boxes=[box], resize_to=size, planes=way, **options)[0, 0].clips[0]
         for size, way in ((None, False), ([64], True), ([500], False))
     )
     assert torch.equal(native, small)

@@ -50,9 +50,7 @@ def test_step_that_is_not_finite_is_skipped_whole_and_the_schedules_wait(
     assert told[7]["train/skipped"] == told[12]["train/skipped"] == 1
     cfg = compose_pretrain(*options(videos, out))
     for step, taken in ((5, 4), (7, 5), (12, 10)):
-        assert told[step]["train/lr"] == schedules.warmup_cosine(
-            taken, base=cfg.optim.lr, warmup_steps=3, total_steps=12
-        )
+        assert told[step]["train/lr"] == schedules.warmup_cosine(taken, base=cfg.optim.lr, warmup_steps=3, total_steps=12)
         assert told[step]["train/ema_momentum"] == pytest.approx(schedules.cosine(taken / 12, cfg.sce.momentum, 1.0))
     (record,) = [json.loads(line) for line in (out / "skipped_steps.jsonl").read_text().splitlines()]
     assert (record["step"], record["loss"], len(record["files"])) == (5, "nan", 8)
@@ -64,17 +62,13 @@ def test_five_in_a_row_stop_the_run_with_everything_as_it_was(
 ) -> None:
     faults(monkeypatch, "nan@from=4")  # neither step= nor rank=: every step
     out = tmp_path / "run"
-    with pytest.raises(
-        Stopped, match=r"loss nan and gradient norm nan at step 4 .*, 5 in a row: nothing was updated.*\.mp4"
-    ):
+    with pytest.raises(Stopped, match=r"loss nan and gradient norm nan at step 4 .*, 5 in a row: nothing was updated.*\.mp4"):
         pretrain(compose_pretrain(*options(videos, out)))
     lines = (out / "skipped_steps.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3, 4]
 
 
-def made(
-    updates: Updates, loss: float, step: int, scaler: torch.amp.GradScaler | None = None, norm: float = 1.0
-) -> bool:
+def made(updates: Updates, loss: float, step: int, scaler: torch.amp.GradScaler | None = None, norm: float = 1.0) -> bool:
     weight = nn.Parameter(torch.zeros(1))
     weight.grad = torch.ones(1)
     optimizer = torch.optim.SGD([weight], lr=0.1)

@@ -61,11 +61,7 @@ FOREIGN = {
     "resolved omegaconf": OmegaConf.create({"home": "${oc.env:HOME}", "stage": Stage.train}),
     "argparse": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("x"), stage=Stage.train),
     "class": Options(),
-    "numpy": {
-        "scalar": np.float64(3),
-        "array": np.arange(3),
-        "generator": np.random.default_rng(0).bit_generator.state,
-    },
+    "numpy": {"scalar": np.float64(3), "array": np.arange(3), "generator": np.random.default_rng(0).bit_generator.state},
     "slots": Slots(3),
     "default dict": filled(collections.defaultdict(list), a=[1], b=Options()),
     "deque": collections.deque([1, Options()], maxlen=3),
@@ -231,11 +227,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"")
     (tmp_path / "b.pt").write_bytes(b"<html>not found</html>")
     (tmp_path / "c.pkl").write_bytes(pickle.dumps({"blobs": {"conv1_w": np.zeros(3)}}, protocol=2))
-    for name, message in (
-        ("a.pt", "begins neither"),
-        ("b.pt", "begins neither"),
-        ("c.pkl", "convert them with SlowFast"),
-    ):
+    for name, message in (("a.pt", "begins neither"), ("b.pt", "begins neither"), ("c.pkl", "convert them with SlowFast")):
         with pytest.raises(InputError, match=message):
             files.read(tmp_path / name)
     with pytest.raises(InputError, match="cannot be read: Is a directory"):

@@ -24,9 +24,7 @@ if __name__ == "__main__":
     command = commands.add_parser("export", help="as tools/export.py")
     command.add_argument("checkpoint")
     command.add_argument("out", help="file to write; must not exist")
-    command.add_argument(
-        "--to", required=True, type=Format, choices=list(Format), metavar="|".join(f.value for f in Format)
-    )
+    command.add_argument("--to", required=True, type=Format, choices=list(Format), metavar="|".join(f.value for f in Format))
     options = parser.parse_args()
     with errors_as_exit_codes():
         if options.command == "export":

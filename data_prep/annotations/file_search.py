@@ -30,9 +30,7 @@ class Found(NamedTuple):
         """Return sentences about the search for the user."""
         if not self.links:
             return []
-        return [
-            f"{len(self.links)} linked folders were not searched, e.g. {self.links[0]!r}: give the linked folder itself"
-        ]
+        return [f"{len(self.links)} linked folders were not searched, e.g. {self.links[0]!r}: give the linked folder itself"]
 
 
 def find_videos(folder: str | Path) -> Found:
@@ -122,18 +120,14 @@ def _stem(name: str) -> str:
     return base.removesuffix(FRAMES_ZIP) if base.endswith(FRAMES_ZIP) else os.path.splitext(base)[0]
 
 
-def refuse_missing(
-    listed: int, missing: Iterable[Entry], root: str, *, allowed: bool, found: Found | None = None
-) -> None:
+def refuse_missing(listed: int, missing: Iterable[Entry], root: str, *, allowed: bool, found: Found | None = None) -> None:
     """Raise InputError if no listed video is below `root`, or if some are missing and `allowed` is false."""
     absent = list(missing)
     if not absent or (allowed and len(absent) < listed):
         return
     seen = ""
     if found is not None:
-        seen = (
-            f"it holds {len(found.names)} videos, e.g. {found.names[0]!r}; " if found.names else "it holds no video; "
-        )
+        seen = f"it holds {len(found.names)} videos, e.g. {found.names[0]!r}; " if found.names else "it holds no video; "
     advice = "finish the download, or add --allow-missing" if len(absent) < listed else "is --videos the right folder?"
     raise InputError(
         f"{len(absent)} of {listed} listed videos are not in {root!r}, e.g. {absent[0].name!r} "

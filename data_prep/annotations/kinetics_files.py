@@ -64,9 +64,7 @@ class ClipFiles:
         """
         if clip.label is not None:
             self._classes.add(_plain(clip.label))
-        fitting = [
-            file for file in self._files.get(clip.youtube_id, []) if file.seconds in (None, (clip.start, clip.end))
-        ]
+        fitting = [file for file in self._files.get(clip.youtube_id, []) if file.seconds in (None, (clip.start, clip.end))]
         if not fitting:
             self._other_seconds += [file.path for file in self._files.get(clip.youtube_id, [])]
             return None

@@ -55,15 +55,11 @@ def read_list(path: str | Path) -> list[Clip]:
     where, header = first[0], [name.strip() for name in first[1]]
     lacking = [name for name in COLUMNS if name not in header]
     if lacking:
-        raise InputError(
-            f"{where}: the header is {header}, it must name {', '.join(lacking)} (and label, but for tests)"
-        )
+        raise InputError(f"{where}: the header is {header}, it must name {', '.join(lacking)} (and label, but for tests)")
     clips = []
     for where, row in rows:
         if len(row) != len(header):
-            raise InputError(
-                f"{where}: {len(row)} columns where the header has {len(header)}; quote values with commas"
-            )
+            raise InputError(f"{where}: {len(row)} columns where the header has {len(header)}; quote values with commas")
         clips.append(_clip(dict(zip(header, row, strict=True)), where))
     if not clips:
         raise InputError(f"{str(path)!r} holds no row below its header")
@@ -89,9 +85,7 @@ def _rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
 def _clip(row: dict[str, str], where: str) -> Clip:
     name = row["youtube_id"]
     if not re.fullmatch(YOUTUBE_ID, name):
-        raise InputError(
-            f"{where}: youtube_id {name!r} is not 11 letters, digits, - or _ (did a spreadsheet change it?)"
-        )
+        raise InputError(f"{where}: youtube_id {name!r} is not 11 letters, digits, - or _ (did a spreadsheet change it?)")
     seconds = []
     for column in ("time_start", "time_end"):
         if not re.fullmatch(r"\d{1,6}(\.0+)?", row[column].strip()):

@@ -30,9 +30,7 @@ def add_splits(options: argparse.ArgumentParser) -> None:
         help="splits to write (default: 1 2 3)",
     )
     options.add_argument(
-        "--allow-missing",
-        action="store_true",
-        help="leave out listed videos that do not exist, and list them in missing.txt",
+        "--allow-missing", action="store_true", help="leave out listed videos that do not exist, and list them in missing.txt"
     )
 
 
@@ -62,9 +60,7 @@ def write_splits(
             used |= matched.used
             report.add(f"{part}{number}", matched.present, len(entries))
         if (counts := (len(split.train), len(split.test))) != published[number]:
-            report.notes.append(
-                f"split {number} lists {counts} train and test videos; published are {published[number]}"
-            )
+            report.notes.append(f"split {number} lists {counts} train and test videos; published are {published[number]}")
     refuse_missing(len(every), missing.values(), found.root, allowed=options.allow_missing, found=found)
     for number in splits:
         report.compare(f"train{number}", f"test{number}")

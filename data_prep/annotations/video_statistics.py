@@ -81,9 +81,7 @@ def table_of(name: str, figures: dict[str, Any], videos_per_class: dict[str, int
         if values := figures[key]:
             numbers = [f"{values[which] / divisor:.2f}" for which in ("least", "median", "most")]
             whole = figures[key.split("_")[0]] / divisor
-            lines.append(
-                f"  {numbers[0]} to {numbers[2]} {unit} a video, median {numbers[1]}; {whole:,.1f} {unit} in all"
-            )
+            lines.append(f"  {numbers[0]} to {numbers[2]} {unit} a video, median {numbers[1]}; {whole:,.1f} {unit} in all")
     for key in ("resolutions", "codecs", "frame_rates"):
         kinds = [f"{kind} ({number})" for kind, number in figures[key].items()]
         more = f" and {len(kinds) - SHOWN_KINDS} more" if len(kinds) > SHOWN_KINDS else ""

@@ -38,9 +38,7 @@ def add_manifest_and_out(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="a new folder, or the folder of the run to continue"
     )
-    options.add_argument(
-        "--root", metavar="FOLDER", help="folder for relative paths of the manifest (default: its own)"
-    )
+    options.add_argument("--root", metavar="FOLDER", help="folder for relative paths of the manifest (default: its own)")
 
 
 def do_shard(job: Job, shard: Shard, work: Callable[[list[Row]], Iterable[Row]], finish: Callable[[Job], None]) -> None:

@@ -36,16 +36,9 @@ class Job:
     Raises InputError if `out` holds other files, or was begun with other items, options or number of shards.
     """
 
-    def __init__(
-        self, out: Path, program: str, items: Sequence[Row], options: Mapping[str, Any], num_shards: int
-    ) -> None:
+    def __init__(self, out: Path, program: str, items: Sequence[Row], options: Mapping[str, Any], num_shards: int) -> None:
         self.out, self.folder, self.items = out, out / "shards", list(items)
-        self.plan: Row = {
-            "program": program,
-            "options": dict(options),
-            "num_shards": num_shards,
-            "items": len(self.items),
-        }
+        self.plan: Row = {"program": program, "options": dict(options), "num_shards": num_shards, "items": len(self.items)}
         lines = b"".join(map(line_of, self.items))
         self.plan["items_sha256"] = hashlib.sha256(lines).hexdigest()
         twice = _doubled([item["id"] for item in self.items])

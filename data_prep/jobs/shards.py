@@ -70,9 +70,7 @@ def shard_of(arguments: argparse.Namespace, environment: Mapping[str, str] = os.
     if count is None:
         raise InputError(f"--shard-index {index} needs --num-shards: the number of shards is not known here")
     if not 0 <= found < count:
-        raise InputError(
-            f"shard index {found} is outside 0..{count - 1}: number an array from 0, e.g. --array=0-{count - 1}"
-        )
+        raise InputError(f"shard index {found} is outside 0..{count - 1}: number an array from 0, e.g. --array=0-{count - 1}")
     return Shard(found, count)
 
 
@@ -84,9 +82,7 @@ def _from_environment(environment: Mapping[str, str], *, given: bool) -> tuple[i
                 return index, None
             first, last, count = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("MIN", "MAX", "COUNT"))
             if last - first + 1 != count:
-                raise InputError(
-                    f"the SLURM array {first}..{last} has {count} tasks, not all in a row: give --num-shards"
-                )
+                raise InputError(f"the SLURM array {first}..{last} has {count} tasks, not all in a row: give --num-shards")
             return index - first, count
         if "JOB_COMPLETION_INDEX" in environment:
             return int(environment["JOB_COMPLETION_INDEX"]), None

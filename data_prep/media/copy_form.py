@@ -135,9 +135,7 @@ def scaling_for(frame: Any, stream: Any, form: Form) -> Any:
     # `rotation_of` is counter-clockwise; transpose: 1 is a quarter turn clockwise, 2 counter-clockwise.
     turns = {0: [], 90: [("transpose", "2")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "1")]}
     steps = [("scale", scale_values(frame, width, height)), ("format", "yuv420p"), ("setsar", "1")]
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base, name="in"
-    )
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base, name="in")
     named = [*steps, *turns[rotation_of(frame)]]
     nodes = [source, *(graph.add(name, values) for name, values in named), graph.add("buffersink")]
     graph.link_nodes(*nodes).configure()
@@ -158,9 +156,7 @@ def shown(frames: Iterator[tuple[Any, float]], rate: Fraction, alive: Alive) -> 
     for count, (frame, seconds) in enumerate(frames):
         times.append(seconds)
         if count % EVERY == 0:
-            small = converter.reformat(
-                frame, width=THUMBNAIL, height=THUMBNAIL, format="rgb24", interpolation="AREA", threads=1
-            )
+            small = converter.reformat(frame, width=THUMBNAIL, height=THUMBNAIL, format="rgb24", interpolation="AREA", threads=1)
             pictures.append(np.rot90(small.to_ndarray(), k=rotation_of(frame) // 90))
         alive()
     return Shown(times, pictures, rate)

@@ -70,9 +70,7 @@ def write(container: Any, stream: Any, working: Path, form: Form, timing: Timing
     return found
 
 
-def _command(
-    source: str, stream: Any, first: Any, working: Path, form: Form, timing: Timing, num_frames: int
-) -> list[str]:
+def _command(source: str, stream: Any, first: Any, working: Path, form: Form, timing: Timing, num_frames: int) -> list[str]:
     width, height = size_in(form, first.width, first.height, Fraction(stream.sample_aspect_ratio or 1))
     if rotation_of(first) in (90, 270):  # ffmpeg rotates frames before the filters
         width, height = height, width

@@ -25,9 +25,7 @@ def reach(sigma: float, kernel_size: int) -> int:
 def check_kernel(kernel_size: int, height: int, width: int) -> None:
     """Raise ValueError if kernel_size is even or too large to reflect frames of height x width at their borders."""
     if kernel_size % 2 == 0 or kernel_size // 2 >= min(height, width):
-        raise ValueError(
-            f"blur kernel_size {kernel_size} must be odd and under twice the frame's sides {(height, width)}"
-        )
+        raise ValueError(f"blur kernel_size {kernel_size} must be odd and under twice the frame's sides {(height, width)}")
 
 
 def gaussian_blur(clips: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:

@@ -53,9 +53,7 @@ def adjust_hue(clips: Tensor, factor: Tensor) -> Tensor:
     chroma = value - low
     safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
     hue = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        value == red, (green - blue) / safe, torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
     )
     hue = hue + 6 * factor.to(clips.device, clips.dtype).view(-1, 1, 1, 1)
     channels = []

@@ -86,9 +86,7 @@ def _check(view: View, clips: Sequence[Tensor], parameters: Parameters, differen
     frames = len(clips[0]) // 2 if differences[0] else len(clips[0])
     for number, (clip, difference) in enumerate(zip(clips, differences, strict=True)):
         if clip.dtype != torch.uint8:
-            raise ValueError(
-                f"clip {number} is {clip.dtype}, not torch.uint8: pass bytes in 0..255, `apply` scales them"
-            )
+            raise ValueError(f"clip {number} is {clip.dtype}, not torch.uint8: pass bytes in 0..255, `apply` scales them")
         if clip.dim() != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
             raise ValueError(f"clip {number} has shape {list(clip.shape)}, not [T, h, w, 3] with all sides above 0")
         if len(clip) != frames * (2 if difference else 1):

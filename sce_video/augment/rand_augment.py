@@ -30,11 +30,7 @@ SIGNED = {  # largest magnitude; the sign is random
 OPERATIONS = ("identity", *SIGNED, "posterize", "solarize", "auto_contrast", "equalize")
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 Jitter = Callable[[Tensor, Tensor], Tensor]
-JITTERS: dict[str, Jitter] = {
-    "brightness": adjust_brightness,
-    "saturation": adjust_saturation,
-    "contrast": adjust_contrast,
-}
+JITTERS: dict[str, Jitter] = {"brightness": adjust_brightness, "saturation": adjust_saturation, "contrast": adjust_contrast}
 
 
 def draw(count: int, strength: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -152,7 +148,5 @@ def _move(clips: Tensor, name: str, magnitude: float) -> Tensor:
                          .expand(height, -1)], dim=-1)  # fmt: skip
     grid = pixels @ (matrix.T / half)  # [H, W, 2] in -1..1
     frames = clips.transpose(1, 2).flatten(0, 1)  # [N * T, 3, H, W]
-    moved = F.grid_sample(
-        frames, grid.expand(len(frames), -1, -1, -1), mode="nearest", padding_mode="zeros", align_corners=False
-    )
+    moved = F.grid_sample(frames, grid.expand(len(frames), -1, -1, -1), mode="nearest", padding_mode="zeros", align_corners=False)
     return moved.view(len(clips), -1, *moved.shape[1:]).transpose(1, 2)

@@ -50,18 +50,14 @@ class View:
                 f"rand_augment_operations ({self.rand_augment_operations}) at least 0"
             )
         if not 0 < self.erase_area_min <= self.erase_area_max <= 1:
-            raise InputError(
-                f"erase_area_min..max [{self.erase_area_min}, {self.erase_area_max}] must be within (0, 1]"
-            )
+            raise InputError(f"erase_area_min..max [{self.erase_area_min}, {self.erase_area_max}] must be within (0, 1]")
         if not 0 < self.erase_ratio_min <= self.erase_ratio_max:
             raise InputError(f"erase_ratio_min..max [{self.erase_ratio_min}, {self.erase_ratio_max}] must be positive")
 
     def check_size(self, size: int, name: str) -> None:
         """Raise InputError if frames of `size` pixels are too small for the blur; `name` is the view's option."""
         if self.blur_probability > 0 and (self.blur_kernel % 2 == 0 or self.blur_kernel // 2 >= size):
-            raise InputError(
-                f"{name}.blur_kernel ({self.blur_kernel}) must be odd and under twice the clip's side ({size})"
-            )
+            raise InputError(f"{name}.blur_kernel ({self.blur_kernel}) must be odd and under twice the clip's side ({size})")
 
 
 @dataclass

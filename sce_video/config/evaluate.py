@@ -85,11 +85,7 @@ class EvaluateConfig(EncoderOptions):
 
 
 class Format(Enum):
-    pytorchvideo = "pytorchvideo"
-    slowfast = "slowfast"
-    torchvision = "torchvision"
-    safetensors = "safetensors"
-    onnx = "onnx"
+    pytorchvideo, slowfast, torchvision, safetensors, onnx = "pytorchvideo", "slowfast", "torchvision", "safetensors", "onnx"
 
 
 @dataclass

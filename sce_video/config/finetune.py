@@ -17,9 +17,7 @@ from .shared import Labels, Optim, Reading, System, check_clip_precision
 
 
 class Select(Enum):
-    last = "last"
-    val = "val"
-    test = "test"
+    last, val, test = "last", "val", "test"
 
 
 @dataclass
@@ -50,9 +48,7 @@ class FinetuneAugment:
         for name in ("mixup_alpha", "cutmix_alpha"):
             require(getattr(self, name), f"augment.{name}", lambda value: value >= 0, "at least 0")
         if self.short_side_min > self.short_side_max > 0:
-            raise InputError(
-                f"augment.short_side_min ({self.short_side_min}) is above short_side_max ({self.short_side_max})"
-            )
+            raise InputError(f"augment.short_side_min ({self.short_side_min}) is above short_side_max ({self.short_side_max})")
 
 
 @dataclass

@@ -73,8 +73,7 @@ class Augment:
                 view.check_size(self.size, f"augment.view{number}")
         if isinstance(self.local, Local) and self.local.views and given(self.size) and self.local.size > self.size:
             raise InputError(
-                f"augment.local.size ({self.local.size}) must be at most augment.size ({self.size}): local views are "
-                "smaller"
+                f"augment.local.size ({self.local.size}) must be at most augment.size ({self.size}): local views are smaller"
             )
 
 
@@ -133,11 +132,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_clip_precision(self.system, self.optim)
-        if (
-            isinstance(self.sce, SCEOptions)
-            and isinstance(self.optim, Optim)
-            and given(self.sce.queue, self.optim.batch)
-        ):
+        if isinstance(self.sce, SCEOptions) and isinstance(self.optim, Optim) and given(self.sce.queue, self.optim.batch):
             views = 2 if self.sce.symmetric else 1
             if self.sce.queue < views * self.optim.batch:
                 raise InputError(

@@ -12,55 +12,39 @@ from ..errors import InputError, given, require
 
 
 class Decoder(Enum):
-    auto = "auto"
-    decord = "decord"
-    pyav = "pyav"
-    torchcodec = "torchcodec"
+    auto, decord, pyav, torchcodec = "auto", "decord", "pyav", "torchcodec"
 
 
 class LoopFilter(Enum):
-    exact = "exact"
-    reference = "reference"
-    off = "off"
+    exact, reference, off = "exact", "reference", "off"
 
 
 class Transport(Enum):
-    auto = "auto"
-    rgb = "rgb"
-    planes = "planes"
+    auto, rgb, planes = "auto", "rgb", "planes"
 
 
 class ResizeOn(Enum):
-    device = "device"
-    worker = "worker"
+    device, worker = "device", "worker"
 
 
 class Device(Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+    auto, cpu, cuda = "auto", "cpu", "cuda"
 
 
 class Precision(Enum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
+    fp32, bf16, fp16 = "fp32", "bf16", "fp16"
 
 
 class Exchange(Enum):
-    fp32 = "fp32"
-    bf16 = "bf16"
+    fp32, bf16 = "fp32", "bf16"
 
 
 class Optimizer(Enum):
-    lars = "lars"
-    sgd = "sgd"
-    adamw = "adamw"
+    lars, sgd, adamw = "lars", "sgd", "adamw"
 
 
 class Labels(Enum):
-    file = "file"
-    folder = "folder"
+    file, folder = "file", "folder"
 
 
 @dataclass
@@ -73,9 +57,7 @@ class Timing:
 
     def __post_init__(self) -> None:
         if not 0 < self.speed_min <= self.speed_max:
-            raise InputError(
-                f"data.speed_min..speed_max ({self.speed_min}..{self.speed_max}) must be positive and rise"
-            )
+            raise InputError(f"data.speed_min..speed_max ({self.speed_min}..{self.speed_max}) must be positive and rise")
         require(self.frame_jitter, "data.frame_jitter", lambda value: 0 <= value <= 1, "in [0, 1]")
 
 
@@ -118,9 +100,7 @@ class Optim:
         require(self.lr_per_256, "optim.lr_per_256", lambda value: value > 0, "positive")
         require(self.accumulate, "optim.accumulate", lambda value: value >= 1, "at least 1")
         if given(self.epochs, self.warmup_epochs) and not 0 <= self.warmup_epochs <= self.epochs:
-            raise InputError(
-                f"optim.warmup_epochs ({self.warmup_epochs}) must be between 0 and optim.epochs ({self.epochs})"
-            )
+            raise InputError(f"optim.warmup_epochs ({self.warmup_epochs}) must be between 0 and optim.epochs ({self.epochs})")
 
     @property
     def lr(self) -> float:

@@ -22,9 +22,7 @@ def random_clip(video_seconds: Seconds, clip_seconds: Seconds, generator: torch.
     return start, start + Fraction(clip_seconds)
 
 
-def constant_clips(
-    video_seconds: Seconds, clip_seconds: Seconds, clips_per_video: int
-) -> list[tuple[Fraction, Fraction]]:
+def constant_clips(video_seconds: Seconds, clip_seconds: Seconds, clips_per_video: int) -> list[tuple[Fraction, Fraction]]:
     """Return `clips_per_video` (start, end) evenly spaced from the video's start to its end; all at 0 if it is short.
 
     A single clip starts at 0, as in the reference's protocol.

@@ -39,9 +39,7 @@ def random_resized(
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def random_scaled(
-    height: int, width: int, *, size: int, short_sides: tuple[int, int], generator: torch.Generator
-) -> Box:
+def random_scaled(height: int, width: int, *, size: int, short_sides: tuple[int, int], generator: torch.Generator) -> Box:
     """Draw the box of a random size x size crop taken after scaling the short side to a random integer.
 
     short_sides: range of that integer, both ends included, at least `size`; (256, 320) for crops of 224 is the protocol

@@ -181,9 +181,7 @@ class ClipDataset(Dataset[Sample]):
                 first, last = clip_times.frame_window(video.fps, start, end, video.num_frames)
                 index = first + clip_times.uniform_subsample(last - first, self.num_frames)
                 if self.frame_jitter:
-                    index = first + clip_times.jittered_subsample(
-                        last - first, self.num_frames, self.frame_jitter, timing
-                    )
+                    index = first + clip_times.jittered_subsample(last - first, self.num_frames, self.frame_jitter, timing)
                 # A single frame has no difference: such a clip keeps its RGB frame.
                 difference = difference and last - first > 1
                 if difference:
@@ -193,10 +191,7 @@ class ClipDataset(Dataset[Sample]):
             planar = video.read_planes(indices, boxes) if self.planes else None
             clips: list[Clip] = [*planar] if planar is not None else [*video.read_clips(indices, boxes)]
         if self.resize_to is not None:
-            clips = [
-                _scale_down(clip, size, antialias=self.antialias)
-                for clip, size in zip(clips, self.resize_to, strict=True)
-            ]
+            clips = [_scale_down(clip, size, antialias=self.antialias) for clip, size in zip(clips, self.resize_to, strict=True)]
         return clips, differences
 
 
@@ -251,9 +246,7 @@ class EvaluationDataset(Dataset[Sample]):
             with open_video(path, self.decoder) as video:
                 times = clip_times.constant_clips(video.seconds, self.clip_seconds, self.clips_per_video)
                 windows = [clip_times.frame_window(video.fps, *time, video.num_frames) for time in times]
-                indices = [
-                    first + clip_times.uniform_subsample(last - first, self.num_frames) for first, last in windows
-                ]
+                indices = [first + clip_times.uniform_subsample(last - first, self.num_frames) for first, last in windows]
                 frames = video.read(torch.cat(indices), max_short_side=self.max_short_side)
         except DecodeError as error:
             return Sample(row, path, failures=[Failure(path, str(error))])

@@ -56,9 +56,7 @@ def find(source: str, choice: str) -> Path | None:
         return beside if beside.is_file() and not Path(source).is_dir() else None
     path = Path(choice) / TABLE if Path(choice).is_dir() else Path(choice)
     if not path.is_file():
-        raise InputError(
-            f"health {choice!r} is no table of data_prep/doctor.py: give its health.csv, its folder, or none"
-        )
+        raise InputError(f"health {choice!r} is no table of data_prep/doctor.py: give its health.csv, its folder, or none")
     return path
 
 
@@ -108,7 +106,5 @@ def _read(table: Path) -> dict[str, tuple[str, Stamp]]:
                 health = f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]
                 rows[row["path"]] = health, Stamp(int(row["bytes"]), int(row["changed_ns"]))
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{table} is no table of data_prep/doctor.py ({error!r}): run it again, or give none"
-        ) from error
+        raise InputError(f"{table} is no table of data_prep/doctor.py ({error!r}): run it again, or give none") from error
     return rows

@@ -69,8 +69,7 @@ def label_ids(*lists: Iterable[Video]) -> tuple[list[str], list[list[int]]]:
     for video in (video for videos in rows for video in videos):
         if video.label is None:
             raise InputError(
-                f"{video.path} has no label: evaluation needs one for every video; "
-                "if its folder is its class, add labels=folder"
+                f"{video.path} has no label: evaluation needs one for every video; if its folder is its class, add labels=folder"
             )
     names = {video.label for videos in rows for video in videos if video.label is not None}
     names_sorted = sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
@@ -97,9 +96,7 @@ def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:
     if numbers and len(numbers) == len(classes[0] | classes[1]):
         gaps = sorted(set(range(numbers[-1])) - set(numbers) - {0})  # labels may start at 1, as UCF101's do
         if gaps:
-            warnings.append(
-                f"labels are numbers up to {numbers[-1]}, but no video has {gaps[0]} ({len(gaps)} such gaps)"
-            )
+            warnings.append(f"labels are numbers up to {numbers[-1]}, but no video has {gaps[0]} ({len(gaps)} such gaps)")
     return warnings
 
 

@@ -57,9 +57,7 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "bars": lambda x, y: np.maximum(np.abs(x) - 0.9, 1.5 * (np.abs(np.abs(y) - 0.6) - 0.27)),
     "hourglass": lambda x, y: np.maximum(np.abs(x) - np.abs(y) - 0.08, np.abs(y) - 0.9),
 }
-CLASSES = tuple(
-    (shape, MOTIONS[(index + offset) % len(MOTIONS)]) for index, shape in enumerate(SHAPES) for offset in (0, 3)
-)
+CLASSES = tuple((shape, MOTIONS[(index + offset) % len(MOTIONS)]) for index, shape in enumerate(SHAPES) for offset in (0, 3))
 CLASS_NAMES = tuple(f"{shape}_{motion}" for shape, motion in CLASSES)
 
 
@@ -141,9 +139,7 @@ def render(split: str, index: int) -> tuple[NDArray[np.uint8], int]:
     return (np.clip(frames, 0, 1, out=frames) * 255 + 0.5).astype(np.uint8), label
 
 
-def encode(
-    path: Path, frames: NDArray[np.uint8], *, frames_per_second: int = FRAMES_PER_SECOND, gop: int = GOP
-) -> None:
+def encode(path: Path, frames: NDArray[np.uint8], *, frames_per_second: int = FRAMES_PER_SECOND, gop: int = GOP) -> None:
     """Encode uint8 frames [T, H, W, 3] (even H and W) as an H.264 file, deterministically to the byte."""
     import av
 
@@ -174,9 +170,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sce_video"
 
 
-def build(
-    folder: Path | None = None, *, progress: Callable[[int, int], None] | None = None, jobs: int | None = None
-) -> Path:
+def build(folder: Path | None = None, *, progress: Callable[[int, int], None] | None = None, jobs: int | None = None) -> Path:
     """Make the videos and their manifests if missing; return the folder with train.csv and val.csv.
 
     Concurrent calls are safe: the first to finish is kept. progress is called with (videos done, all videos).

@@ -102,10 +102,7 @@ def write_report(
     _write(
         folder / "per_class.csv",
         ["label", "videos", "top1"],
-        [
-            [name, sum(counts[index]), f"{accuracy[index]:.4f}" if index in accuracy else ""]
-            for index, name in enumerate(classes)
-        ],
+        [[name, sum(counts[index]), f"{accuracy[index]:.4f}" if index in accuracy else ""] for index, name in enumerate(classes)],
     )
     _write(
         folder / "confusion.csv",

@@ -66,14 +66,7 @@ def extract_all(
     failures: list[Failure] = []
     try:
         for rows, output, failed in view_outputs(
-            network,
-            videos,
-            views,
-            device=device,
-            decoder=decoder,
-            workers=workers,
-            rows=missing,
-            title=title,
+            network, videos, views, device=device, decoder=decoder, workers=workers, rows=missing, title=title
         ):
             failures += failed
             if rows:
@@ -110,13 +103,7 @@ class _FeatureStore:
     """
 
     def __init__(
-        self,
-        encoder: FrozenEncoder,
-        names: Sequence[str | None],
-        views: Views,
-        kinds: Sequence[str],
-        decoder: str,
-        cached: bool,
+        self, encoder: FrozenEncoder, names: Sequence[str | None], views: Views, kinds: Sequence[str], decoder: str, cached: bool
     ) -> None:
         self.encoder, self.names, self.views, self.kinds = encoder, names, views, kinds
         self.cache = FeatureCache.of(encoder, {**vars(views), "decoder": decoder}) if cached else None
@@ -166,9 +153,7 @@ class _FeatureStore:
         kept = [i for i, row in enumerate(self.found) if row in kept_rows]
         rows = [self.found[i] for i in kept] + new_rows
         if not rows:
-            raise InputError(
-                f"none of the videos could be read, e.g. {failures[0].reason if failures else 'empty list'}"
-            )
+            raise InputError(f"none of the videos could be read, e.g. {failures[0].reason if failures else 'empty list'}")
         order = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__))
         features = {}
         for kind in self.kinds:

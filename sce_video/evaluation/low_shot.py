@@ -79,9 +79,7 @@ def low_shot(
     rows_of = _group_by_class(train_ids)
     accuracies, stopped = [], 0
     for repeat in range(repeats):
-        chosen = np.concatenate(
-            [_shuffle(rows, seed, "low_shot", repeat, label)[:shots] for label, rows in rows_of.items()]
-        )
+        chosen = np.concatenate([_shuffle(rows, seed, "low_shot", repeat, label)[:shots] for label, rows in rows_of.items()])
         predicted, converged = _fit(train[chosen], train_ids[chosen], test, regularisation, max_steps)
         accuracies.append(float((predicted == test_ids).mean()))
         stopped += not converged
@@ -169,11 +167,7 @@ def _shuffle(rows: np.ndarray[Any, Any], *key: int | str) -> np.ndarray[Any, Any
 
 
 def _fit(
-    rows: np.ndarray[Any, Any],
-    labels: np.ndarray[Any, Any],
-    test: np.ndarray[Any, Any],
-    regularisation: float,
-    steps: int,
+    rows: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], test: np.ndarray[Any, Any], regularisation: float, steps: int
 ) -> tuple[np.ndarray[Any, Any], bool]:
     """Return the classes predicted for the test rows, and whether the fit converged within `steps`."""
     try:

@@ -61,9 +61,7 @@ def recall_at_k(
     similarities the lower bank index ranks first. A k above N counts the whole bank. query [Q, C], bank [N, C] float;
     labels [Q] and [N] integers; values in [0, 1]. Raises ValueError for empty, mismatched or non-finite input.
     """
-    return retrieval_scores(
-        query, query_labels, bank, bank_labels, ks=ks, center=center, average_precision=False
-    ).recall
+    return retrieval_scores(query, query_labels, bank, bank_labels, ks=ks, center=center, average_precision=False).recall
 
 
 def retrieval_scores(
@@ -99,9 +97,7 @@ def retrieval_scores(
         recall=recall(slice(None)),
         mean_average_precision=None if precision is None else float(precision.mean()),
         class_recall={label: recall(rows) for label, rows in classes.items()},
-        class_precision={}
-        if precision is None
-        else {label: float(precision[rows].mean()) for label, rows in classes.items()},
+        class_precision={} if precision is None else {label: float(precision[rows].mean()) for label, rows in classes.items()},
         class_queries={label: int(rows.sum()) for label, rows in classes.items()},
         absent=int((~np.isin(labels, pair[3])).sum()),
     )

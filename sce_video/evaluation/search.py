@@ -97,9 +97,7 @@ def _prepare(query: Tensor, bank: Tensor, center: Center) -> tuple[Tensor, Tenso
     if query.ndim != 2 or bank.ndim != 2 or query.shape[1] != bank.shape[1]:
         raise ValueError(f"query [Q, C] and bank [N, C] must share C, got {list(query.shape)} and {list(bank.shape)}")
     if not len(query) or not len(bank) or not bank.shape[1]:
-        raise ValueError(
-            f"a search needs queries and a bank, got {len(query)} and {len(bank)} rows of {bank.shape[1]} features"
-        )
+        raise ValueError(f"a search needs queries and a bank, got {len(query)} and {len(bank)} rows of {bank.shape[1]} features")
     if query.device != bank.device:
         raise ValueError(f"query is on {query.device}, bank on {bank.device}: move one of them")
     own, mean = _finite_mean(query, "query"), _finite_mean(bank, "bank")

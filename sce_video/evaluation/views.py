@@ -121,9 +121,7 @@ def view_outputs(
             del batch  # free it before decoding the next one
 
 
-def _run_network(
-    network: Callable[[Tensor], Tensor], batch: Batch, views: Views, device: torch.device, buffer: Tensor
-) -> Tensor:
+def _run_network(network: Callable[[Tensor], Tensor], batch: Batch, views: Views, device: torch.device, buffer: Tensor) -> Tensor:
     """Return the outputs [videos, views, width] of a batch of full frames, one buffer of crops at a time."""
     by_view = [view.to(device).unpack() for view in batch.views]
     by_video = [clip for clips in zip(*by_view, strict=True) for clip in clips]  # video by video, clip by clip

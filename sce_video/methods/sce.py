@@ -104,9 +104,7 @@ class SCE(nn.Module):
 
     def coeff_at(self, where: float) -> float:
         """Return the weight of the positive at `where`."""
-        return (
-            self.coeff if where >= self.warmup else schedules.linear(where / self.warmup, self.coeff_start, self.coeff)
-        )
+        return self.coeff if where >= self.warmup else schedules.linear(where / self.warmup, self.coeff_start, self.coeff)
 
     def momentum_at(self, where: float) -> float:
         """Return the target's momentum at `where`: 1 - (1 - momentum) (cos(pi where) + 1) / 2."""

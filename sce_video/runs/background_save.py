@@ -52,13 +52,7 @@ class Saver:
         self.wait()
         self._folder, self._step = folder, step
         self._pending = self._thread.submit(
-            checkpoint.save,
-            folder,
-            step,
-            snapshot(state),
-            meta,
-            keep=keep or self.keep,
-            keep_every=self.keep_every,
+            checkpoint.save, folder, step, snapshot(state), meta, keep=keep or self.keep, keep_every=self.keep_every
         )
 
     def check(self) -> None:
@@ -102,7 +96,5 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._thread.shutdown(wait=True)

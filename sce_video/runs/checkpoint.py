@@ -159,9 +159,7 @@ def load(path: Path) -> tuple[State, dict[str, Any]]:
         meta = json.loads(retry_io((path / "meta.json").read_text, f"reading {path}"))
         if retry_io(lambda: file_digest(path / "state.pt"), f"reading {path}") != meta["sha256"]:
             raise InputError(f"checkpoint {path} is damaged: state.pt does not match its digest")
-        state: State = retry_io(
-            lambda: torch.load(path / "state.pt", map_location="cpu", weights_only=True), f"reading {path}"
-        )
+        state: State = retry_io(lambda: torch.load(path / "state.pt", map_location="cpu", weights_only=True), f"reading {path}")
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, InputError):
             raise

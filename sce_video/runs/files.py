@@ -54,10 +54,7 @@ class AppendFile:
             self._waiting = b""
         except OSError as error:
             if not warned:
-                print(
-                    f"warning: {self.path} cannot be written: {error.strerror}; its lines wait for room",
-                    file=sys.stderr,
-                )
+                print(f"warning: {self.path} cannot be written: {error.strerror}; its lines wait for room", file=sys.stderr)
 
 
 def _append(path: Path, content: bytes) -> None:

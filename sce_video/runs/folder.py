@@ -78,9 +78,7 @@ class RunFolder:
         """Suspend the time limit of a step, e.g. for an evaluation; `at` ends the pause."""
         self._watch.pause()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._watch.end()
         self.status.__exit__(kind, error, trace)
         self._lock.release()

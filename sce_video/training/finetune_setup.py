@@ -140,11 +140,7 @@ def load_or_build(cfg: FinetuneConfig) -> FrozenEncoder:
     if cfg.checkpoint:
         encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None)
         return load.untrained_like(encoder, seed=cfg.seed) if cfg.model.random_weights else encoder
-    clip = {
-        "num_frames": cfg.data.num_frames,
-        "clip_seconds": cfg.data.clip_seconds,
-        "size": cfg.augment.size,
-    }
+    clip = {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
     usual = load.USUAL
     return load.untrained_encoder(cfg.backbone, seed=cfg.seed, mean=usual["mean"], std=usual["std"], clip=clip)
 
@@ -220,14 +216,10 @@ def check_short_sides(size: int, sides: tuple[int, int]) -> None:
     """Raise InputError if a frame of such a short side could be smaller than the crop."""
     low, high = sides
     if not size <= low <= high:
-        raise InputError(
-            f"augment.short_side_min..short_side_max ({low}..{high}) must begin at augment.size ({size}) or above"
-        )
+        raise InputError(f"augment.short_side_min..short_side_max ({low}..{high}) must begin at augment.size ({size}) or above")
 
 
-def build_dataset(
-    cfg: FinetuneConfig, videos: list[Video], clip: dict[str, float], device: torch.device
-) -> ClipDataset:
+def build_dataset(cfg: FinetuneConfig, videos: list[Video], clip: dict[str, float], device: torch.device) -> ClipDataset:
     """Return one random clip of each video."""
     size = int(clip["size"])
     return ClipDataset(

@@ -78,10 +78,7 @@ class SkippedVideos:
     def _write(self) -> None:
         rows = ((path, self.counts[path], reason) for path, reason in self.reasons.items())
         try:
-            with (
-                replace_atomically(self.path) as work,
-                open(work, "w", newline="", errors="surrogateescape") as file,
-            ):
+            with replace_atomically(self.path) as work, open(work, "w", newline="", errors="surrogateescape") as file:
                 csv.writer(file).writerows([("path", "count", "reason"), *rows])
         except OSError as error:  # a full disk; the next unreadable video writes all of them again
             distributed.warn([f"{self.path} cannot be written: {error.strerror}"])
@@ -141,10 +138,7 @@ class RunLog:
             self._board = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1)  # type: ignore[no-untyped-call]
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=total_steps,
-                initial=start_step,
-                dynamic_ncols=True,
-                bar_format="{percentage:3.0f}%|{bar:16}| {desc}",
+                total=total_steps, initial=start_step, dynamic_ncols=True, bar_format="{percentage:3.0f}%|{bar:16}| {desc}"
             )
 
     def restart_clock(self, step: int) -> None:
@@ -235,9 +229,7 @@ class RunLog:
                 self._board.add_scalar(name, value, step)
         except OSError as error:  # what its own thread met, a full disk above all; the thread has ended
             self._board = None
-            self.message(
-                f"warning: TensorBoard's file cannot be written: {error.strerror}; it goes on with the next start"
-            )
+            self.message(f"warning: TensorBoard's file cannot be written: {error.strerror}; it goes on with the next start")
 
     def close(self) -> None:
         """Flush and end the bar."""

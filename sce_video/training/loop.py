@@ -103,9 +103,7 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> None:
 
 def set_learning_rate(run: Run) -> float:
     """Set the rate of this step in every parameter group and return it, without the groups' own scales."""
-    lr = schedules.warmup_cosine(
-        run.updates_made, base=run.base_lr, warmup_steps=run.warmup_steps, total_steps=run.total_steps
-    )
+    lr = schedules.warmup_cosine(run.updates_made, base=run.base_lr, warmup_steps=run.warmup_steps, total_steps=run.total_steps)
     for group in run.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     return lr

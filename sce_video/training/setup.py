@@ -73,19 +73,14 @@ def check_videos(options: Optim, videos: Sequence[Video], *, seed: int, decoder:
 
 def read_training_videos(cfg: PretrainConfig) -> list[Video]:
     """Return the videos to pretrain on, without those that the doctor found broken."""
-    return loader.read_videos(
-        cfg.data.train, split="train", root=cfg.data.root, known_health=cfg.data.health, training=True
-    )
+    return loader.read_videos(cfg.data.train, split="train", root=cfg.data.root, known_health=cfg.data.health, training=True)
 
 
 # Building.
 
 
 def set_up_pretraining(
-    cfg: PretrainConfig,
-    build_method: Callable[[PretrainConfig], nn.Module],
-    device: torch.device,
-    folder: RunFolder,
+    cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Module], device: torch.device, folder: RunFolder
 ) -> tuple[Run, Monitor | None]:
     """Check and build everything, and load the newest checkpoint; return the run and what scores it while it trains."""
     check_machine(cfg.optim, device)
@@ -159,11 +154,7 @@ def build_run(
     return Run(
         method=method,
         optimizer=optim.build(
-            options.name.value,
-            groups,
-            lr=options.lr,
-            momentum=options.momentum,
-            trust_coefficient=options.trust_coefficient,
+            options.name.value, groups, lr=options.lr, momentum=options.momentum, trust_coefficient=options.trust_coefficient
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=options.precision is Precision.fp16),
         augment=augment,
@@ -217,10 +208,7 @@ def build_augmenter(cfg: PretrainConfig, device: torch.device) -> Augmenter:
 
 def clip_format(system: System) -> dict[str, Any]:
     """Return the dtype and memory layout of the clips that the networks get."""
-    return {
-        "dtype": torch.bfloat16 if system.bf16_clips else torch.float32,
-        "channels_last": system.channels_last,
-    }
+    return {"dtype": torch.bfloat16 if system.bf16_clips else torch.float32, "channels_last": system.channels_last}
 
 
 def build_dataset(cfg: PretrainConfig, videos: list[Video], device: torch.device) -> ClipDataset:
@@ -261,11 +249,7 @@ def build_monitor(cfg: PretrainConfig, device: torch.device, workers: int) -> Mo
         return None
     bank, query = (
         loader.read_videos(
-            source,
-            split=split,
-            root=cfg.monitor.root,
-            labels=cfg.monitor.labels.value,
-            known_health=cfg.data.health,
+            source, split=split, root=cfg.monitor.root, labels=cfg.monitor.labels.value, known_health=cfg.data.health
         )
         for source, split in ((cfg.monitor.train, "train"), (cfg.monitor.val, "val"))
     )
@@ -303,16 +287,12 @@ def resume(run: Run, check_list: Callable[[Mapping[str, Any]], None]) -> None:
     run.folder.begin(run.step, run.total_steps)
 
 
-def training_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> checkpoint.State:
+def training_state(module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> checkpoint.State:
     """Return the state of training for a checkpoint; `restore` loads it."""
     return {"method": module.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
 
 
-def restore(
-    state: checkpoint.State, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> None:
+def restore(state: checkpoint.State, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
     """Load a `training_state`. Raises InputError if a part is missing or does not fit, e.g. the queue."""
     try:
         module.load_state_dict(state["method"])

@@ -38,12 +38,7 @@ class Shared(NamedTuple):
 
 
 def share(
-    losses: Sequence[Tensor],
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    *,
-    stop: bool,
+    losses: Sequence[Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, stop: bool
 ) -> Shared:
     """Return the figures of all ranks together; the step's one synchronisation with the device.
 

@@ -43,13 +43,9 @@ def describe(path: str | Path) -> str:
     lines += [f"{name}: {value}" for name, value in meta.items()]
     tensors = list(iterate_tensors(state))
     width = max((len(name) for name, _ in tensors), default=0)
-    lines += [
-        f"{name:<{width}}  {str(value.dtype).removeprefix('torch.')} {list(value.shape)}" for name, value in tensors
-    ]
+    lines += [f"{name:<{width}}  {str(value.dtype).removeprefix('torch.')} {list(value.shape)}" for name, value in tensors]
     size = sum(value.numel() * value.element_size() for _, value in tensors)
-    return "\n".join(
-        [*lines, f"{len(tensors)} tensors, {size / 1e6:.1f} MB", f"digest {checkpoint.state_digest(state)}"]
-    )
+    return "\n".join([*lines, f"{len(tensors)} tensors, {size / 1e6:.1f} MB", f"digest {checkpoint.state_digest(state)}"])
 
 
 def list_checkpoints(path: Path) -> list[Path]:

@@ -37,9 +37,7 @@ _BODY = {"pytorchvideo": r"blocks\.\d+\.", "slowfast": r"s\d", "torchvision": r"
 _HEAD = {"pytorchvideo": r"blocks\.\d+\.proj\.", "slowfast": r"head\.", "torchvision": r"fc\."}
 # Parts of a basic or bottleneck residual block: SlowFast's name -> ours.
 _PARTS = {"branch1": "branch1_conv", "branch1_bn": "branch1_norm"} | {
-    f"branch2.{letter}{end}": f"branch2.{name}_{letter}"
-    for letter in "abc"
-    for end, name in (("", "conv"), ("_bn", "norm"))
+    f"branch2.{letter}{end}": f"branch2.{name}_{letter}" for letter in "abc" for end, name in (("", "conv"), ("_bn", "norm"))
 }
 _PARTS_BACK = {ours: theirs for theirs, ours in _PARTS.items()}
 _STEM = {"conv": "conv", "bn": "norm"}

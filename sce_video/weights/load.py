@@ -117,9 +117,7 @@ def load_classifier(path: str | Path) -> tuple[FrozenEncoder, list[str]]:
     """
     state, meta = checkpoint.load(checkpoint.find(path))
     if "classes" not in meta:
-        raise InputError(
-            f"{path} was not trained with labels: use load_encoder, or train a classifier with tools/finetune.py"
-        )
+        raise InputError(f"{path} was not trained with labels: use load_encoder, or train a classifier with tools/finetune.py")
     about = meta["encoder"]
     network, width = backbones.build(about["backbone"])
     classifier = Classifier(network, width, len(meta["classes"]), dropout=0.0)
@@ -138,9 +136,7 @@ def recognise(path: str | Path, found: layouts.Found) -> str:
             return name
         if fitting.matched / fitting.total > most.matched / most.total:
             closest, most = name, fitting
-    nearest = (
-        f"; closest is {closest} ({_describe_misfit(found, closest, most, _build_on_meta(closest))})" if closest else ""
-    )
+    nearest = f"; closest is {closest} ({_describe_misfit(found, closest, most, _build_on_meta(closest))})" if closest else ""
     raise InputError(
         f"{path} {_describe_content(found)}, which fits none of our backbones{nearest}. If it is a network of your own, say "
         "which network it is for: backbone=module:function"

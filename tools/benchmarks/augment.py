@@ -23,10 +23,7 @@ from sce_video import augment
 from sce_video.data import crops
 from sce_video.randomness import generator
 
-VIEWS = {
-    "view1": augment.View(),
-    "view2": augment.View(blur_probability=0.1, solarize_probability=0.2),
-}
+VIEWS = {"view1": augment.View(), "view2": augment.View(blur_probability=0.1, solarize_probability=0.2)}
 MEAN, STD = 0.45, 0.225
 
 
@@ -37,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int, default=256, help="of the source frames, pixels")
     parser.add_argument("--width", type=int, default=340)
     parser.add_argument("--size", type=int, default=224, help="of the output clips, pixels")
-    parser.add_argument(
-        "--threads", type=int, nargs="+", default=[1, torch.get_num_threads()], help="one table for each"
-    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()], help="one table for each")
     parser.add_argument("--views", nargs="+", default=list(VIEWS), choices=list(VIEWS))
     parser.add_argument("--rounds", type=int, default=3, help="rounds; each runs every case in turn")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls per round")
@@ -73,9 +68,7 @@ def make_input(path: Path, options: argparse.Namespace) -> Path:
     pixels = torch.Generator().manual_seed(0)
     shape = (options.clips, options.frames, options.height, options.width, 3)
     boxes = [
-        crops.random_resized(
-            options.height, options.width, area=(0.2, 0.766), ratio=(0.75, 4 / 3), generator=generator("box", b)
-        )
+        crops.random_resized(options.height, options.width, area=(0.2, 0.766), ratio=(0.75, 4 / 3), generator=generator("box", b))
         for b in range(options.clips)
     ]
     fixed = {"size": options.size, "mean": MEAN, "std": STD, "kernel": 23, "threshold": 0.5}
@@ -101,12 +94,7 @@ def ours(source: str, view: str, threads: int, target: str) -> Callable[[], list
             for clip, (top, left, height, width) in zip(data["clips"], data["boxes"].tolist(), strict=True)
         ]
         result = augment.apply(
-            VIEWS[view],
-            [clip.contiguous() for clip in cut],
-            drawn,
-            size=data["fixed"]["size"],
-            mean=MEAN,
-            std=STD,
+            VIEWS[view], [clip.contiguous() for clip in cut], drawn, size=data["fixed"]["size"], mean=MEAN, std=STD
         )
         if not Path(target).exists():
             torch.save(result, target)

@@ -64,12 +64,7 @@ def _resize(crops: list[Tensor], size: int) -> Tensor:
 
 def _torchvision(crops: list[Tensor], drawn: Drawn, fixed: dict[str, float]) -> Tensor:
     functional: Any = importlib.import_module("torchvision.transforms.v2.functional")
-    jitters = (
-        functional.adjust_brightness,
-        functional.adjust_contrast,
-        functional.adjust_saturation,
-        functional.adjust_hue,
-    )
+    jitters = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation, functional.adjust_hue)
     result = []
     for b, crop in enumerate(crops):
         clip = _resize([crop], int(fixed["size"]))[0]

@@ -67,9 +67,7 @@ def run(options: argparse.Namespace) -> None:
     for compress in (False, True):
         counted, sizes, rows = count_step(options.processes, compress=compress)
         expected = payload(sizes, rows=rows, on_gpu=False, compress=compress)
-        print(
-            f"one step of a small SCE on {options.processes} gloo processes, gradients as {'bf16' if compress else 'fp32'}:"
-        )
+        print(f"one step of a small SCE on {options.processes} gloo processes, gradients as {'bf16' if compress else 'fp32'}:")
         for name, size in expected.items():
             print(f"  {name:<12} {counted[name]:>12,} bytes counted {size:>12,} by formula")
         assert dict(counted) == {name: size for name, size in expected.items() if size}, "the formula is wrong"
@@ -107,9 +105,7 @@ def table(sizes: Sizes, batch: int, ranks: int) -> list[str]:
     lines = [f"  {ranks} processes:"]
     for compress in (False, True):
         found = payload(sizes, rows=batch // ranks, on_gpu=True, compress=compress)
-        gathered = sizes.views * (
-            2 * (sizes.online_channels + sizes.target_channels) + sizes.online_norms + sizes.target_norms
-        )
+        gathered = sizes.views * (2 * (sizes.online_channels + sizes.target_channels) + sizes.online_norms + sizes.target_norms)
         reduced = found["batch norm"] - gathered * FLOAT
         sent = {
             "gradients": ring * found["gradients"],
@@ -119,9 +115,7 @@ def table(sizes: Sizes, batch: int, ranks: int) -> list[str]:
         }
         words = ", ".join(f"{name} {size / 1e6:.3g}" for name, size in sent.items())
         lines.append(f"    {'bf16' if compress else 'fp32'}: {words}; together {sum(sent.values()) / 1e6:.4g}")
-    lines.append(
-        f"    for comparison, a queue that is broadcast each step: {sizes.queue * sizes.width * FLOAT / 1e6:.4g}"
-    )
+    lines.append(f"    for comparison, a queue that is broadcast each step: {sizes.queue * sizes.width * FLOAT / 1e6:.4g}")
     return lines
 
 

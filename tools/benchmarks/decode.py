@@ -73,9 +73,7 @@ def run(options: argparse.Namespace) -> None:
             _compare_forms(files, Path(folder), rounds=options.rounds)
             return
         jobs = [plan(path) for path in files]
-        print(
-            f"{len(files)} files, {_size(files) / 1e6:.1f} MB, {CLIPS} clips x {FRAMES} frames over {SECONDS} s of each"
-        )
+        print(f"{len(files)} files, {_size(files) / 1e6:.1f} MB, {CLIPS} clips x {FRAMES} frames over {SECONDS} s of each")
         requests = {}
         for name, (case, arguments, library) in CASES.items():
             if importlib.util.find_spec(library) is None:
@@ -124,9 +122,7 @@ def _compare_forms(files: list[str], folder: Path, *, rounds: int) -> None:
     print(table(rows, "as it is"))
     for name, paths in made.items():
         pairs = list(zip(files, paths, strict=True))
-        quality = (
-            statistics.mean(forms.compute_psnr(source, copy) for source, copy in pairs) if name in forms.FORMS else 99.0
-        )
+        quality = statistics.mean(forms.compute_psnr(source, copy) for source, copy in pairs) if name in forms.FORMS else 99.0
         rate = CLIPS * len(files) / rows[name].median
         times = statistics.median(b / a for a, b in zip(rows[name].seconds, rows["as it is"].seconds, strict=True))
         print(
@@ -225,9 +221,7 @@ def torchcodec_sampler(jobs: list[Job]) -> Timed:
         for path, clips in jobs:
             decoder = VideoDecoder(path, num_ffmpeg_threads=1)
             step = max(1, (clips[0][-1] - clips[0][0]) // (FRAMES - 1))
-            clips_at_random_indices(
-                decoder, num_clips=CLIPS, num_frames_per_clip=FRAMES, num_indices_between_frames=step
-            )
+            clips_at_random_indices(decoder, num_clips=CLIPS, num_frames_per_clip=FRAMES, num_indices_between_frames=step)
         return 0.0
 
     return _in_one_thread(timed)

@@ -26,11 +26,7 @@ from sce_video.data.manifest import Video
 from sce_video.evaluation.views import VIEWS_AT_ONCE, Views, cut_crops, view_outputs
 
 RIVAL = "an open per view"
-CASES = {
-    RIVAL: "open_per_view",
-    "an open per clip": "open_per_clip",
-    "one pass": "one_pass",
-}
+CASES = {RIVAL: "open_per_view", "an open per clip": "open_per_clip", "one pass": "one_pass"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,13 +62,9 @@ def run(options: argparse.Namespace) -> None:
                 flush=True,
             )
             shown = crops.short_side(video.height, video.width, 256)
-        rows = measure_in_rounds(
-            {name: Request(__name__, case, arguments) for name, case in CASES.items()}, options.rounds
-        )
+        rows = measure_in_rounds({name: Request(__name__, case, arguments) for name, case in CASES.items()}, options.rounds)
         own = measure(Request(__name__, "memory_of_one_pass", arguments, warm_up=0)).found
-    assert all(abs(row.found - rows[RIVAL].found) < 1e-6 for row in rows.values()), (
-        "all cases must return the same mean"
-    )
+    assert all(abs(row.found - rows[RIVAL].found) < 1e-6 for row in rows.values()), "all cases must return the same mean"
     print(table(rows, RIVAL))
     ratio = rows[RIVAL].median / rows["one pass"].median
     print(f"one pass: {len(files) / rows['one pass'].median:.2f} videos/s, {ratio:.1f} times {RIVAL}")
@@ -172,9 +164,7 @@ def _cut_crop(frames: Tensor, views: Views, crop: int) -> Tensor:
     if (height, width) != clip.shape[-2:]:
         clip = augment.resize(clip.float().div_(255), (height, width))
     boxes = (
-        crops.three_crops(height, width, views.size)
-        if views.num_crops == 3
-        else [crops.center_crop(height, width, views.size)]
+        crops.three_crops(height, width, views.size) if views.num_crops == 3 else [crops.center_crop(height, width, views.size)]
     )
     box = boxes[crop]
     cut = clip[..., box.top : box.top + views.size, box.left : box.left + views.size]

@@ -43,8 +43,7 @@ def machine(packages: Sequence[str]) -> str:
     return "\n".join(
         [
             f"date: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC",
-            f"machine: {_cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-            f"load before {os.getloadavg()[0]:.1f}",
+            f"machine: {_cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load before {os.getloadavg()[0]:.1f}",
             f"versions: Python {platform.python_version()}, {versions}",
             f"command: python {' '.join(sys.argv)}",
         ]
@@ -138,9 +137,7 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _run_case(
-    module: str, case: str, arguments: dict[str, Any], warm_up: int, clock: str, repeats: int
-) -> dict[str, Any]:
+def _run_case(module: str, case: str, arguments: dict[str, Any], warm_up: int, clock: str, repeats: int) -> dict[str, Any]:
     now = getattr(time, clock)
     timed = getattr(importlib.import_module(module), case)(**arguments)
     seconds, found = [], None

@@ -107,8 +107,7 @@ def page(ranks: list[dict[str, Any]], connection: dict[str, Any]) -> tuple[list[
         f"clocks: {1000 * skew:.0f} ms apart",
         f"disk: {free:.0f} GB free; /dev/shm: {shared:.1f} GB free",
         f"limits: {_limit(files)} open files, {_limit(first['processes'])} processes",
-        f"Python {platform.python_version()}, "
-        + ", ".join(f"{name} {v}" for name, v in first["versions"].items() if v),
+        f"Python {platform.python_version()}, " + ", ".join(f"{name} {v}" for name, v in first["versions"].items() if v),
     ]
     wrong = {
         "all-reduce gives a wrong sum: check drivers and network before training": not connection["right"],

@@ -43,9 +43,7 @@ class Launch:
         if not self.gpus and not self.processes:
             raise InputError("without GPUs (gpus=0) give processes=, the number per machine")
         if 0 < self.gpus < self.processes:
-            raise InputError(
-                f"processes ({self.processes}) must be at most gpus ({self.gpus}): one process drives one GPU"
-            )
+            raise InputError(f"processes ({self.processes}) must be at most gpus ({self.gpus}): one process drives one GPU")
 
     @property
     def processes_per_node(self) -> int:
@@ -106,10 +104,7 @@ class Local(Launch):
             raise InputError("with several machines give head=, the name or address of machine 0, the same on all")
 
 
-PLACES: dict[str, type[Launch]] = {
-    "slurm": Slurm,
-    "local": Local,
-}
+PLACES: dict[str, type[Launch]] = {"slurm": Slurm, "local": Local}
 
 
 def read_options(words: Sequence[str], schema: type[S]) -> S:

@@ -35,9 +35,7 @@ def help_text() -> str:
     """Return the names of each target's options."""
     shared = set(option_names(Launch))
     lines = [f"every target: {', '.join(sorted(shared))}"]
-    lines += [
-        f"{name}: {', '.join(n for n in option_names(schema) if n not in shared)}" for name, schema in PLACES.items()
-    ]
+    lines += [f"{name}: {', '.join(n for n in option_names(schema) if n not in shared)}" for name, schema in PLACES.items()]
     lines.append(f"check: {', '.join(option_names(check.Check))}")
     return "\n".join(lines) + "\nTheir meaning: tools/launch/options.py, docs/launch.md\n"
 

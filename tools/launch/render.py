@@ -92,10 +92,7 @@ def local(options: Local, command: Command) -> str:
     if options.nodes > 1:
         rendezvous = [f"--nnodes={options.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={command.name}"]
         # Name the rendezvous host explicitly: host names do not identify it reliably.
-        rendezvous += [
-            f"--rdzv-endpoint={options.head}:{options.port}",
-            f"--rdzv-conf=is_host={int(options.node == 0)}",
-        ]
+        rendezvous += [f"--rdzv-endpoint={options.head}:{options.port}", f"--rdzv-conf=is_host={int(options.node == 0)}"]
     rendezvous.append(f"--nproc-per-node={options.processes_per_node}")
     values: dict[str, str | int | Sequence[str]] = {"RENDEZVOUS": rendezvous, "PAUSE_SECONDS": options.pause_seconds}
     head = assignments(_shared(options, command)) + assignments(values) + _exports(options)

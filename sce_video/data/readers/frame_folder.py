@@ -112,9 +112,7 @@ class FrameFolder(FrameReader):
             raise DecodeError(f"{self.path}: it holds no numbered JPEG pictures")
         if len(found) > 1:
             names = sorted(next(iter(series.values())) for series in found.values())
-            raise DecodeError(
-                f"{self.path}: pictures of more than one series lie in it, e.g. {names[0]!r}, {names[1]!r}"
-            )
+            raise DecodeError(f"{self.path}: pictures of more than one series lie in it, e.g. {names[0]!r}, {names[1]!r}")
         (series,) = found.values()
         first, last = min(series), max(series)
         if first > 1 or last - first + 1 != len(series):
@@ -169,9 +167,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
             raise DecodeError(f"{path}: it does not end as a {FRAMES_ZIP} must: truncated, or not a zip file")
         entries, size = struct.unpack("<10xHL6x", end)
         if entries > MAX_ZIP_ENTRIES or size > MAX_ZIP_ENTRIES * 128:
-            raise DecodeError(
-                f"{path}: a zip file holds {MAX_ZIP_ENTRIES} pictures at most; put longer videos into folders"
-            )
+            raise DecodeError(f"{path}: a zip file holds {MAX_ZIP_ENTRIES} pictures at most; put longer videos into folders")
         return zipfile.ZipFile(path)
     except ZIP_ERRORS as error:
         if isinstance(error, DecodeError):

@@ -86,9 +86,7 @@ def check_media(path: str) -> str:
     if container is None or not zero:
         raise DecodeError(f"{path}: its first bytes are not those of a video container")
     if NAMES_FILES.search(text):
-        raise DecodeError(
-            f"{path}: begins like a video and goes on like a playlist, which would make a decoder open other files"
-        )
+        raise DecodeError(f"{path}: begins like a video and goes on like a playlist, which would make a decoder open other files")
     return container
 
 

@@ -197,9 +197,7 @@ class PyAVReader(FrameReader):
 
     def _indexed(self, indices: list[int], send: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
         assert self._index is not None
-        return indexed_decode.decode(
-            self._container, self._stream, self._index, indices, send=send, size_bytes=self._size_bytes
-        )
+        return indexed_decode.decode(self._container, self._stream, self._index, indices, send=send, size_bytes=self._size_bytes)
 
     def _step_down(self) -> None:
         """Replace the container's index by one read from all packets, and that one by counting."""

@@ -66,8 +66,7 @@ class FrameReader:
         clips: frame indices, int64 [T] each. Decodes all clips in one forward pass. Raises as `read` does.
         """
         outputs = [
-            np.empty((len(clip), box.height, box.width, 3), dtype=np.uint8)
-            for clip, box in zip(clips, boxes, strict=True)
+            np.empty((len(clip), box.height, box.width, 3), dtype=np.uint8) for clip, box in zip(clips, boxes, strict=True)
         ]
         targets = group_by_frame([clip.tolist() for clip in clips])
         for index, image in check_frames(self, sorted(targets), self._images):
@@ -86,9 +85,7 @@ class FrameReader:
     def __enter__(self) -> FrameReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def _images(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
