@@ -14,13 +14,13 @@ from sce_video.runs.status import read_status
 STUCK = """
 import sys, time
 from pathlib import Path
-from sce_video import watch
+from sce_video.runs import watchdog
 from sce_video.runs.status import Status
 folder = Path(sys.argv[1])
 status = Status(folder)
 status.begin(0, 9)
-watch.GRACE_SECONDS = 1.0
-step_watch = watch.StepWatch(folder, status, 0.4)
+watchdog.GRACE_SECONDS = 1.0
+step_watch = watchdog.StepWatch(folder, status, 0.4)
 step_watch.start()
 step_watch.at(3)
 def waits_for_ever():

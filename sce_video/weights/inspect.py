@@ -35,7 +35,7 @@ def describe(path: str | Path) -> str:
     for folder in [] if Path(path).is_file() else list_checkpoints(Path(path)):
         try:
             loaded = checkpoint.load(folder)
-            lines.append(f"{folder}: intact, {(folder / 'state.pt').stat().st_size / 1e6:.1f} MB")
+            lines.append(f"{folder}: whole, {(folder / 'state.pt').stat().st_size / 1e6:.1f} MB")
             shown = shown or loaded
         except InputError as error:
             lines.append(str(error))
