@@ -185,7 +185,7 @@ def test_one_save_at_a_time_the_next_and_the_end_wait(tmp_path: Path, monkeypatc
 FULL = """
 import sys, torch; sys.path.insert(0, {tests!r})
 from pathlib import Path
-from sce_video import checkpoint
+from sce_video.runs import checkpoint
 from sce_video.errors import Stopped
 from sce_video.runs.background_save import Saver
 {limit}
