@@ -129,6 +129,7 @@ def test_forms_are_compared_by_bytes_quality_and_speed(tmp_path: Path) -> None:
     assert 25 < smaller[1] < better[1] < 60
 
 
+@pytest.mark.slow
 def test_frames_of_a_form_are_of_the_kinds_that_it_says(tmp_path: Path) -> None:
     """All frames but every eighth are unreferenced B-frames, whatever the source's frame types."""
     source = kinetics_like.make(tmp_path, 1, seconds=2)[0]

@@ -216,6 +216,7 @@ def test_malformed_ucf101_lists_name_the_line(file: str, text: str, message: str
         read()
 
 
+@pytest.mark.slow
 def test_ucf101_refusals_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     small_ucf101(tmp_path, train="Archery/v\udcff_g01.avi 7\r\n")
     assert "trainlist01.txt:1: class number 7 is not in 1..2" in refused(run_ucf101(tmp_path))

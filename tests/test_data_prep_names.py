@@ -136,6 +136,7 @@ def test_split_is_by_class_repeatable_and_stays_when_videos_come(tmp_path: Path)
     assert len({row.path for row in test} - {row.path for row in later}) <= 1 + 5 * 0.2
 
 
+@pytest.mark.slow
 def test_folder_program_refusals(tmp_path: Path) -> None:
     make(tmp_path / "v", "a.mp4", "notes.txt")
     (tmp_path / "empty").mkdir()

@@ -300,6 +300,7 @@ def test_short_videos_can_be_dropped(planted: Path, tmp_path: Path) -> None:
     assert [*table(tmp_path / "out", "quarantine.csv")] == ["still.mp4"]
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_code_2(planted: Path, examined: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "url.txt").write_text("http://127.0.0.1/x.mp4\n")

@@ -190,6 +190,7 @@ def test_identity_is_the_files_not_the_lists(tmp_path: Path) -> None:
     assert names[2] is None
 
 
+@pytest.mark.slow
 def test_tool_writes_features_that_others_can_read(videos: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 

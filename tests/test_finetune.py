@@ -153,6 +153,7 @@ def test_test_scores_are_the_mean_of_softmax_over_views(finished: Path, videos: 
     assert float(row["probability"]) == pytest.approx(best.values.item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again_and_is_an_encoder(finished: Path, videos: Path) -> None:
     before = digest(finished)
     arguments = [f"train={videos / 'train.csv'}", "test=test.csv", f"root={videos}", "out=run", *TINY]

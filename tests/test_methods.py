@@ -59,6 +59,7 @@ def test_a_second_method_trains_logs_saves_and_loads(videos: Path, tmp_path: Pat
     assert sce_video.load_encoder(folder)(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 128)
 
 
+@pytest.mark.slow
 def test_a_second_method_continues_to_the_bit(videos: Path, tmp_path: Path) -> None:
     whole = pretrain(compose_pretrain(*options(videos, tmp_path / "whole")), build)
     out = tmp_path / "parts"

@@ -67,6 +67,7 @@ def test_finished_run_is_not_trained_again(videos: Path, tmp_path: Path) -> None
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run/checkpoints").rglob("*.pt")} == before
 
 
+@pytest.mark.slow
 def test_accumulation_enqueues_once_per_step(videos: Path, tmp_path: Path) -> None:
     """Two micro-batches of 4 push the keys of one batch of 8: 3 steps move the pointer by 3 * 16 = 48."""
     result = run_tool("pretrain", *options(videos, "run", "optim.accumulate=2", "optim.epochs=1"), cwd=tmp_path)
@@ -76,6 +77,7 @@ def test_accumulation_enqueues_once_per_step(videos: Path, tmp_path: Path) -> No
     assert len(losses(tmp_path / "run")) == 3
 
 
+@pytest.mark.slow
 def test_monitor_and_unlabelled_folder(videos: Path, tmp_path: Path) -> None:
     unlabelled = tmp_path / "my videos"
     for path in videos.rglob("*.mp4"):
@@ -154,6 +156,7 @@ def test_folder_of_another_recipe_is_left_alone(videos: Path, tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_unreadable_videos_are_replaced_counted_and_bounded(videos: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(videos, data)

@@ -23,6 +23,7 @@ def run(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_tool_prints_writes_and_never_overwrites(videos: Path, run: Path, tmp_path: Path) -> None:
     arguments = [f"checkpoint={run}", f"train={videos / 'train.csv'}", f"test={videos / 'val.csv'}"]
     arguments += ["clips_per_video=2", "workers=0"]

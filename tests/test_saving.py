@@ -343,6 +343,7 @@ def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
             checkpoint.load(path.parent)
 
 
+@pytest.mark.slow
 def test_tool_shows_digests_and_contents(tmp_path: Path) -> None:
     for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
         checkpoint.save(tmp_path / name / "checkpoints", 1, state(float(value)), {"note": "mine"}, keep=1)

@@ -31,6 +31,7 @@ def histograms(frames: np.ndarray) -> torch.Tensor:
     return torch.tensor(np.stack([np.bincount(code, minlength=64) for code in codes])).float()
 
 
+@pytest.mark.slow
 def test_colour_does_not_give_the_class_away(rendered: dict[str, tuple[np.ndarray, torch.Tensor]]) -> None:
     """16 classes: chance is 6 %."""
     (bank, bank_labels), (query, query_labels) = rendered["train"], rendered["val"]
