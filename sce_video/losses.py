@@ -35,9 +35,9 @@ def sce(
 
     ::
 
-        p_b = softmax_n(query_b . n / temp)               over all keys n, its own key included
-        s_b = softmax_n(key_b . n / temp_target)          over all keys n but its own (eq. 5)
-        w_b = coeff * onehot(own key) + (1 - coeff) * s_b                                  (eq. 6)
+        p_b = softmax_n(query_b . n / temp)               over all candidates n: the positive key and the queue
+        s_b = softmax_n(key_b . n / temp_target)          over all candidates but the positive (eq. 5)
+        w_b = coeff * onehot(positive) + (1 - coeff) * s_b                                 (eq. 6)
         loss = mean_b( -sum_n w_bn log p_bn )                                              (eq. 7)
 
     Args:
@@ -49,8 +49,8 @@ def sce(
         coeff: weight of the positive in the target, in [0, 1]; 1 is InfoNCE (MoCo).
         batch_keys: [N, C] unit rows, the keys of all ranks as additional candidates; row `batch_offset + b` is key b.
         batch_offset: row of this rank's first key in `batch_keys`.
-        mask_positive: True excludes the own key from s as in the paper; False gives it logit 0 as in the reference's code
-            (matters only with a queue far from the keys). Ignored with `batch_keys`.
+        mask_positive: True excludes the own key from s as in the paper; False sets its logit to 0, as the authors' code does
+            (noticeable only if all similarities to the queue are low). Ignored with `batch_keys`.
 
     Returns:
         Scalar, float32 or float64.

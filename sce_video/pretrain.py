@@ -85,7 +85,7 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Mo
 
 
 def score_untrained(run: Run, monitor: Monitor, log: RunLog) -> None:
-    """Score the encoder before the first step: the floor that checkpoints keep and later scores stand beside."""
+    """Score the encoder before the first step: the baseline, kept in every checkpoint and printed beside later scores."""
     run.notes["untrained"] = monitor.score(run.method.online.backbone)
     log.evaluation(0, run.notes["untrained"])
     log.message(f"untrained network: {scores(run.notes['untrained'])}")

@@ -110,7 +110,8 @@ def test_tree_lists_the_folders_that_exist() -> None:
     rooms = {line.split()[0] for line in tree() if re.match(r" +\w+/ ", line)}
     folders = {path.parent.name + "/" for path in package.rglob("__init__.py")} - {"sce_video/"}
     assert rooms == folders
-    listed = {name for line in tree() if line.startswith("  ") for name in re.findall(r"(?<!/)\b\w+\.py\b", line)}
+    files = [line for line in tree() if line.startswith("  ") and not re.match(r" +\w+/ ", line)]
+    listed = {name for line in files for name in re.findall(r"(?<!/)\b\w+\.py\b", line)}
     assert listed - {"embed.py"} <= {path.name for path in package.glob("*.py")} | {"embed.py"}
     assert {path.name for path in package.glob("*.py")} - {"__init__.py"} <= listed
 

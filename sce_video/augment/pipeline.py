@@ -1,6 +1,6 @@
 """The augmentation of one view: `draw` parameters for a batch, then `apply` them to its clips.
 
-Order (SCE, section 4 of the recipe): [temporal difference] - resize - flip - [RandAugment] - colour jitter - grey - blur -
+Order (SCE, section 4): [temporal difference] - resize - flip - [RandAugment] - colour jitter - grey - blur -
 solarise - normalise - [erase]. The reference flips last, with the same result: its operations treat left and right alike.
 All frames of a clip share one parameter set: a static clip stays static. Draws are independent per clip.
 

@@ -92,19 +92,19 @@ class RandomScaled:
 
 
 class ClipDataset(Dataset[Sample]):
-    """Random views of the videos, for training. Indexed by (epoch, row).
+    """Random views of the videos, for training: clips, each with its own random start and crop. Indexed by (epoch, row).
 
     Args:
         videos: the manifest.
         num_frames: frames per clip, evenly spaced over `clip_seconds`.
         clip_seconds: length of a clip; a shorter video gives a shorter clip.
-        draw_boxes: one `RandomResized` or `RandomScaled` per view. Each view has a random start of its own.
-        difference_probability: probability per clip of becoming a temporal difference.
+        draw_boxes: one `RandomResized` or `RandomScaled` per view.
+        difference_probability: probability per clip of becoming a temporal difference (see `augment.temporal_difference`).
         speed: range of the factor that multiplies a clip's length, see `clips.playback_speed`.
         frame_jitter: range of each frame's random shift in time, see `clips.jittered_subsample`.
         seed: seed of the run.
         decoder, loop_filter: see `decode.open_video`.
-        planes: whether clips of 4:2:0 files travel as planes; on x86 the RGB made of them is bitwise the same.
+        planes: whether 4:2:0 clips travel as planes; on x86 the converted RGB equals `FrameReader.read_clips` to the bit.
         resize_to: one size per view. The worker resizes boxes larger than it in both directions to squares (bilinear,
             rounded): fewer bytes from large frames, but clips are rounded twice. None: boxes keep their size.
         antialias: whether that resizing is antialiased, as `augment.antialias` on the device.

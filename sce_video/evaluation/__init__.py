@@ -1,1 +1,1 @@
-"""Measure how good features are: views, extraction, nearest neighbours, retrieval, linear classifiers."""
+"""Measure features: views, extraction, kNN and retrieval (metrics.py), search, linear classifiers."""

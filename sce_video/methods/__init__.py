@@ -1,7 +1,8 @@
 """Methods, one file each, and the contract between a method and the loop.
 
 A method is an `nn.Module` with the three parts of `Method`; its options are a dataclass in the same file. The optimiser
-trains every parameter of it that requires a gradient. `Step.keys` and `Step.figures` may stay empty.
+trains every parameter of it that requires a gradient. `Step.keys` and `Step.figures` may stay empty. A `Step` is the output
+for one micro-batch; an optimiser step adds the gradients of `optim.accumulate` of them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from ..errors import InputError
 class Step(NamedTuple):
     """The result of a forward pass.
 
-    loss: scalar of this micro-batch. keys: this rank's keys [B, C] of each view; the loop concatenates those of all
-    micro-batches and hands them to `after_step`. figures: for the log; tensors (scalars) are averaged over micro-batches
-    and ranks, floats are the same everywhere.
+    loss: scalar of this micro-batch.
+    keys: outputs of the momentum encoder on this rank, one tensor [B, C] per global view; the loop concatenates those of all
+        micro-batches and passes them to `after_step`.
+    figures: for the log; tensors (scalars) are averaged over micro-batches and ranks, floats are the same everywhere.
     """
 
     loss: Tensor
@@ -47,10 +49,10 @@ class Method(Protocol):
     """The encoder that is kept and evaluated: an `nn.Module` with a `backbone`."""
 
     def forward(self, views: Sequence[Tensor], batch: Rows, where: float) -> Step:
-        """Return the loss of a micro-batch: views are float [B, 3, T, S, S] each, `where` is step / total steps in [0, 1)."""
+        """Return the loss of a micro-batch of views, float [B, 3, T, S, S] each; `where` is the share of steps made."""
 
     def after_step(self, keys: Sequence[Tensor], where: float) -> None:
-        """Do what follows an optimiser step: keys [b, C] of this rank, view by view. Not called after a skipped step."""
+        """Update the method after an optimiser step, never after a skipped one; keys [accumulate * B, C] of this rank by view."""
 
 
 def check_method(method: object) -> None:

@@ -56,9 +56,9 @@ class SCE(nn.Module):
         queue_size, width: K and C. The queue must hold the keys of one step: (global views) x (global batch).
         temp, temp_target, coeff, mask_positive: see `losses.sce`.
         momentum: of the target at the start, rising to 1 by a cosine.
-        temp_target_start, coeff_start, warmup: over the first `warmup` share of training the two move from their start
-            to their value (temp_target by a cosine, coeff linearly); 0 is off.
-        symmetric: every global view is a key for all other views; False takes view 0 as the only key.
+        temp_target_start, coeff_start, warmup: `warmup` is the fraction of training in which temp_target (on a cosine) and
+            coeff (linearly) go from their `_start` values to their final ones; 0 is off.
+        symmetric: every global view is a key for all other views; False: only `views[0]` (`augment.view1`) gives keys.
         num_global: the first views, seen by both encoders; further views are local crops for the online encoder only.
         generator: of the queue's random start.
     """
@@ -115,6 +115,7 @@ class SCE(nn.Module):
         with torch.no_grad():
             keys = [self.target(view) for view in views[: self.num_global if self.symmetric else 1]]
         queries = {j: self.online(views[j]) for j in range(0 if self.symmetric else 1, len(views))}
+        # All pairs of an online view j and a momentum view i with i != j.
         pairs = [(query, key) for i, key in enumerate(keys) for j, query in queries.items() if j != i]
         loss = torch.stack(
             [

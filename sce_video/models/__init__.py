@@ -1,1 +1,1 @@
-"""Networks: backbones, heads, encoders, the momentum branch and its queue."""
+"""Networks: backbones, heads, encoders, the momentum encoder and its queue (momentum.py)."""

@@ -1,1 +1,1 @@
-"""Keep a run alive: its folder, lock, status and checkpoints, stopping and restarting."""
+"""Keep a run alive: its folder, lock, status and checkpoints; signals and STOP (stop.py)."""

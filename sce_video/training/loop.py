@@ -1,9 +1,10 @@
 """THE loop: every method is trained here, on one process or many.
 
-A step: schedule, then for each micro-batch fetch, augment, forward, backward; share, update, after-step; log, evaluate,
-agree, save. The step count is the only state of data order and schedules. Once a step the loss and the gradient norm of
-all ranks are read back, so that all of them skip an update that is not finite, and with them whether some rank was asked
-to stop. Faults and what then happens: `docs/reliability.md`. Read next: `methods/sce.py`, `update.py`.
+A step: schedule, then for each micro-batch fetch, augment, forward, backward; reduce loss and stop flag over ranks, update,
+after-step; log, evaluate, check that ranks hold equal tensors, save. The step count is the only state of data order and
+schedules. Once per step all ranks get the mean loss, the gradient norm and the stop flag in one synchronisation: all of them
+skip an update that is not finite, or stop, at the same step. Faults: `docs/reliability.md`. Read next: `methods/sce.py`,
+`update.py`.
 """
 
 from __future__ import annotations
