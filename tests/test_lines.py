@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,11 @@ def test_a_line_that_a_kill_cut_off_is_ended(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"one\ntw")
     AppendFile(tmp_path / "log").add("three\udcff")
     assert (tmp_path / "log").read_bytes() == b"one\ntw\nthree\xff\n"
+
+
+def test_whole_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    script = "import sys, pathlib; from sce_video.runs.files import write_atomically as w; w(pathlib.Path(sys.argv[1]), chr(252))"
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "config.yaml")], check=True, env=environment)
+    assert (tmp_path / "config.yaml").read_bytes() == "\u00fc".encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

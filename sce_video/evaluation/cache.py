@@ -63,7 +63,7 @@ class FeatureCache:
                 wanted.setdefault(name, []).append(row)
         rows: list[int] = []
         parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
-        for path in sorted(self.folder.glob("*.npz")):
+        for path in sorted(self.folder.glob("[!.]*.npz")):
             try:
                 with np.load(path, allow_pickle=False) as part:
                     names = json.loads(part["videos"].tobytes())

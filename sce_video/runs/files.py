@@ -31,7 +31,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a whole file: readers find the old content or the new one. Raises OSError, e.g. on a full disk."""
     with replace_atomically(path) as work:
-        work.write_text(text, errors="surrogateescape")
+        work.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 class AppendFile:
