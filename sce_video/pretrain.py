@@ -78,8 +78,8 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Mo
                 if not run.step:
                     score_untrained(run, monitor, log)
             train(run, log, stop)
-            lists = f"train={cfg.monitor.train} test={cfg.monitor.val}" if monitor else ""
-            lists = lists or "train=<labelled list> test=<labelled list>"
+            train_list, test_list = (cfg.monitor.train, cfg.monitor.val) if monitor else ["<labelled list>"] * 2
+            lists = f"train={train_list} test={test_list}"
             log.message(f"done: run folder {folder.path}; next: python tools/retrieval.py checkpoint={folder.path} {lists}")
         return folder.path
 

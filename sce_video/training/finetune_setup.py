@@ -30,7 +30,7 @@ from ..weights import load
 from . import optim
 from .augmenter import Augmenter
 from .loop import Run
-from .setup import as_planes, build_run, check_machine, check_videos, clip_format, resume, synchronise
+from .setup import build_run, check_machine, check_videos, clip_format, reading_arguments, resume, synchronise
 
 
 @dataclass
@@ -227,12 +227,8 @@ def build_dataset(cfg: FinetuneConfig, videos: list[Video], clip: dict[str, floa
         num_frames=int(clip["num_frames"]),
         clip_seconds=clip["clip_seconds"],
         draw_boxes=[RandomScaled(size=size, short_sides=short_sides(cfg, size))],
-        speed=(cfg.data.speed_min, cfg.data.speed_max),
-        frame_jitter=cfg.data.frame_jitter,
         seed=cfg.seed,
-        decoder=cfg.data.decoder.value,
-        loop_filter=cfg.data.loop_filter.value,
-        planes=as_planes(cfg.data.transport, device),
+        **reading_arguments(cfg.data, device),
         resize_to=[size] if cfg.data.resize_on is ResizeOn.worker else None,
         antialias=cfg.augment.antialias,
     )

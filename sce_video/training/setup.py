@@ -17,7 +17,7 @@ from torch import nn
 
 from .. import __version__, distributed
 from ..config.pretrain import PretrainConfig
-from ..config.shared import Exchange, Optim, Precision, ResizeOn, System, Transport
+from ..config.shared import Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
 from ..data import loader
 from ..data.dataset import ClipDataset, RandomResized
 from ..data.decode import DecodeError
@@ -222,15 +222,22 @@ def build_dataset(cfg: PretrainConfig, videos: list[Video], device: torch.device
         clip_seconds=cfg.data.clip_seconds,
         draw_boxes=[box, box, *[local_box] * local.views],
         difference_probability=cfg.augment.temporal_difference_probability,
-        speed=(cfg.data.speed_min, cfg.data.speed_max),
-        frame_jitter=cfg.data.frame_jitter,
         seed=cfg.seed,
-        decoder=cfg.data.decoder.value,
-        loop_filter=cfg.data.loop_filter.value,
-        planes=as_planes(cfg.data.transport, device),
+        **reading_arguments(cfg.data, device),
         resize_to=cfg.augment.sizes if cfg.data.resize_on is ResizeOn.worker else None,
         antialias=cfg.augment.antialias,
     )
+
+
+def reading_arguments(options: Reading, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of `ClipDataset` that the reading options give, for pretraining and finetuning alike."""
+    return {
+        "speed": (options.speed_min, options.speed_max),
+        "frame_jitter": options.frame_jitter,
+        "decoder": options.decoder.value,
+        "loop_filter": options.loop_filter.value,
+        "planes": as_planes(options.transport, device),
+    }
 
 
 def as_planes(transport: Transport, device: torch.device) -> bool:
