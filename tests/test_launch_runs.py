@@ -67,6 +67,13 @@ def straight(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 class FakeSlurm:
     """A fake cluster: two machines on this one."""
 
@@ -81,7 +88,7 @@ class FakeSlurm:
         self.environment = {**os.environ, "PATH": path, "FAKE": str(folder), "OMP_NUM_THREADS": "1"}
 
     def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [*LAUNCH, "slurm", *words]
+        command = [*LAUNCH, "slurm", f"port={free_port()}", *words]  # tests beside this one submit a job 77 too
         return subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=240, check=False
         )
@@ -222,13 +229,6 @@ def test_every_program_runs_on_two_machines(program: str, slurm: FakeSlurm, ends
     assert code == 0, said
     assert said.endswith("launch: completed\n")
     assert slurm.requeued() == 0
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 @pytest.fixture
