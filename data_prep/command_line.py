@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from sce_video.errors import InputError
+from sce_video.errors import InputError, log
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -86,12 +86,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         name = os.fsdecode(error.filename) + ": " if error.filename else ""
         _exit_with(f"{name}{os.strerror(error.errno)}: {_ADVICE[error.errno]}")
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        log.info("stopped; run the same command again to go on")
         sys.exit(EXIT_INTERRUPTED)
 
 
 def _exit_with(message: str) -> None:
-    print(f"error: {printable(message)}", file=sys.stderr)
+    log.error(printable(message))
     sys.exit(EXIT_BAD_INPUT)
 
 

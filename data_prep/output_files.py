@@ -1,6 +1,6 @@
-"""Atomic writing, and the CSV files that the programs write.
+"""The CSV files that the programs write.
 
-Every file is written under a temporary name, flushed to the disk, and renamed. The same input gives the same bytes, so
+Files are written atomically and flushed to the disk. The same input gives the same bytes, so
 that a program can run again: `write_all` keeps a file that exists with the same content and refuses to overwrite one that
 differs.
 """
@@ -17,32 +17,7 @@ from typing import Any
 
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file by rename: `path` holds either all of `content` or what it held before.
-
-    Raises OSError; the temporary file is then removed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+from sce_video.runs.files import write_atomically
 
 
 def write_all(files: Mapping[str, str], folder: str | Path) -> list[str]:
@@ -62,7 +37,7 @@ def write_all(files: Mapping[str, str], folder: str | Path) -> list[str]:
         target.mkdir(parents=True, exist_ok=True)
         new = [name for name in contents if not (target / name).exists()]
         for name in new:
-            write_atomically(target / name, contents[name])
+            write_atomically(target / name, contents[name], flush=True)
     except OSError as error:
         raise InputError(f"cannot write to {str(target)!r}: {os.strerror(error.errno or 0)}") from error
     return new

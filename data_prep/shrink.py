@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -38,10 +37,11 @@ from media import transcode
 from media.copy_form import ENGINES, KINDS, Form
 from media.examine import strike
 from media.ffmpeg_copies import check_program
-from output_files import csv_bytes, csv_text, write_atomically
+from output_files import csv_bytes, csv_text
 
 from sce_video.data import manifest
-from sce_video.errors import InputError
+from sce_video.errors import InputError, log
+from sce_video.runs.files import write_atomically
 
 PROGRAM = "shrink.py"
 TRIALS = 8  # files that an estimate is made from
@@ -111,7 +111,7 @@ def _form(given: Any) -> Form:
     if given.engine == "ffmpeg":
         if given.form != "video":
             raise InputError(f"--engine ffmpeg writes videos; for --form {given.form} leave --engine out")
-        print(f"ffmpeg {check_program()}", file=sys.stderr)
+        log.info(f"ffmpeg {check_program()}")
     return Form(given.short_side, given.form, given.crf, given.jpeg_quality, given.engine)
 
 
@@ -122,7 +122,7 @@ def shrunk(left: Sequence[Row], form: Form, given: Any) -> Iterator[Row]:
     """
     if len(left) > 3 * TRIALS:
         sentence, needed = estimate(left, form, given)
-        print(sentence, file=sys.stderr)
+        log.info(sentence)
         free = shutil.disk_usage(given.out).free
         if needed > free:
             raise InputError(f"about {needed / 1e9:.2f} GB are needed in {given.out}, {free / 1e9:.2f} GB are free there")
@@ -193,9 +193,9 @@ def finish(job: Job) -> None:
         for item, _ in made
         for label in item["labels"]
     ]
-    write_atomically(job.out / "shrunk.csv", csv_bytes(COLUMNS, table))
-    write_atomically(job.out / "failed.csv", csv_bytes(("path", "status", "reason"), failed))
-    write_atomically(job.out / "manifest.csv", csv_text(videos, job.out).encode("utf-8", "surrogateescape"))
+    write_atomically(job.out / "shrunk.csv", csv_bytes(COLUMNS, table), flush=True)
+    write_atomically(job.out / "failed.csv", csv_bytes(("path", "status", "reason"), failed), flush=True)
+    write_atomically(job.out / "manifest.csv", csv_text(videos, job.out).encode("utf-8", "surrogateescape"), flush=True)
     before, after = (sum(row[name] for _, row in made) for name in ("bytes_before", "bytes_after"))
     print(f"{len(made)} of {len(rows)} files shrunk: {before / 1e6:.1f} MB became {after / 1e6:.1f} MB")
     for row in failed[:20]:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from . import distributed
-from .errors import InputError, Preempted, Stopped, exit_code
+from .errors import InputError, Preempted, Stopped, exit_code, log
 
 # Hydra 1.3 warns without version_base, 1.4 warns with it.
 _VERSION: dict[str, Any] = {"version_base": None} if hydra.__version__.startswith("1.3") else {}
@@ -165,9 +165,9 @@ def _end_process(kind: type[BaseException] | None, error: BaseException | None, 
         return
     if isinstance(error, Preempted):
         if distributed.rank() == 0:
-            print(f"stopped: {error}", file=sys.stderr)
+            log.info(f"stopped: {error}")
     elif isinstance(error, (InputError, Stopped)):
-        print(f"error: {error}", file=sys.stderr)
+        log.error(str(error))
     elif distributed.active():
         traceback.print_exception(kind, error, trace)
     else:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -21,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
+
+from .errors import log
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=10)  # a rank that is this late at a collective is taken for dead
@@ -73,7 +74,7 @@ def barrier() -> None:
 def warn(doubts: Sequence[str]) -> None:
     """Print sentences on stderr, once for all ranks."""
     for doubt in doubts if rank() == 0 else ():
-        print(f"warning: {doubt}", file=sys.stderr)
+        log.warning(doubt)
 
 
 def gather(tensor: Tensor) -> Tensor:

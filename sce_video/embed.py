@@ -7,8 +7,6 @@ the others are printed.
 
 from __future__ import annotations
 
-import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,9 @@ from . import distributed
 from .config.evaluate import FeaturesConfig
 from .data import loader
 from .data.manifest import Video
-from .errors import InputError
+from .errors import InputError, log
 from .evaluation import extract, task
-from .runs.files import replace_atomically
+from .runs.files import replace_atomically, write_rows
 from .weights import load
 
 
@@ -52,7 +50,7 @@ def write_features(cfg: FeaturesConfig) -> extract.Features:
                 f"{found.features['backbone'].shape[1]} features each ({found.decoded} decoded now)"
             )
             for failure in found.failures:
-                print(f"skipped, unreadable: {failure.reason}", file=sys.stderr)
+                log.info(f"skipped, unreadable: {failure.reason}")
         return found
 
 
@@ -72,5 +70,4 @@ def write(out: Path, found: extract.Features, videos: list[Video]) -> None:
             except ModuleNotFoundError as error:
                 raise InputError("writing .safetensors needs safetensors: pip install safetensors, or out=x.npz") from error
             save_file(arrays, work)
-            with open(out.with_suffix(".csv"), "w", newline="", errors="surrogateescape") as table:
-                csv.writer(table).writerows([("path", "label"), *((video.path, video.label or "") for video in videos)])
+            write_rows(out.with_suffix(".csv"), ("path", "label"), ((video.path, video.label or "") for video in videos))

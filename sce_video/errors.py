@@ -1,4 +1,4 @@
-"""How a program ends: the exceptions that are meant for users, and their exit codes.
+"""How a program ends and what it reports: exceptions meant for users, their exit codes, and the logger of all messages.
 
 A message names what was given, the rule, and what to do. Programs print it as one line; everything else is a bug of ours
 or of the machine, keeps its traceback and ends with 1. Batch scripts start the same command again after 75, never after 70
@@ -7,6 +7,8 @@ or of the machine, keeps its traceback and ends with 1. Batch scripts start the 
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,26 @@ EXIT_UNEXPECTED = 1
 EXIT_DO_NOT_REPEAT = 70  # EX_SOFTWARE: the same would happen again
 EXIT_CONTINUE_LATER = 75  # EX_TEMPFAIL: the same command goes on from here
 _MISSING = "???"  # OmegaConf's mark of an option without a value
+
+
+class _StderrHandler(logging.Handler):
+    """Writes one line per message to stderr, `warning: ...` or `error: ...`, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if record.levelno > logging.INFO:
+            line = f"{record.levelname.lower()}: {line}"
+        if "tqdm" in sys.modules:
+            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr)
+
+
+log = logging.getLogger("sce_video")
+if not log.handlers:
+    log.addHandler(_StderrHandler())
+    log.setLevel(logging.INFO)
+    log.propagate = False  # one line per message, also where the root logger has handlers
 
 
 class InputError(ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from command_line import printable
 from jobs.journal import Row
 from jobs.sharded_job import Job
 from jobs.shards import Shard
+from sce_video.errors import log
 
 
 def main(
@@ -44,7 +44,7 @@ def add_manifest_and_out(options: argparse.ArgumentParser) -> None:
 def do_shard(job: Job, shard: Shard, work: Callable[[list[Row]], Iterable[Row]], finish: Callable[[Job], None]) -> None:
     """Process the rest of a shard (see `Job.run`). Finish a job of one shard; for others print the `merge` command."""
     if not job.run(shard, work):
-        print(f"shard {shard.name}: was done before", file=sys.stderr)
+        log.info(f"shard {shard.name}: was done before")
     if shard.count == 1:
         finish(job)
     else:

@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from output_files import write_atomically
-
 from jobs.journal import Journal, Row, line_of
 from jobs.shards import Shard
 from sce_video.errors import InputError
+from sce_video.runs.files import write_atomically
 
 
 class Job:
@@ -50,8 +49,8 @@ class Job:
         if out.exists() and (not out.is_dir() or any(entry.name != "shards" for entry in out.iterdir())):
             raise InputError(f"{out} is there and was not made by {program}: give a new or empty folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / "items.jsonl", lines)
-        write_atomically(self.folder / "plan.json", line_of(self.plan))
+        write_atomically(self.folder / "items.jsonl", lines, flush=True)
+        write_atomically(self.folder / "plan.json", line_of(self.plan), flush=True)
 
     @classmethod
     def load(cls, out: Path, program: str) -> Job:
@@ -94,7 +93,7 @@ class Job:
                 done[row["id"]] = row
             content = b"".join(line_of(done[item["id"]]) for item in own)
             last = {"rows": len(own), "sha256": hashlib.sha256(content).hexdigest()}
-            write_atomically(self.part(shard), content + line_of(last))
+            write_atomically(self.part(shard), content + line_of(last), flush=True)
             journal.unlink()
         return True
 

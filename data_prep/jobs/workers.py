@@ -21,6 +21,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+from sce_video.errors import log
 from sce_video.runs.stop import die_with_parent
 
 START_SECONDS = 120.0  # for a worker to start: its imports may come over a slow network
@@ -104,7 +105,7 @@ def with_progress(answers: Iterable[tuple[Any, Any]], total: int) -> Iterator[tu
             said = time.monotonic()
             rate = done / (said - begun)
             left = (total - done) / rate / 60
-            print(f"{done} of {total} files, {rate:.1f} files/s, about {left:.0f} minutes left", file=sys.stderr)
+            log.info(f"{done} of {total} files, {rate:.1f} files/s, about {left:.0f} minutes left")
 
 
 def _send(worker: _Worker) -> None:

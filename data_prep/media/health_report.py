@@ -16,10 +16,11 @@ from typing import Any
 from command_line import printable
 from jinja2 import Environment
 from jobs.journal import Row
-from output_files import csv_bytes, csv_text, write_atomically
+from output_files import csv_bytes, csv_text
 
 from media.examine import STATUSES
 from sce_video.data.manifest import Video
+from sce_video.runs.files import write_atomically
 
 COLUMNS: dict[str, type] = {
     "path": str,
@@ -95,12 +96,12 @@ def write(out: Path, items: Sequence[Row], rows: Sequence[Row], *, drop_short: b
         for label in item["labels"]
         if row["status"] in good
     ]
-    write_atomically(out / "health.csv", csv_bytes(COLUMNS, table))
-    write_atomically(out / "quarantine.csv", csv_bytes(("path", "status", "reason"), bad))
-    write_atomically(out / "clean.csv", csv_text(videos, out).encode("utf-8", "surrogateescape"))
-    write_atomically(out / "summary.html", _page(table, bad, quick=quick).encode())
+    write_atomically(out / "health.csv", csv_bytes(COLUMNS, table), flush=True)
+    write_atomically(out / "quarantine.csv", csv_bytes(("path", "status", "reason"), bad), flush=True)
+    write_atomically(out / "clean.csv", csv_text(videos, out).encode("utf-8", "surrogateescape"), flush=True)
+    write_atomically(out / "summary.html", _page(table, bad, quick=quick).encode(), flush=True)
     if importlib.util.find_spec("pyarrow") is not None:
-        write_atomically(out / "health.parquet", _parquet(table))
+        write_atomically(out / "health.parquet", _parquet(table), flush=True)
     return bad
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch.utils.data import Sampler
 
 from .. import distributed
-from ..errors import InputError
+from ..errors import InputError, log
 from ..randomness import generator
 from . import health, manifest, synthetic
 from .dataset import ClipDataset
@@ -129,7 +128,7 @@ def _apply_health(videos: list[Video], table: Path, *, training: bool) -> list[V
     (first, *_) = distributed.gather_objects([video.health for video in own])
     videos = [video._replace(health=known) for video, known in zip(videos, first, strict=True)]
     if distributed.rank() == 0:
-        print(health.summarize(videos, table, dropped=training), file=sys.stderr)
+        log.info(health.summarize(videos, table, dropped=training))
     kept = health.drop_bad(videos) if training else videos
     if not kept:
         raise InputError(f"{table} says that none of the {len(videos)} videos is sound, e.g. {videos[0].health}")
@@ -155,9 +154,9 @@ def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
 
 def _print_progress(done: int, total: int) -> None:
     if done == 1:
-        print(f"making {total} demo videos in {synthetic.cache_folder()} (once, about a minute)", file=sys.stderr)
+        log.info(f"making {total} demo videos in {synthetic.cache_folder()} (once, about a minute)")
     elif done % 256 == 0 or done == total:
-        print(f"  {done}/{total}", file=sys.stderr, flush=True)
+        log.info(f"  {done}/{total}")
 
 
 def share_cores(device: torch.device, workers: int) -> int:

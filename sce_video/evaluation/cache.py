@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import uuid
 import zipfile
 from collections.abc import Sequence
@@ -26,9 +25,10 @@ from torch import Tensor
 from ..data import health
 from ..data.manifest import Video
 from ..data.synthetic import cache_folder
+from ..errors import log
 from ..models.encoder import FrozenEncoder
 from ..runs import checkpoint
-from ..runs.files import replace_atomically
+from ..runs.files import replace_atomically, write_atomically
 
 PROTOCOL = 1  # raise it when a change gives other features for the same encoder, views and file
 
@@ -72,7 +72,7 @@ class FeatureCache:
                         continue
                     read = {kind: torch.from_numpy(part[kind][[i for i, _ in hits]]) for kind in kinds}
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                print(f"skipped: cached features {path} are damaged ({error})", file=sys.stderr)
+                log.info(f"skipped: cached features {path} are damaged ({error})")
                 continue
             for kind in kinds:
                 parts[kind].append(read[kind])
@@ -90,6 +90,6 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         about = self.folder / "about.json"
         if not about.exists():
-            about.write_text(json.dumps(self.about, indent=2) + "\n")
+            write_atomically(about, json.dumps(self.about, indent=2) + "\n")
         with replace_atomically(self.folder / f"{uuid.uuid4().hex}.npz") as work, open(work, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -6,10 +6,9 @@ the readable videos and over all listed videos, where an unreadable video counts
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from .. import distributed
 from ..data.dataset import Failure
 from ..data.manifest import Video
 from ..errors import InputError
+from ..runs.files import write_rows
 from . import metrics
 from .views import Views, view_outputs
 
@@ -91,7 +91,7 @@ def write_report(
     accuracy = metrics.per_class_accuracy(best.indices, labels)
     counts = metrics.confusion_matrix(best.indices, labels, len(classes)).tolist()
     found = zip(predictions.rows, best.indices.tolist(), best.values.tolist(), strict=True)
-    _write(
+    write_rows(
         folder / "predictions.csv",
         ["path", "label", "predicted", "probability"],
         [
@@ -99,19 +99,14 @@ def write_report(
             *([failure.path, "", "unreadable", ""] for failure in predictions.failures),
         ],
     )
-    _write(
+    write_rows(
         folder / "per_class.csv",
         ["label", "videos", "top1"],
         [[name, sum(counts[index]), f"{accuracy[index]:.4f}" if index in accuracy else ""] for index, name in enumerate(classes)],
     )
-    _write(
+    write_rows(
         folder / "confusion.csv",
         ["true \\ predicted", *classes],
         [[name, *row] for name, row in zip(classes, counts, strict=True)],
     )
     return {classes[index]: value for index, value in accuracy.items()}
-
-
-def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with open(path, "w", newline="", errors="surrogateescape") as file:
-        csv.writer(file).writerows([header, *rows])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from ..config.evaluate import EncoderOptions
 from ..data import loader, manifest
 from ..data.manifest import Video
 from ..distributed import warn
-from ..errors import InputError
+from ..errors import InputError, log
 from ..models.encoder import FrozenEncoder
 from ..runs import checkpoint
+from ..runs.files import write_atomically
 from ..weights.load import load_encoder, untrained_like
 from .extract import Features, extract_all
 from .views import Views, test_size
@@ -61,7 +61,7 @@ def prepare(cfg: EncoderOptions, train: str, test: str) -> Task:
     classes, ids = manifest.label_ids(*lists)
     warn(manifest.compare(*lists))
     if distributed.rank() == 0:
-        print(encoder.report, file=sys.stderr)
+        log.info(encoder.report)
     untrained = untrained_like(encoder, seed=cfg.seed)
     return Task(
         train=lists[0],
@@ -108,7 +108,7 @@ def extract(
     if distributed.rank() == 0:
         decoded = sum(max(part.decoded for part in parts) for parts in lists)
         total = sum(len(parts[0].rows) for parts in lists)
-        print(f"{decoded} of {total} videos decoded, the others read from the cache", file=sys.stderr)
+        log.info(f"{decoded} of {total} videos decoded, the others read from the cache")
     return dict(zip(task.encoders, zip(*lists, strict=True), strict=True))  # type: ignore[arg-type]
 
 
@@ -150,7 +150,7 @@ def format_counts(result: dict[str, Any], row: dict[str, Any]) -> str:
 def print_unreadable(result: dict[str, Any]) -> None:
     """Print the unreadable videos to stderr."""
     for path in result["rows"]["checkpoint"]["unreadable"]:
-        print(f"not scored, unreadable: {path}", file=sys.stderr)
+        log.info(f"not scored, unreadable: {path}")
 
 
 def choose_output_file(out: str, source: str, stem: str) -> Path:
@@ -183,5 +183,5 @@ def create_folder_for(path: Path) -> Path:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write a result and print its path."""
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(path, json.dumps(result, indent=2) + "\n")
     print(f"written: {path}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from ..errors import log
 
 T = TypeVar("T")
 
@@ -28,10 +31,29 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         work.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file: readers find the old content or the new one. Raises OSError, e.g. on a full disk."""
-    with replace_atomically(path) as work:
-        work.write_text(text, encoding="utf-8", errors="surrogateescape")
+def write_atomically(path: Path, content: str | bytes, *, flush: bool = False) -> None:
+    """Write a whole file, text as UTF-8: readers find the old content or the new one. flush: survive a power cut too.
+
+    Raises OSError, e.g. on a full disk.
+    """
+    with replace_atomically(path) as work, open(work, "wb") as file:
+        file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
+    if flush:
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file atomically."""
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *rows])
+    write_atomically(path, text.getvalue())
 
 
 class AppendFile:
@@ -54,7 +76,7 @@ class AppendFile:
             self._waiting = b""
         except OSError as error:
             if not warned:
-                print(f"warning: {self.path} cannot be written: {error.strerror}; its lines wait for room", file=sys.stderr)
+                log.warning(f"{self.path} cannot be written: {error.strerror}; its lines wait for room")
 
 
 def _append(path: Path, content: bytes) -> None:
@@ -85,6 +107,6 @@ def retry_io(action: Callable[[], T], what: str, waits: Sequence[float] = WAITS_
         except OSError as error:
             if error.errno not in HICCUPS:
                 raise
-            print(f"warning: {what}: {error.strerror}; trying again in {wait:g} s", file=sys.stderr)
+            log.warning(f"{what}: {error.strerror}; trying again in {wait:g} s")
             time.sleep(wait)
     return action()

@@ -10,13 +10,12 @@ import fcntl
 import json
 import os
 import socket
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, log
 
 LOCK_FILE = ".lock"
 PATIENCE_SECONDS = 10.0  # for the end of a run that was just stopped
@@ -33,7 +32,7 @@ def _remove_old(path: Path) -> None:
     away = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
     os.rename(path, away)  # only one of them gets this file
     if _is_old(away):
-        print(f"warning: {path} is older than {STALE_SECONDS:.0f} s and is taken over", file=sys.stderr)
+        log.warning(f"{path} is older than {STALE_SECONDS:.0f} s and is taken over")
     else:
         with suppress(FileExistsError):
             os.link(away, path)  # not rename: it would replace what a third one has made

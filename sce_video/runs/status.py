@@ -19,14 +19,13 @@ import datetime
 import json
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from .. import distributed
-from ..errors import EXIT_UNEXPECTED, exit_code
+from ..errors import EXIT_UNEXPECTED, exit_code, log
 from .files import write_atomically
 
 STATUS_FILE = "status.json"
@@ -101,4 +100,4 @@ class Status:
         try:
             write_atomically(self.folder / STATUS_FILE, json.dumps(content, indent=2) + "\n")
         except OSError as error:  # a full disk must not end a run that could go on
-            print(f"warning: {self.folder / STATUS_FILE} cannot be written: {error.strerror}", file=sys.stderr)
+            log.warning(f"{self.folder / STATUS_FILE} cannot be written: {error.strerror}")

@@ -63,6 +63,7 @@ class StepWatch:
         rank = distributed.rank()
         path = self.folder / "debug" / f"stack_rank{rank}.txt"
         reason = f"step {self._step} has taken more than system.step_timeout ({self.seconds:g} s)"
+        # Not the logger: the step that hangs may hold its lock.
         print(f"error: rank {rank}: {reason}; what it is doing is in {path}", file=sys.stderr, flush=True)
         try:
             path.parent.mkdir(exist_ok=True)  # the run folder is there since the run began

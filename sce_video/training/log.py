@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 from .. import distributed
-from ..errors import Stopped
+from ..errors import Stopped, log
 from ..runs import resources
-from ..runs.files import AppendFile, replace_atomically, write_atomically
+from ..runs.files import AppendFile, write_atomically, write_rows
 
 T = TypeVar("T")
 
@@ -78,8 +78,7 @@ class SkippedVideos:
     def _write(self) -> None:
         rows = ((path, self.counts[path], reason) for path, reason in self.reasons.items())
         try:
-            with replace_atomically(self.path) as work, open(work, "w", newline="", errors="surrogateescape") as file:
-                csv.writer(file).writerows([("path", "count", "reason"), *rows])
+            write_rows(self.path, ("path", "count", "reason"), rows)
         except OSError as error:  # a full disk; the next unreadable video writes all of them again
             distributed.warn([f"{self.path} cannot be written: {error.strerror}"])
 
@@ -164,7 +163,7 @@ class RunLog:
         """Print a line above the progress bar and keep it in log.txt."""
         if self.folder is None:
             return
-        tqdm.write(text, file=sys.stderr)
+        log.info(text)
         self._messages.add(text)
 
     def due(self, step: int) -> bool:
@@ -210,7 +209,7 @@ class RunLog:
             + f" | ETA {left}"
         )
         if self._bar is None:
-            print(line, file=sys.stderr, flush=True)
+            log.info(line)
         else:
             self._bar.set_description_str(line, refresh=False)
             self._bar.update(step - self._bar.n)
