@@ -76,7 +76,7 @@ def _norm_rank(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
     x, weight = _whole_batch()
     share = slice(0, 4) if rank == 0 else slice(4, 6)  # unequal shares
-    norm = distributed.synchronise_batch_norm(nn.Sequential(nn.BatchNorm3d(3).double()), torch.device("cpu"))
+    norm = distributed.synchronise_batch_norm(nn.Sequential(nn.BatchNorm3d(3).double()))
     x = x[share].clone().requires_grad_()
     output = norm(x)
     (output * weight[share]).sum().backward()
@@ -159,7 +159,7 @@ def test_everything_is_the_identity_in_one_process() -> None:
     assert torch.equal(distributed.mean(x), x)
     assert distributed.gather_objects("a") == ["a"]
     module = nn.Sequential(nn.BatchNorm3d(3))
-    assert distributed.synchronise_batch_norm(module, torch.device("cpu")) is module
+    assert distributed.synchronise_batch_norm(module) is module
     assert isinstance(module[0], nn.BatchNorm3d)
 
 

@@ -85,7 +85,7 @@ def test_float32_agrees_too(videos: Path, tmp_path: Path) -> None:
 
 
 def _norms_alone(_: int) -> None:
-    setup.distributed.synchronise_batch_norm = lambda module, device: module
+    setup.distributed.synchronise_batch_norm = lambda module: module
 
 
 def _own_keys(_: int) -> None:

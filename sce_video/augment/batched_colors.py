@@ -163,7 +163,8 @@ def box_edges(boxes: Tensor, height: int, width: int) -> Tensor:
     """
     top, left, tall, wide = boxes.T
     edges = torch.stack([top * height, (top + tall) * height, left * width, (left + wide) * width], dim=1)
-    return edges.round().long() * (tall > 0)[:, None]
+    pixels: Tensor = edges.round().long() * (tall > 0)[:, None]
+    return pixels
 
 
 def in_boxes(edges: Tensor, height: int, width: int) -> Tensor:
@@ -171,7 +172,8 @@ def in_boxes(edges: Tensor, height: int, width: int) -> Tensor:
     top, bottom, left, right = edges.T[..., None]
     row, column = torch.arange(height, device=edges.device), torch.arange(width, device=edges.device)
     rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
-    return (rows[:, :, None] & columns[:, None])[:, None, None]
+    inside: Tensor = (rows[:, :, None] & columns[:, None])[:, None, None]
+    return inside
 
 
 def erase(clips: Tensor, edges: Part | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..distributed import to_device
+
 
 class Part:
     """One table of a `Block`; its numbers are on the device after `Block.send`."""
@@ -57,10 +59,7 @@ class Block:
 
     def send(self) -> None:
         """Copy all tables to the device, from pinned memory without waiting."""
-        flat = torch.cat(self._tables)
-        if self.device.type == "cuda":
-            flat = flat.pin_memory()
-        self._sent = {torch.float64: flat.to(self.device, non_blocking=True)}
+        self._sent = {torch.float64: to_device(torch.cat(self._tables), self.device)}
 
     def sent(self, dtype: torch.dtype) -> Tensor:
         """Return all tables in one row on the device, converted once per type."""

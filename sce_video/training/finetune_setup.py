@@ -30,7 +30,7 @@ from ..weights import load
 from . import optim
 from .augmenter import Augmenter
 from .loop import Run
-from .setup import build_run, check_machine, check_videos, clip_format, reading_arguments, resume, synchronise
+from .setup import build_run, check_machine, check_videos, how_to_augment, reading_arguments, resume, set_arithmetic, synchronise
 
 
 @dataclass
@@ -81,6 +81,7 @@ class Finetuning:
 def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFolder) -> Finetuning:
     """Check everything, build everything, load the newest checkpoint."""
     check_machine(cfg.optim, device)
+    set_arithmetic(cfg.optim.precision, device, deterministic=cfg.system.deterministic)
     encoder = load_or_build(cfg)
     clip = {
         "num_frames": cfg.data.num_frames or encoder.clip["num_frames"],
@@ -108,7 +109,7 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
             std=encoder.std,
             antialias=cfg.augment.antialias,
             device=device,
-            **clip_format(cfg.system),
+            **how_to_augment(cfg.system, device),
         ),
         dataset=build_dataset(cfg, lists.videos["train"], clip, device),
         workers=workers,

@@ -7,8 +7,9 @@ scaler and the step. The order of the data and the schedules are functions of th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from .. import __version__, distributed
 from ..config.pretrain import PretrainConfig
-from ..config.shared import Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
+from ..config.shared import Augmentation, Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
 from ..data import loader
 from ..data.dataset import ClipDataset, RandomResized
 from ..data.decode import DecodeError
@@ -38,6 +39,12 @@ from .update import Updates
 EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}
 AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 QUARANTINE = "quarantine.jsonl"
+
+
+def open_session(system: System) -> AbstractContextManager[torch.device]:
+    """Join the process group, if there is one, and enter this rank's device: see `distributed.session`."""
+    # The step watch is shorter: it names the step, and writes what each rank was doing.
+    return distributed.session(system.device.value, system.backend.value, system.step_timeout + 120)
 
 
 # Checks: nothing is made, nothing is written.
@@ -64,6 +71,20 @@ def check_machine(options: Optim, device: torch.device) -> None:
         check_precision(options.precision, device)
 
 
+def set_arithmetic(precision: Precision, device: torch.device, *, deterministic: bool) -> None:
+    """Choose how this process computes on a GPU: real float32 or TF32, the fastest kernels or those that repeat to the bit."""
+    if device.type != "cuda":
+        return
+    if precision in (Precision.fp32, Precision.tf32):
+        torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
+        torch.set_float32_matmul_precision("high" if precision is Precision.tf32 else "highest")
+    torch.backends.cudnn.benchmark = not deterministic  # the sizes of clips do not change
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Operations without a deterministic form are named in a warning, not refused.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def check_videos(options: Optim, videos: Sequence[Video], *, seed: int, decoder: str) -> None:
     """Raise InputError unless some videos can be read, and the batch fits their number and the processes."""
     with together():
@@ -84,6 +105,7 @@ def set_up_pretraining(
 ) -> tuple[Run, Monitor | None]:
     """Check and build everything, and load the newest checkpoint; return the run and what scores it while it trains."""
     check_machine(cfg.optim, device)
+    set_arithmetic(cfg.optim.precision, device, deterministic=cfg.system.deterministic)
     with together():
         videos = read_training_videos(cfg)
     check_videos(cfg.optim, videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
@@ -127,7 +149,7 @@ def synchronise(method: nn.Module, device: torch.device, *, norms: bool = True) 
     """Move a method to its device and give every rank rank 0's tensors; with `norms`, batch norms use all ranks' rows."""
     method = method.to(device)
     if norms:
-        method = distributed.synchronise_batch_norm(method, device)
+        method = distributed.synchronise_batch_norm(method)
     distributed.broadcast_module(method)
     return method
 
@@ -183,6 +205,7 @@ def build_run(
         keep=system.keep,
         keep_every=system.keep_every,
         notes=notes,
+        ahead=system.overlap and device.type == "cuda",
     )
 
 
@@ -202,13 +225,19 @@ def build_augmenter(cfg: PretrainConfig, device: torch.device) -> Augmenter:
         std=cfg.augment.std,
         antialias=cfg.augment.antialias,
         device=device,
-        **clip_format(cfg.system),
+        **how_to_augment(cfg.system, device),
     )
 
 
-def clip_format(system: System) -> dict[str, Any]:
-    """Return the dtype and memory layout of the clips that the networks get."""
-    return {"dtype": torch.bfloat16 if system.bf16_clips else torch.float32, "channels_last": system.channels_last}
+def how_to_augment(system: System, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of `Augmenter` that do not change its values: dtype and layout of the clips, batched or not."""
+    on_gpu = device.type == "cuda"
+    auto = system.augmentation is Augmentation.auto
+    return {
+        "dtype": torch.bfloat16 if system.bf16_clips else torch.float32,
+        "channels_last": on_gpu if system.channels_last is None else system.channels_last,
+        "batched": on_gpu if auto else system.augmentation is Augmentation.batched,
+    }
 
 
 def build_dataset(cfg: PretrainConfig, videos: list[Video], device: torch.device) -> ClipDataset:
