@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, TypeVar, get_type_hints
 
 import hydra
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -166,6 +167,13 @@ def _end_process(kind: type[BaseException] | None, error: BaseException | None, 
     if isinstance(error, Preempted):
         if distributed.rank() == 0:
             log.info(f"stopped: {error}")
+    elif isinstance(error, torch.OutOfMemoryError):
+        # "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB of which 1.0 GiB is free. ..."
+        facts = ". ".join(str(error).split(". ")[:3])
+        log.error(
+            f"{facts}: add optim.accumulate=2 (the same batch in two halves), system.recompute=true, or a smaller optim.batch; "
+            "tools/plan.py says what fits"
+        )
     elif isinstance(error, (InputError, Stopped)):
         log.error(str(error))
     elif distributed.active():

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import ROOT, TESTS_TOO, TINY_RECIPE, losses
+from counting import Counting
 from torch import Tensor, nn
 
 from sce_video import distributed
@@ -77,9 +78,14 @@ def _norm_rank(rank: int, port: int, folder: str) -> None:
     x, weight = _whole_batch()
     share = slice(0, 4) if rank == 0 else slice(4, 6)  # unequal shares
     norm = distributed.synchronise_batch_norm(nn.Sequential(nn.BatchNorm3d(3).double()))
-    x = x[share].clone().requires_grad_()
-    output = norm(x)
-    (output * weight[share]).sum().backward()
+    x = x[share].contiguous(memory_format=torch.channels_last_3d if rank else torch.contiguous_format).requires_grad_()
+    with Counting("cpu") as counted:
+        output = norm(x)
+        (output * weight[share]).sum().backward()
+    assert counted.reads == 0, "nothing is read back to the host, forward or backward"
+    with torch.no_grad():
+        assert norm.train(False)(x).requires_grad is False
+    norm.train(True)
     gathered = distributed.gather_objects((rank, world := distributed.world_size()))
     mean = distributed.mean(torch.tensor(float(rank)))
     torch.save(

@@ -69,7 +69,7 @@ class Colors:
             clips = blur(clips, self.blur.numbers(), self.mirrored.integers())
         if self.solarize is not None:
             inverted = clips >= self.solarize.numbers().view(-1, 1, 1, 1, 1)
-            clips = torch.where(inverted, 1 - clips, clips)
+            clips.mul_(torch.where(inverted, -1.0, 1.0)).add_(inverted)  # 1 - v, with less memory than a choice
         return clips
 
 

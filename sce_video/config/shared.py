@@ -131,6 +131,7 @@ class System:
     channels_last: bool | None = None  # memory format of the network's input clips; null: on GPUs
     augmentation: Augmentation = Augmentation.auto  # auto: batched on GPUs; one clip after another is faster on CPUs
     overlap: bool = True  # on GPUs: augment the next batch while the networks compute
+    recompute: bool = False  # activation checkpointing: about a third more time, a fraction of the memory
     deterministic: bool = False  # on GPUs: repeat to the bit, also over a resumption; slower
     bf16_clips: bool = False  # input clips in bfloat16: half the memory; needs optim.precision=bf16
     log_every: int = 20  # steps

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .. import __version__, distributed
-from ..config.pretrain import PretrainConfig
+from ..config.pretrain import Fit, PretrainConfig
 from ..config.shared import Augmentation, Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
 from ..data import loader
 from ..data.dataset import ClipDataset, RandomResized
@@ -25,6 +25,7 @@ from ..data.decode import DecodeError
 from ..data.manifest import Video
 from ..errors import InputError, Stopped
 from ..methods import check_method
+from ..models.recompute import recompute_stages
 from ..runs import checkpoint
 from ..runs.background_save import Saver
 from ..runs.folder import RunFolder
@@ -33,6 +34,7 @@ from . import optim
 from .augmenter import Augmenter
 from .log import RunLog, SkippedVideos
 from .loop import Run
+from .memory import fit_to_gpus
 from .monitor import CollapseAlarm, Monitor
 from .update import Updates
 
@@ -108,6 +110,8 @@ def set_up_pretraining(
     set_arithmetic(cfg.optim.precision, device, deterministic=cfg.system.deterministic)
     with together():
         videos = read_training_videos(cfg)
+    if cfg.optim.fit is Fit.auto:
+        fit_to_gpus(cfg, build_method, device)
     check_videos(cfg.optim, videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
     workers = loader.share_cores(device, cfg.system.workers)
     monitor = build_monitor(cfg, device, workers)
@@ -170,6 +174,9 @@ def build_run(
 ) -> Run:
     """Build the parts that every method shares. about: what a checkpoint says of the run; notes: figures that it keeps."""
     device, num_videos = augment.device, len(dataset.videos)
+    if system.recompute:
+        online: Any = method.online
+        recompute_stages(online.backbone)
     steps_per_epoch = num_videos // options.batch
     total_steps = steps_per_epoch * options.epochs
 
