@@ -114,7 +114,7 @@ def test_imports_point_down(path: Path) -> None:
         return
     for imported in own_imports(path):
         other = room_of(imported)
-        assert other == own or LAYER[other] < LAYER[own], f"{name_of(path)} imports {imported}"
+        assert other in (own, "errors") or LAYER[other] < LAYER[own], f"{name_of(path)} imports {imported}"
 
 
 def test_no_circles_inside_a_folder() -> None:
@@ -178,7 +178,9 @@ def test_the_whole_keeps_its_budget() -> None:
 
 
 def test_there_is_one_loop() -> None:
-    assert [name_of(path) for path in MODULES if ".backward(" in path.read_text()] == ["training.loop"]
+    """Counting memory takes a step too, on the `meta` device, which computes nothing."""
+    found = {name_of(path) for path in MODULES if ".backward(" in path.read_text()}
+    assert found == {"training.loop", "training.memory"}
 
 
 def test_every_folder_says_what_it_is_for() -> None:
@@ -260,7 +262,7 @@ for name in ("r3d50", "r2plus1d18"):
     assert "[1, 512]" in result.stdout
 
 
-OPTIONS = {PretrainConfig: 110, FinetuneConfig: 85, EvaluateConfig: 25, RetrievalConfig: 20, FeaturesConfig: 20, ExportConfig: 6}
+OPTIONS = {PretrainConfig: 110, FinetuneConfig: 90, EvaluateConfig: 25, RetrievalConfig: 20, FeaturesConfig: 20, ExportConfig: 6}
 
 
 def count_options(schema: type, seen: set[type]) -> int:

@@ -213,7 +213,7 @@ class Planes:
         return colors.add_(level).clamp_(0, 255).to(torch.uint8)
 
     def _colors(self, pixels: Tensor) -> Tensor:
-        """Return what chroma adds to red, green and blue, int16 [n, 3, F, a, b]."""
+        """Return the share of chroma in red, green and blue, int16 [n, 3, F, a, b]."""
         position = self.rows.offsets()[:, :, None] + self.columns.offsets()[:, None]
         from_blue, from_red = self.factors.int32()
         total = _scaled(_look_up(pixels, self.blue.offsets(), position), from_blue)

@@ -168,7 +168,7 @@ def box_edges(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def in_boxes(edges: Tensor, height: int, width: int) -> Tensor:
-    """Return which pixels of a frame lie in boxes with these edges [n, 4]: bool [n, 1, 1, height, width]."""
+    """Return a mask of the pixels of a frame that lie in boxes with these edges [n, 4]: bool [n, 1, 1, height, width]."""
     top, bottom, left, right = edges.T[..., None]
     row, column = torch.arange(height, device=edges.device), torch.arange(width, device=edges.device)
     rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
