@@ -27,11 +27,19 @@ TIMEOUT_SECONDS = 600.0  # a rank that is this late at a collective is taken for
 
 
 @contextmanager
-def session(device: str, backend: str = "auto", timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[torch.device]:
+def session(
+    device: str,
+    backend: str = "auto",
+    *,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    precision: str = "fp32",
+    deterministic: bool = False,
+) -> Iterator[torch.device]:
     """Join the process group if started by torchrun, yield this rank's device, and leave the group at a good end.
 
     device: `cpu`, `cuda`, or `auto` (cuda when there is one). backend: `nccl`, `gloo`, or `auto` (nccl on GPUs). With nccl,
-    Python objects still travel by gloo, without the GPU. timeout_seconds: of a collective.
+    Python objects still travel by gloo, without the GPU. timeout_seconds: of a collective. precision, deterministic: of GPUs,
+    see `_set_arithmetic`.
 
     Raises InputError where this rank has no GPU of its own and the backend needs one.
     """
@@ -41,6 +49,7 @@ def session(device: str, backend: str = "auto", timeout_seconds: float = TIMEOUT
     local = torch.device("cuda", _gpu_of_this_rank(shared=backend == "gloo")) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(local)
+        _set_arithmetic(precision, deterministic=deterministic)
     if not launched():
         yield local
         return
@@ -51,6 +60,18 @@ def session(device: str, backend: str = "auto", timeout_seconds: float = TIMEOUT
         dist.init_process_group("gloo", timeout=timeout)
     yield local
     dist.destroy_process_group()  # not after an error: it could wait for ranks that are gone
+
+
+def _set_arithmetic(precision: str, *, deterministic: bool) -> None:
+    """Let a GPU compute float32 as float32 ("fp32") or as TF32 ("tf32"), with the fastest kernels or with repeatable ones."""
+    if precision in ("fp32", "tf32"):
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.benchmark = not deterministic  # the sizes of clips do not change
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Operations without a deterministic form are named in a warning, not refused.
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _gpu_of_this_rank(*, shared: bool) -> int:
@@ -112,6 +133,22 @@ def gather(tensor: Tensor) -> Tensor:
     output = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
     dist.all_gather_into_tensor(output, tensor.detach().contiguous())
     return output
+
+
+def gather_rows(tensor: Tensor | None) -> Tensor | None:
+    """Return the rows of all ranks' CPU tensors [N, C], rank-major; N may differ, and None stands for no rows."""
+    if not active():
+        return tensor
+    shapes = gather_objects(None if tensor is None else tuple(tensor.shape))
+    present = [shape for shape in shapes if shape is not None]
+    if not present:
+        return None
+    counts = [0 if shape is None else shape[0] for shape in shapes]
+    padded = torch.zeros(max(counts), *present[0][1:])
+    if tensor is not None:
+        padded[: len(tensor)] = tensor
+    rows = gather(padded).unflatten(0, (len(counts), -1))
+    return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
 
 
 def gather_objects(value: T) -> list[T]:

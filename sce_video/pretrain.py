@@ -64,7 +64,11 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Mo
     """
     if cfg.preview:
         return preview(cfg)
-    with open_session(cfg.system) as device, StopRequest(cfg.run_folder) as stop, RunFolder(cfg.run_folder, cfg, stop) as folder:
+    with (
+        open_session(cfg.system, cfg.optim.precision) as device,
+        StopRequest(cfg.run_folder) as stop,
+        RunFolder(cfg.run_folder, cfg, stop) as folder,
+    ):
         run, monitor = set_up_pretraining(cfg, build_method, device, folder)
         clips_per_step = len(cfg.augment.views) * cfg.optim.batch
         with open_log(run, clips_per_step=clips_per_step, every=cfg.system.log_every) as log:

@@ -66,7 +66,7 @@ class Packed:
         return clips
 
     def sources(self) -> list[Source]:
-        """Return the place of each clip in `pixels`, for `augment.batched`."""
+        """Return the places of the clips in `pixels`, for `augment.batched`."""
         sources, start = [], 0
         for (t, height, width, channels), planes in zip(self.shapes.tolist(), self.planes, strict=True):
             if planes is None:

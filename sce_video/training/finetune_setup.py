@@ -30,7 +30,7 @@ from ..weights import load
 from . import optim
 from .augmenter import Augmenter
 from .loop import Run
-from .setup import build_run, check_machine, check_videos, how_to_augment, reading_arguments, resume, set_arithmetic, synchronise
+from .setup import build_run, check_machine, check_videos, how_to_augment, reading_arguments, resume, synchronise
 
 
 @dataclass
@@ -75,13 +75,13 @@ class Finetuning:
             num_frames=int(self.clip["num_frames"]),
             clip_seconds=self.clip["clip_seconds"],
             size=testing.size or test_size(int(self.clip["size"])),
+            precision=self.cfg.optim.precision.value,
         )
 
 
 def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFolder) -> Finetuning:
     """Check everything, build everything, load the newest checkpoint."""
     check_machine(cfg.optim, device)
-    set_arithmetic(cfg.optim.precision, device, deterministic=cfg.system.deterministic)
     encoder = load_or_build(cfg)
     clip = {
         "num_frames": cfg.data.num_frames or encoder.clip["num_frames"],

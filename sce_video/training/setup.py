@@ -7,7 +7,6 @@ scaler and the step. The order of the data and the schedules are functions of th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -24,6 +23,7 @@ from ..data.dataset import ClipDataset, RandomResized
 from ..data.decode import DecodeError
 from ..data.manifest import Video
 from ..errors import InputError, Stopped
+from ..evaluation.views import AUTOCAST
 from ..methods import check_method
 from ..models.recompute import recompute_stages
 from ..runs import checkpoint
@@ -39,14 +39,19 @@ from .monitor import CollapseAlarm, Monitor
 from .update import Updates
 
 EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}
-AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 QUARANTINE = "quarantine.jsonl"
 
 
-def open_session(system: System) -> AbstractContextManager[torch.device]:
+def open_session(system: System, precision: Precision) -> AbstractContextManager[torch.device]:
     """Join the process group, if there is one, and enter this rank's device: see `distributed.session`."""
-    # The step watch is shorter: it names the step, and writes what each rank was doing.
-    return distributed.session(system.device.value, system.backend.value, system.step_timeout + 120)
+    return distributed.session(
+        system.device.value,
+        system.backend.value,
+        # The step watch is shorter: it names the step, and writes the stack of each rank.
+        timeout_seconds=system.step_timeout + 120,
+        precision=precision.value,
+        deterministic=system.deterministic,
+    )
 
 
 # Checks: nothing is made, nothing is written.
@@ -73,20 +78,6 @@ def check_machine(options: Optim, device: torch.device) -> None:
         check_precision(options.precision, device)
 
 
-def set_arithmetic(precision: Precision, device: torch.device, *, deterministic: bool) -> None:
-    """Choose how this process computes on a GPU: real float32 or TF32, the fastest kernels or those that repeat to the bit."""
-    if device.type != "cuda":
-        return
-    if precision in (Precision.fp32, Precision.tf32):
-        torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
-        torch.set_float32_matmul_precision("high" if precision is Precision.tf32 else "highest")
-    torch.backends.cudnn.benchmark = not deterministic  # the sizes of clips do not change
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Operations without a deterministic form are named in a warning, not refused.
-        torch.use_deterministic_algorithms(True, warn_only=True)
-
-
 def check_videos(options: Optim, videos: Sequence[Video], *, seed: int, decoder: str) -> None:
     """Raise InputError unless some videos can be read, and the batch fits their number and the processes."""
     with together():
@@ -107,7 +98,6 @@ def set_up_pretraining(
 ) -> tuple[Run, Monitor | None]:
     """Check and build everything, and load the newest checkpoint; return the run and what scores it while it trains."""
     check_machine(cfg.optim, device)
-    set_arithmetic(cfg.optim.precision, device, deterministic=cfg.system.deterministic)
     with together():
         videos = read_training_videos(cfg)
     if cfg.optim.fit is Fit.auto:
@@ -205,7 +195,7 @@ def build_run(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         accumulate=options.accumulate,
-        autocast=AUTOCAST.get(options.precision),
+        autocast=AUTOCAST[options.precision.value],
         compress=options.sends_bf16,
         save_every=system.save_every,
         agree_every=system.agree_every,
@@ -308,6 +298,7 @@ def build_monitor(cfg: PretrainConfig, device: torch.device, workers: int) -> Mo
         temp=cfg.monitor.temp,
         decoder=cfg.data.decoder.value,
         workers=workers,
+        precision=cfg.optim.precision.value,
     )
 
 
