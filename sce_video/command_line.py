@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import sys
 import traceback
@@ -74,7 +75,19 @@ def typed(composed: DictConfig, schema: type[S]) -> S:
     return result
 
 
-CONFIGS = Path(str(resources.files("sce_video.configs")))
+def _find_configs() -> Path:
+    """Return the folder of the recipes: of the installed package, or of a checkout that is not installed."""
+    if importlib.util.find_spec("sce_video.configs") is None:
+        folder = Path(__file__).parents[1] / "configs"
+        spec = importlib.util.spec_from_file_location(
+            "sce_video.configs", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    return Path(str(resources.files("sce_video.configs")))
+
+
+CONFIGS = _find_configs()
 
 
 def check_overrides(arguments: Sequence[str], schema: type, recipes: Path) -> None:
