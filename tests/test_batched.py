@@ -9,11 +9,12 @@ import torch
 from counting import Counting
 from torch import Tensor
 
-from sce_video import augment
+from sce_video import augment, losses
 from sce_video.augment import Parameters, View, batched, mixing, rand_augment
 from sce_video.augment.batched import MEMORY_BYTES, Source
 from sce_video.data.packed import Packed
 from sce_video.data.readers.planes import WEIGHTS, Coding, PlanarClip
+from sce_video.models.momentum import KeyQueue
 
 FORMAT: dict[str, Any] = {"size": 40, "mean": 0.45, "std": 0.225}
 USUAL = Coding(1, full_range=False)
@@ -202,6 +203,21 @@ def test_launches_and_memory_of_64_clips_are_bounded(view: View, options: dict[s
     counted = count(view, 64, 8, 224, **options)
     assert counted.launches <= most
     assert counted.peak <= MEMORY_BYTES
+
+
+def test_a_step_takes_at_most_500_launches_outside_the_networks_and_reads_nothing() -> None:
+    """64 videos, two views of 8 x 224: augmentation, loss forward and backward, queue. Vector updates are single launches."""
+    views = [View(), View(blur_probability=0.1, solarize_probability=0.2)]
+    launches = sum(count(view, 64, 8, 224).launches for view in views)
+    with torch.device("meta"):
+        queue, keys = KeyQueue(65536, 256), torch.empty(64, 256)
+        queries = [torch.empty(64, 256, requires_grad=True) for _ in views]
+    with Counting("meta") as counted:
+        for query in queries:
+            losses.sce(query, keys, queue.keys, temp=0.1, temp_target=0.05, coeff=0.5).backward()
+        queue.push(torch.cat([keys, keys]))
+    assert (counted.reads, counted.blocking_copies, counted.copies) == (0, 0, 0)
+    assert launches + counted.launches <= 500
 
 
 def test_mixing_takes_the_same_launches_for_any_number_of_clips() -> None:

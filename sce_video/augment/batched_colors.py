@@ -29,6 +29,7 @@ class Colors:
         jitter = drawn.jitter[:, None]
         self.flip = block.add(drawn.flip)
         self.rand_augment = RandAugment(drawn, size, block)
+        self.channels = block.add(torch.tensor([5, 3, 1]))
         self.rounds: list[tuple[list[Part], Blend | None]] = []
         for turn in range(4):
             kind = torch.where(jitter, drawn.order, -1)[:, turn]
@@ -60,7 +61,7 @@ class Colors:
         for shifts, blend in self.rounds:
             for shift in shifts:
                 rows = shift.integers()[0]
-                clips.index_copy_(0, rows, shift_hue(clips.index_select(0, rows), shift.numbers()[1]))
+                clips.index_copy_(0, rows, shift_hue(clips.index_select(0, rows), shift.numbers()[1], self.channels.numbers()))
             if blend is not None:
                 blend.apply_(clips)
         if self.gray is not None:
@@ -106,17 +107,19 @@ class Blend:
         clips.clamp_(0, 1)
 
 
-def shift_hue(clips: Tensor, sixths: Tensor) -> Tensor:
-    """Return float32 clips [n, 3, T, S, S] with the hue shifted by sixths [n] of the circle: `color.adjust_hue`."""
+def shift_hue(clips: Tensor, sixths: Tensor, channels: Tensor) -> Tensor:
+    """Return float32 clips [n, 3, T, S, S] with the hue shifted by sixths [n] of the circle: `color.adjust_hue`.
+
+    channels: 5, 3, 1, the numbers of red, green and blue in its formula.
+    """
     value, largest = clips.max(dim=1, keepdim=True)
     chroma = value - clips.amin(dim=1, keepdim=True)
     # Green - blue, blue - red, red - green: the hue's numerator where red, green, blue is the largest channel.
     ramps = clips.roll(-1, dims=1).sub_(clips.roll(-2, dims=1)).div_(chroma.clamp(min=1e-12))
-    ramps += torch.arange(0, 6, 2, device=clips.device).view(3, 1, 1, 1)
-    hue = ramps.gather(1, largest).add_(sixths.view(-1, 1, 1, 1, 1))
-    k = (hue + torch.arange(5, 0, -2, device=clips.device).view(3, 1, 1, 1)).remainder_(6)
+    hue = ramps.gather(1, largest).add_(largest, alpha=2).add_(sixths.view(-1, 1, 1, 1, 1))
+    k = (hue + channels.view(3, 1, 1, 1)).remainder_(6)
     weight = torch.minimum(k, 4 - k).clamp_(0, 1)
-    return torch.addcmul(value, weight, chroma, value=-1).clamp_(0, 1)
+    return torch.addcmul(value, weight, chroma, value=-1)
 
 
 def mirrored(size: int) -> Tensor:
