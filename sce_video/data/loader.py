@@ -162,9 +162,10 @@ def _print_progress(done: int, total: int) -> None:
 def share_cores(device: torch.device, workers: int) -> int:
     """Return the number of decoding workers: `workers`, or for -1 the default for this process's share of the cores.
 
-    With a GPU one or two cores are left to the training process, the others decode. On a CPU half of the cores decode and torch gets the rest as threads: more threads
-    than free cores wait for each other in every operation (measured 6 times slower on 2 cores). The number of threads
-    does not depend on `workers`, so neither do results. OMP_NUM_THREADS, if set, is kept.
+    With a GPU one or two cores are left to the training process, the others decode. On a CPU half of the cores decode and
+    torch gets the rest as threads: more threads than free cores wait for each other in every operation (measured 6 times
+    slower on 2 cores). The number of threads does not depend on `workers`, so neither do results. OMP_NUM_THREADS, if set, is
+    kept.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
