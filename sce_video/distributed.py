@@ -77,11 +77,13 @@ def _set_arithmetic(precision: str, *, deterministic: bool) -> None:
 def _gpu_of_this_rank(*, shared: bool) -> int:
     """Return the index of this rank's GPU among those it sees: its local rank, or 0 where the launcher shows it one only."""
     rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if not count:
+        raise InputError(f"a GPU was asked for, and torch {torch.__version__} sees none here: choose the device cpu, or auto")
     if rank < count:
         return rank
     if os.environ.get("CUDA_VISIBLE_DEVICES") and count == 1 and not shared:
         return 0
-    if shared and count:
+    if shared:
         return rank % count
     raise InputError(
         f"process {rank} of this machine needs a GPU of its own, and {count} are visible: start as many processes as GPUs, or "
