@@ -321,7 +321,7 @@ def test_running_out_of_gpu_memory_ends_with_one_line_that_says_what_to_do(tmp_p
     result = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 70
     assert result.stderr.splitlines() == [
-        "error: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.02 GiB is free: "
-        "add optim.accumulate=2 (the same batch in two halves), system.recompute=true, or a smaller optim.batch; tools/plan.py "
-        "says what fits"
+        "error: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.02 GiB is "
+        "free: add optim.accumulate=2 (the same batch in two halves), system.recompute=true, or a smaller optim.batch; "
+        "tools/plan.py says what fits"
     ]
