@@ -183,12 +183,17 @@ def test_readers_of_h264_headers_understand_what_x264_writes(folder: Path) -> No
     with av.open(str(build("no_pyramid.mp4", folder))) as container:
         stream = container.streams.video[0]
         size_bytes = h264.length_size(stream.codec_context.extradata)
+        parameters = h264.parse_parameters(stream.codec_context.extradata)
         assert size_bytes == 4
+        assert parameters is not None
         packets = [packet for packet in container.demux(stream) if packet.size]
         seen = [h264.inspect(packet, size_bytes) for packet in packets]
         kinds = {frame.pts: int(frame.pict_type) for frame in _decoded(container, stream)}
     for packet, about in zip(packets, seen, strict=True):
-        assert about.reference == h264.is_reference(packet, 4) == (kinds[packet.pts] != B_FRAME)
+        first = h264.first_slice(packet, 4, parameters)
+        assert first is not None
+        assert about.reference == first[0] == (kinds[packet.pts] != B_FRAME)
+        assert first[1] == packet.is_keyframe
         assert about.entry == packet.is_keyframe
         assert not about.oriented
 
@@ -213,7 +218,8 @@ def test_bytes_that_are_no_h264_count_as_needed() -> None:
         packet, size_bytes = bytes(draw.randrange(256) for _ in range(length)), draw.choice([1, 2, 4])
         about = h264.inspect(packet, size_bytes)
         assert isinstance(about, h264.Packet)
-        assert h264.is_reference(packet, size_bytes) == about.reference
+        first = h264.first_slice(packet, size_bytes, h264.Parameters(None, 2, draw.randrange(16), draw.randrange(16), False))
+        assert first is None or about.reference >= first[0]
     assert h264.inspect(b"", 4) == h264.Packet(reference=True, entry=False, oriented=False, parameters=False)
     assert h264.length_size(b"\x00\x00\x00\x01gd\x00") is None
 

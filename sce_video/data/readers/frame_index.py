@@ -4,6 +4,8 @@ Packets come in decoding order, frames in presentation order. Every frame before
 presented before it, so their count is the number of the first frame after it; frames between two keys are ordered by
 their presentation times (pts). An index therefore holds an identifier per packet (its dts, strictly increasing), the key
 packets, and the packets that an edit list discards. MP4 files store all of it; Matroska packets are read once.
+
+`rate_of` derives the frame rate from the times of all frames: headers often state another one.
 """
 
 from __future__ import annotations
@@ -12,9 +14,13 @@ import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 # Codecs whose packets are one shown frame each. In MPEG-4 part 2 a packet may be two frames or none, in VP8 none.
 ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1")
@@ -36,7 +42,8 @@ class FrameIndex:
     """The packets of a video stream. stamps: their `dts`, or `pts` in files without dts. keys: positions of key packets.
 
     shown_before: number of shown frames among the packets before each key. times: pts of all shown frames in presentation
-    order if the packets were read; None with the container's index, which has none.
+    order, up to a constant in the container's index; None where it has none. source: `container`, or `packets` if all were
+    read.
     """
 
     stamps: list[int]
@@ -45,8 +52,9 @@ class FrameIndex:
     shown_before: list[int]
     num_frames: int
     discards: bool
-    times: list[int] | None = None
-    numbers: dict[int, int] = field(default_factory=dict)  # pts -> frame, where times are known
+    source: str
+    times: Sequence[int] | None = None
+    numbers: dict[int, int] = field(default_factory=dict)  # pts -> frame, where the packets were read
 
     def key_for(self, frame: int) -> int:
         """Return the number of the last key with at most `frame` shown frames before it."""
@@ -80,17 +88,21 @@ class FrameIndex:
 
     @cached_property
     def gap(self) -> int | None:
-        """The time between frames in the stream's time base, None if it varies."""
-        stamps = self.times or self.stamps
-        gaps = set(map(operator.sub, islice(stamps, 1, None), stamps))
-        return gaps.pop() if len(gaps) == 1 else None
+        """The time between frames in the stream's time base, None if it varies or is unknown."""
+        if self.times is None:
+            return None
+        gaps = np.diff(np.asarray(self.times, dtype=np.int64))
+        return int(gaps[0]) if len(gaps) and gaps[0] > 0 and (gaps == gaps[0]).all() else None
 
 
 KEY, DISCARD = 1, 2  # FFmpeg's flags of an index entry
 
 
-def from_container(entries: Sequence[Any], file_bytes: int) -> FrameIndex | None:
-    """Return the index stored in a file (PyAV's index_entries of an MP4 video stream), None if it is unreliable."""
+def from_container(entries: Sequence[Any], file_bytes: int, offsets: NDArray[np.int64] | None) -> FrameIndex | None:
+    """Return the index stored in a file, None if it is unreliable.
+
+    entries: PyAV's index_entries of an MP4 video stream. offsets: see `mp4.composition_offsets`.
+    """
     entries = list(entries)  # PyAV creates an object at each access
     flags = [entry.flags for entry in entries]
     # A truncated file may have its index but not all packets.
@@ -98,7 +110,14 @@ def from_container(entries: Sequence[Any], file_bytes: int) -> FrameIndex | None
         return None
     keys = [position for position, flag in enumerate(flags) if flag & KEY]
     discarded = [bool(flag & DISCARD) for flag in flags]
-    return _build([entry.timestamp for entry in entries], "dts", keys, discarded, None)
+    stamps = [entry.timestamp for entry in entries]
+    times: list[int] | None = None
+    if offsets is not None and len(offsets) == len(stamps) and not any(discarded):
+        shown = np.asarray(stamps, dtype=np.int64) + offsets
+        times = np.sort(shown).tolist()
+        if shown[0] != times[0]:  # decoders drop frames that are presented before the first key frame
+            return None
+    return _build(stamps, "dts", keys, discarded, times, "container")
 
 
 def from_packets(packets: Sequence[Packet]) -> FrameIndex | None:
@@ -112,11 +131,11 @@ def from_packets(packets: Sequence[Packet]) -> FrameIndex | None:
     stamp_is = "pts" if any(packet.dts is None for packet in packets) else "dts"
     keys = [position for position, packet in enumerate(packets) if packet.key]
     discarded = [packet.discarded for packet in packets]
-    return _build([getattr(packet, stamp_is) for packet in packets], stamp_is, keys, discarded, times)
+    return _build([getattr(packet, stamp_is) for packet in packets], stamp_is, keys, discarded, times, "packets")
 
 
 def _build(
-    stamps: list[int], stamp_is: str, keys: list[int], discarded: list[bool], times: list[int] | None
+    stamps: list[int], stamp_is: str, keys: list[int], discarded: list[bool], times: list[int] | None, source: str
 ) -> FrameIndex | None:
     recognisable = stamp_is == "pts" or all(map(operator.lt, stamps, islice(stamps, 1, None)))
     hidden = sum(discarded)
@@ -126,5 +145,32 @@ def _build(
     if hidden:
         shown = list(accumulate((not hide for hide in discarded), initial=0))
         before = [shown[key] for key in keys]
-    numbers = {time: frame for frame, time in enumerate(times or ())}
-    return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, bool(hidden), times, numbers)
+    numbers = {time: frame for frame, time in enumerate(times or ())} if source == "packets" else {}
+    return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, bool(hidden), source, times, numbers)
+
+
+def rate_of(
+    times: Sequence[int] | None, base: Fraction, stated: Fraction | None
+) -> tuple[Fraction | None, NDArray[np.float64] | None]:
+    """Return (frames per second, seconds of each frame since the first if the rate varies else None).
+
+    times: of all frames in presentation order, in `base` seconds, None if they are unknown. stated: the header's rate, which
+    is kept where it agrees with the first and last time to a tick at each, or a millisecond (the tick of other containers).
+    """
+    span = 0 if times is None or len(times) < 2 else times[-1] - times[0]
+    if times is None or span <= 0:
+        return (simplify_rate(stated) if stated else None), None
+    intervals = len(times) - 1
+    own = intervals / (span * base)
+    common = (stated, Fraction(round(own)), Fraction(round(own * 1001 / 1000) * 1000, 1001))
+    agreeing = (rate for rate in common if rate and abs(intervals / rate - span * base) <= max(2 * base, Fraction(1, 500)))
+    rate = simplify_rate(next(agreeing, own))
+    seconds = (np.asarray(times, dtype=np.float64) - times[0]) * float(base)
+    even = np.arange(len(times)) / float(rate)
+    # Half an interval apart, a window of even frames still has the right length to one frame.
+    return rate, None if np.abs(seconds - even).max() <= 0.5 / float(rate) else seconds
+
+
+def simplify_rate(rate: Fraction) -> Fraction:
+    """Return a fraction with small numbers near the rate; slow rates never become 0."""
+    return rate.limit_denominator(1001) if rate >= 1 else 1 / (1 / rate).limit_denominator(1001)

@@ -1,25 +1,40 @@
-"""Read the orientation from an MP4 header without a decoder (ISO/IEC 14496-12: mvhd 8.2.2, tkhd 8.3.2).
+"""Read an MP4 header without a decoder (ISO/IEC 14496-12): orientation, encryption and presentation times.
 
-Decoding a frame gives its rotation but costs as much as reading half a clip from a small video. Nearly all files are
-upright, which the header shows.
+The header shows that a video is upright (mvhd 8.2.2, tkhd 8.3.2), and in which order and at which times its frames are
+presented (ctts 8.6.1.3). Learning that from the packets means reading the whole file.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 # Offset of the matrix from a header box's type, by the box's version.
 MATRIX_AT = {b"mvhd": {0: 40, 1: 52}, b"tkhd": {0: 44, 1: 56}}
 LARGEST_HEADER = 16 << 20  # bytes; hours of video have smaller headers
+ENCRYPTED = re.compile(rb"stsd.{12}encv", re.DOTALL)  # the first sample entry's type (ISO/IEC 23001-7)
 
 
-def is_upright(path: str) -> bool:
-    """Return whether the header excludes rotation, mirroring and translation; False if it cannot be parsed."""
+def read_header(path: str) -> bytes:
+    """Return the content of the first moov box, at most LARGEST_HEADER bytes; empty if there is none."""
     with open(path, "rb") as file:
-        header = _read_movie_header(file)
+        return _read_movie_header(file)
+
+
+def is_encrypted(header: bytes) -> bool:
+    """Return whether a video track is encrypted."""
+    return ENCRYPTED.search(header) is not None
+
+
+def is_upright(header: bytes) -> bool:
+    """Return whether the header excludes rotation, mirroring and translation; False if it cannot be parsed."""
     found = False
     for kind, offsets in MATRIX_AT.items():
         position = header.find(kind)
@@ -33,21 +48,70 @@ def is_upright(path: str) -> bool:
     return found
 
 
+def composition_offsets(header: bytes, track: int, count: int) -> NDArray[np.int64] | None:
+    """Return pts - dts of the `count` samples of a track, up to a constant: int64 [count]; None if it cannot be parsed."""
+    for kind, start, end in _boxes(header, 0, len(header)):
+        if kind == b"trak" and _track_number(header, start, end) == track:
+            table = _find(header, start, end, b"mdia", b"minf", b"stbl")
+            if table is None:
+                return None
+            place = _find(header, *table, b"ctts")
+            return np.zeros(count, dtype=np.int64) if place is None else _parse_offsets(header[slice(*place)], count)
+    return None
+
+
+def _parse_offsets(content: bytes, count: int) -> NDArray[np.int64] | None:
+    entries = int.from_bytes(content[4:8], "big")
+    if len(content) < 8 + 8 * entries:
+        return None
+    runs, offsets = np.frombuffer(content, dtype=">i4", count=2 * entries, offset=8).reshape(-1, 2).T.astype(np.int64)
+    return np.repeat(offsets, runs) if (runs >= 0).all() and runs.sum() == count else None
+
+
+def _track_number(header: bytes, start: int, end: int) -> int:
+    """Return the track_ID of a trak box, which FFmpeg gives as the stream's id; -1 without one."""
+    place = _find(header, start, end, b"tkhd")
+    if place is None or place[1] - place[0] < 24:
+        return -1
+    at = place[0] + (20 if header[place[0]] == 1 else 12)
+    return int.from_bytes(header[at : at + 4], "big")
+
+
+def _find(data: bytes, start: int, end: int, *kinds: bytes) -> tuple[int, int] | None:
+    """Return the interval of the content of the first box of these nested kinds."""
+    for kind in kinds:
+        found = next(((first, last) for name, first, last in _boxes(data, start, end) if name == kind), None)
+        if found is None:
+            return None
+        start, end = found
+    return start, end
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (type, start, end) of the content of each box in data[start:end]."""
+    while start + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, start)
+        if size < 8 or start + size > end:  # boxes of tracks are smaller than 4 GiB
+            return
+        yield kind, start + 8, start + size
+        start += size
+
+
 def _read_movie_header(file: BinaryIO) -> bytes:
-    """Return the content of the first moov box, at most LARGEST_HEADER bytes; empty if there is none."""
     end = os.fstat(file.fileno()).st_size
     position = 0
     while position + 8 <= end:
         file.seek(position)
         size, kind = struct.unpack(">I4s", file.read(8))
+        header_bytes = 8
         if size == 1:  # the size follows, as 64 bits
             wide = file.read(8)
-            size = struct.unpack(">Q", wide)[0] if len(wide) == 8 else 0
+            size, header_bytes = (struct.unpack(">Q", wide)[0] if len(wide) == 8 else 0), 16
         elif size == 0:  # to the end of the file
             size = end - position
-        if kind == b"moov":
-            return file.read(min(size, LARGEST_HEADER))
-        if size < 8:
+        if size < header_bytes:
             break
+        if kind == b"moov":
+            return file.read(min(size - header_bytes, LARGEST_HEADER))
         position += size
     return b""
