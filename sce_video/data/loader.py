@@ -8,9 +8,11 @@ order of a single process. Resuming at a step needs no state and decodes nothing
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -23,9 +25,11 @@ from . import health, manifest, synthetic
 from .dataset import ClipDataset
 from .decode import DecodeError, open_video
 from .manifest import Video
-from .workers import Batches, Quarantine
+from .workers import Batches, Quarantine, prepare_worker
 
 READABLE_TRIES = 32
+OPEN_SECONDS = 20  # for one file
+HANGS = 3  # files that are not opened in that time, after which none is tried
 
 
 @lru_cache(maxsize=2)
@@ -136,20 +140,54 @@ def _apply_health(videos: list[Video], table: Path, *, training: bool) -> list[V
 
 
 def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
-    """Raise InputError if none of up to 32 random videos opens; videos without a health status are tried first."""
+    """Raise InputError if none of up to 32 random videos opens; videos without a health status are tried first.
+
+    They are opened in a process that can be ended: a file may hang or crash the decoder.
+    """
     order = sorted(epoch_order(seed, 0, len(videos)), key=lambda row: videos[row].health != "")
-    rows = order[:READABLE_TRIES]
-    reasons = []
-    for row in rows:
+    paths = [videos[row].path for row in order[:READABLE_TRIES]]
+    reasons: list[str] = []
+    hangs = 0
+    while len(reasons) < len(paths) and hangs < HANGS:  # a new process after each file that hangs or crashes
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.Process(target=_report_openings, args=(paths[len(reasons) :], decoder, sender), daemon=True)
+        process.start()
+        sender.close()
         try:
-            open_video(videos[row].path, decoder).close()
-            return
-        except DecodeError as error:
-            reasons.append(str(error))
+            while len(reasons) < len(paths):
+                if not receiver.poll(OPEN_SECONDS):
+                    hangs += 1
+                    raise EOFError(f"not opened within {OPEN_SECONDS} s")
+                found: str | Exception | None = receiver.recv()
+                if found is None:
+                    return
+                if isinstance(found, Exception):
+                    raise found
+                reasons.append(found)
+        except EOFError as error:
+            reasons.append(f"{paths[len(reasons)]}: {error or 'the decoder crashed'}")
+        finally:
+            process.kill()
+            process.join()
+            receiver.close()
     raise InputError(
-        f"none of {len(rows)} videos tried (of {len(videos)}) can be read, e.g. {reasons[0]}; if the list's paths are "
+        f"none of {len(reasons)} videos tried (of {len(videos)}) can be read, e.g. {reasons[0]}; if the list's paths are "
         "relative to another folder, set data.root=..."
     )
+
+
+def _report_openings(paths: Sequence[str], decoder: str, sender: Connection) -> None:
+    """Open videos until one can be read; send None for it, the reason for the others, and wrong options as exceptions."""
+    prepare_worker(0)
+    for path in paths:
+        try:
+            open_video(path, decoder).close()
+            sender.send(None)
+            return
+        except DecodeError as error:
+            sender.send(str(error))
+        except ValueError as error:
+            sender.send(error)
 
 
 def _print_progress(done: int, total: int) -> None:

@@ -154,11 +154,13 @@ def _confirm_order(numbered: Numbered, slices: Slices) -> Iterator[tuple[Any, in
         order = previous + (order - previous + half - 1) % cycle - (half - 1) if half else len(orders)
         if reference:
             previous = order
-        place = bisect_left(times, pts)
-        if (place and orders[place - 1] >= order) or (place < len(times) and (times[place] == pts or orders[place] <= order)):
+        position = bisect_left(times, pts)
+        if (position and orders[position - 1] >= order) or (
+            position < len(times) and (times[position] == pts or orders[position] <= order)
+        ):
             raise Mismatch
-        times.insert(place, pts)
-        orders.insert(place, order)
+        times.insert(position, pts)
+        orders.insert(position, order)
         waiting.append((packet, number, reference))
         while waiting and len(times) - bisect_left(times, waiting[0][0].pts) > parameters.reordered:
             yield waiting.popleft()

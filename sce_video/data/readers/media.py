@@ -43,22 +43,11 @@ MP4_BOXES = (
 )
 # Files that are no container that this reads, to be refused by name.
 OTHERS = {
-    b"GIF8": "a GIF picture",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture or a stream of them",
-    b"\x06\x0e+4\x02\x05\x01\x01": "an MXF file",
-    b"\x1f\x07\x00": "a raw DV stream",
-    b"\0\0\0\x01": "a raw stream without a container (H.264 or HEVC)",
-    b"\0\0\x01": "a raw stream without a container (H.264, HEVC or MPEG-4)",
-    b"DKIF": "an IVF file",
-    b"YUV4MPEG2": "uncompressed video (Y4M)",
-    b".RMF": "a RealMedia file",
-    b"nut/multimedia": "a NUT file",
-    b"RIFF": "a RIFF file that is no AVI (a sound or a picture)",
-    b"PK\x03\x04": "a zip file",
-    b"\x1f\x8b": "a gzip file",
-    b"fLaC": "a FLAC sound",
-    b"%PDF": "a PDF",
+    **{b"GIF8": "a GIF picture", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture or a stream of them"},
+    **{b"\x06\x0e+4\x02\x05\x01\x01": "an MXF file", b"\x1f\x07\x00": "a raw DV stream", b"DKIF": "an IVF file"},
+    **{b"\0\0\0\x01": "a raw stream (H.264 or HEVC)", b"\0\0\x01": "a raw stream (H.264, HEVC or MPEG-4)"},
+    **{b"YUV4MPEG2": "uncompressed video (Y4M)", b".RMF": "a RealMedia file", b"nut/multimedia": "a NUT file"},
+    **{b"PK\x03\x04": "a zip file", b"\x1f\x8b": "a gzip file", b"fLaC": "a FLAC sound", b"%PDF": "a PDF"},
 }
 
 
@@ -144,8 +133,7 @@ def check_media(path: str) -> str:
     head = _read_head(path, 0)
     parts = [head]
     if head[:3] == b"ID3" and len(head) > 10:  # a title before the container (ID3v2, 3.1): FFmpeg skips it
-        seven_bits = [byte & 127 for byte in head[6:10]]
-        size = sum(part << 7 * (3 - place) for place, part in enumerate(seven_bits))
+        size = sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
         parts.append(_read_head(path, 10 + size))
     container = _detect_container(parts[-1])
     texts = [part.partition(b"\0")[0] for part in parts]  # FFmpeg searches the text before the first zero byte

@@ -55,8 +55,8 @@ def composition_offsets(header: bytes, track: int, count: int) -> NDArray[np.int
             table = _find(header, start, end, b"mdia", b"minf", b"stbl")
             if table is None:
                 return None
-            place = _find(header, *table, b"ctts")
-            return np.zeros(count, dtype=np.int64) if place is None else _parse_offsets(header[slice(*place)], count)
+            interval = _find(header, *table, b"ctts")
+            return np.zeros(count, dtype=np.int64) if interval is None else _parse_offsets(header[slice(*interval)], count)
     return None
 
 
@@ -70,10 +70,10 @@ def _parse_offsets(content: bytes, count: int) -> NDArray[np.int64] | None:
 
 def _track_number(header: bytes, start: int, end: int) -> int:
     """Return the track_ID of a trak box, which FFmpeg gives as the stream's id; -1 without one."""
-    place = _find(header, start, end, b"tkhd")
-    if place is None or place[1] - place[0] < 24:
+    interval = _find(header, start, end, b"tkhd")
+    if interval is None or interval[1] - interval[0] < 24:
         return -1
-    at = place[0] + (20 if header[place[0]] == 1 else 12)
+    at = interval[0] + (20 if header[interval[0]] == 1 else 12)
     return int.from_bytes(header[at : at + 4], "big")
 
 

@@ -24,18 +24,6 @@ class Orientation(NamedTuple):
         image = np.swapaxes(image, 0, 1) if self.transpose else image
         return image[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
-    @property
-    def degrees(self) -> int:
-        """Degrees counter-clockwise, after mirroring left to right where `is_mirrored`: 0, 90, 180 or 270."""
-        if self.transpose:
-            return 270 if self.flip_columns else 90
-        return 180 if self.flip_rows else 0
-
-    @property
-    def is_mirrored(self) -> bool:
-        """Whether it changes left and right hands."""
-        return (self.transpose + self.flip_columns + self.flip_rows) % 2 == 1
-
 
 UPRIGHT = Orientation()
 
