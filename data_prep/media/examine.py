@@ -125,13 +125,16 @@ class Frames:
                 alive()
 
     def sample(self, container: Any, alive: Alive) -> None:
-        """Read all packets, then decode a few frames at the start, the middle and the end."""
-        keys = []
+        """Read all packets, and decode a few frames at the start, the middle and the end."""
+        keys, decoded = list[int](), 0
         for packet in container.demux(self.stream):
             self._packet(container, packet)
             if packet.size and packet.is_corrupt:
                 self.broken = "its packet is cut short"
                 break
+            for frame in packet.decode() if decoded < SAMPLE_FRAMES else ():
+                decoded += 1
+                self._frame(frame)
             if packet.size and not packet.is_discard:
                 self.count += 1
                 if packet.pts is not None:
@@ -139,8 +142,11 @@ class Frames:
                     keys += [packet.pts] if packet.is_keyframe else []
             alive()
         self.times.sort()
-        for time_wanted in dict.fromkeys([None, keys[len(keys) // 2], keys[-1]] if keys else [None]):
-            container.seek(time_wanted or 0, stream=self.stream if time_wanted else None)
+        for time_wanted in dict.fromkeys([keys[len(keys) // 2], keys[-1]] if keys and not self.broken else []):
+            try:
+                container.seek(time_wanted, stream=self.stream)
+            except av.FFmpegError:  # files may be sound without a way to seek
+                return
             for number, frame in enumerate(container.decode(self.stream)):
                 self._frame(frame)
                 alive()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import av
 
 from sce_video.data.health import stamp
+from sce_video.data.readers import mp4
 from sce_video.data.readers.frame_folder import FrameFolder
 from sce_video.data.readers.frame_index import rate_of
 from sce_video.data.readers.media import (
@@ -69,6 +70,8 @@ def opened(path: str, *, limits: Limits = LIMITS) -> Iterator[tuple[Any, Any]]:
     check_media(path)
     try:
         with open_container(os.path.realpath(path), limits) as container:
+            if "mp4" in container.format.name and mp4.is_encrypted(mp4.read_header(path)):
+                raise DecodeError(f"{path}: its video is encrypted")
             stream = choose_video(path, container)
             stream.thread_type = "NONE"
             limits.check_size(path, stream.codec_context.width, stream.codec_context.height)
