@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from media.examine import missing_bytes
 from media.probe import opened
-from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP, DecodeError
+from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP, DecodeError, demux
 from sce_video.data.readers.orientation import of_frame
 
 THUMBNAIL = 16  # pixels, both sides
@@ -85,7 +85,7 @@ def timing_of(source: str) -> Timing:
             raise DecodeError("its frame rate is not known")
         is_avi = container.format.name == "avi"
         hidden, times = 0, list[Any]()
-        for packet in container.demux(stream):
+        for packet in demux(container, stream):
             hidden += packet.size > 0 and packet.is_discard
             if packet.size and not packet.is_discard:
                 times.append(packet.dts if is_avi else packet.pts)
@@ -109,7 +109,8 @@ def frames_of(container: Any, stream: Any, timing: Timing) -> Iterator[tuple[Any
     """
     count, first, last, size = 0, 0, -1, (0, 0)
     tick = Fraction(stream.time_base)
-    for count, frame in enumerate(container.decode(stream), start=1):
+    frames = (frame for packet in demux(container, stream) for frame in packet.decode())
+    for count, frame in enumerate(frames, start=1):
         own = frame.pts if frame.pts is not None else first + last + max(round(1 / (timing.rate * tick)), 1)
         if count == 1:
             first, size = own, (frame.width, frame.height)

@@ -31,7 +31,17 @@ from jobs.workers import Alive
 from media.examine_pictures import examine_pictures
 from media.probe import measured_rate, opened, rotation_of, seconds_of, time_in
 from sce_video.data.health import stamp
-from sce_video.data.readers.media import HEAD, NAMES_FILES, DecodeError, NoVideo, TooLarge, check_media, is_frames, reason_of
+from sce_video.data.readers.media import (
+    HEAD,
+    NAMES_FILES,
+    DecodeError,
+    NoVideo,
+    TooLarge,
+    check_media,
+    demux,
+    is_frames,
+    reason_of,
+)
 
 STATUSES = ("ok", "short", "truncated", "no video stream", "unreadable", "not a video", "hang", "refused")
 NAMES_OTHERS = "a playlist: a decoder would open the files or addresses that it names"
@@ -113,7 +123,7 @@ class Frames:
 
     def decode(self, container: Any, alive: Alive) -> None:
         """Decode all frames up to the first fault."""
-        for packet in container.demux(self.stream):
+        for packet in demux(container, self.stream):
             self._packet(container, packet)
             for frame in packet.decode():
                 self._frame(frame)
@@ -127,7 +137,7 @@ class Frames:
     def sample(self, container: Any, alive: Alive) -> None:
         """Read all packets, and decode a few frames at the start, the middle and the end."""
         keys, decoded = list[int](), 0
-        for packet in container.demux(self.stream):
+        for packet in demux(container, self.stream):
             self._packet(container, packet)
             if packet.size and packet.is_corrupt:
                 self.broken = "its packet is cut short"

@@ -24,6 +24,7 @@ from sce_video.data.readers.media import (
     Limits,
     check_media,
     choose_video,
+    demux,
     is_frames,
     open_container,
     reason_of,
@@ -116,7 +117,7 @@ def _probe_pictures(path: str) -> Probe:
 
 def _probe(path: str, container: Any, stream: Any) -> Probe:
     first, shown, hidden, interval, since_key, times = None, 0, 0, 0, 0, list[int | None]()
-    for packet in container.demux(stream):
+    for packet in demux(container, stream):
         if first is None:
             first = next(iter(packet.decode()), None)
         if packet.size:

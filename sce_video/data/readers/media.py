@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 # FFmpeg's names of the demuxers that PyAV may use: media containers that refer to no other files.
@@ -118,6 +119,16 @@ def choose_video(path: str, container: Any) -> Any:
     if chosen.codec_context is None:
         raise DecodeError(f"{path}: FFmpeg has no decoder for its video's codec")
     return chosen
+
+
+def demux(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the packets of a stream, the empty last one included."""
+    while True:
+        try:
+            yield from container.demux(stream)
+            return
+        except IndexError:  # PyAV does not know streams that begin after the header; the next call goes on behind the packet
+            continue
 
 
 def is_frames(path: str) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..crops import Box
 from . import frame_index, h264, indexed_decode, mp4, orientation, planes
 from .frame_index import FrameIndex
-from .media import LIMITS, DecodeError, Limits, choose_video, open_container
+from .media import LIMITS, DecodeError, Limits, choose_video, demux, open_container
 from .reader import FrameReader, check_frames, first_line, group_by_frame
 
 HELD_BYTES = 64 << 20  # counting keeps this many bytes of decoded frames, so that short files are decoded once
@@ -187,7 +187,7 @@ class PyAVReader(FrameReader):
         if self.header_only or not self._fresh:
             self._open(header_only=False)
         self._fresh = False
-        yield from self._container.demux(self._stream)
+        yield from demux(self._container, self._stream)
 
     def close(self) -> None:
         self._held = []
