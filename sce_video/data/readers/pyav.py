@@ -315,6 +315,7 @@ class PyAVReader(FrameReader):
                 self._limits.check_count(self.path, len(times))
                 size += sum(plane.buffer_size for plane in frame.planes)
                 if size <= HELD_BYTES:
+                    frame.make_writable()  # a copy where the decoder may still conceal errors in it
                     held.append(frame)
         if first is None:
             raise DecodeError(f"{self.path}: no frame in it")
