@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -25,11 +25,11 @@ from . import health, manifest, synthetic
 from .dataset import ClipDataset
 from .decode import DecodeError, open_video
 from .manifest import Video
-from .workers import Batches, Quarantine, prepare_worker
+from .workers import Batches, Quarantine
 
 READABLE_TRIES = 32
 OPEN_SECONDS = 20  # for one file
-HANGS = 3  # files that are not opened in that time, after which none is tried
+HANGS = 3  # if the first files all hang, no other is tried
 
 
 @lru_cache(maxsize=2)
@@ -147,47 +147,25 @@ def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
     order = sorted(epoch_order(seed, 0, len(videos)), key=lambda row: videos[row].health != "")
     paths = [videos[row].path for row in order[:READABLE_TRIES]]
     reasons: list[str] = []
-    hangs = 0
-    while len(reasons) < len(paths) and hangs < HANGS:  # a new process after each file that hangs or crashes
-        receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.Process(target=_report_openings, args=(paths[len(reasons) :], decoder, sender), daemon=True)
-        process.start()
-        sender.close()
+    for path in paths:
         try:
-            while len(reasons) < len(paths):
-                if not receiver.poll(OPEN_SECONDS):
-                    hangs += 1
-                    raise EOFError(f"not opened within {OPEN_SECONDS} s")
-                found: str | Exception | None = receiver.recv()
-                if found is None:
-                    return
-                if isinstance(found, Exception):
-                    raise found
-                reasons.append(found)
-        except EOFError as error:
-            reasons.append(f"{paths[len(reasons)]}: {error or 'the decoder crashed'}")
-        finally:
-            process.kill()
-            process.join()
-            receiver.close()
+            with multiprocessing.Pool(1, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:  # leaving it ends the process
+                pool.apply_async(_open_and_close, (path, decoder)).get(OPEN_SECONDS)
+            return
+        except DecodeError as error:
+            reasons.append(str(error))
+        except multiprocessing.TimeoutError:
+            reasons.append(f"{path}: the decoder hung or crashed, it was not open after {OPEN_SECONDS} s")
+            if len(reasons) == HANGS:
+                break
     raise InputError(
         f"none of {len(reasons)} videos tried (of {len(videos)}) can be read, e.g. {reasons[0]}; if the list's paths are "
         "relative to another folder, set data.root=..."
     )
 
 
-def _report_openings(paths: Sequence[str], decoder: str, sender: Connection) -> None:
-    """Open videos until one can be read; send None for it, the reason for the others, and wrong options as exceptions."""
-    prepare_worker(0)
-    for path in paths:
-        try:
-            open_video(path, decoder).close()
-            sender.send(None)
-            return
-        except DecodeError as error:
-            sender.send(str(error))
-        except ValueError as error:
-            sender.send(error)
+def _open_and_close(path: str, decoder: str) -> None:
+    open_video(path, decoder).close()
 
 
 def _print_progress(done: int, total: int) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, islice
@@ -41,9 +41,9 @@ class Packet(NamedTuple):
 class FrameIndex:
     """The packets of a video stream. stamps: their `dts`, or `pts` in files without dts. keys: positions of key packets.
 
-    shown_before: number of shown frames among the packets before each key. times: pts of all shown frames in presentation
-    order, up to a constant in the container's index; None where it has none. source: `container`, or `packets` if all were
-    read.
+    shown_before: number of shown frames among the packets before each key. source: `container`, or `packets` if all were
+    read. times: pts of all shown frames in order, up to a constant in the container's index; None where it has none.
+    begin: pts of the first frame.
     """
 
     stamps: list[int]
@@ -54,7 +54,14 @@ class FrameIndex:
     discards: bool
     source: str
     times: Sequence[int] | None = None
-    numbers: dict[int, int] = field(default_factory=dict)  # pts -> frame, where the packets were read
+    begin: int = 0
+
+    @cached_property
+    def numbers(self) -> dict[int, int]:
+        """The number of the frame of each pts."""
+        times = self.times or [0]
+        shift = self.begin - times[0]
+        return {time + shift: frame for frame, time in enumerate(times)}
 
     def key_for(self, frame: int) -> int:
         """Return the number of the last key with at most `frame` shown frames before it."""
@@ -145,8 +152,8 @@ def _build(
     if hidden:
         shown = list(accumulate((not hide for hide in discarded), initial=0))
         before = [shown[key] for key in keys]
-    numbers = {time: frame for frame, time in enumerate(times or ())} if source == "packets" else {}
-    return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, bool(hidden), source, times, numbers)
+    begin = times[0] if times else 0
+    return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, bool(hidden), source, times, begin)
 
 
 def rate_of(

@@ -52,9 +52,9 @@ class Picture(NamedTuple):
 class Parameters(NamedTuple):
     """A sequence parameter set.
 
-    picture: None unless plain: progressive 8-bit 4:2:0 frames, not cropped at the left, no scaling lists, and a bitstream
-    restriction. reordered: largest number of frames decoded before one that is shown earlier. skipped_bits, order_bits:
-    lengths of the slice header's fields before pic_order_cnt_lsb and of itself, 0 where frames are decoded as shown.
+    picture: None unless plain: progressive 8-bit 4:2:0 frames, not cropped at the left, with a bitstream restriction.
+    reordered: largest number of frames decoded before one that is shown earlier. skipped_bits, order_bits: lengths of the
+    slice header's fields before pic_order_cnt_lsb and of itself, 0 where frames are decoded as shown.
     """
 
     picture: Picture | None
@@ -88,10 +88,9 @@ def _parse_sequence_parameters(bits: _Bits) -> Parameters | None:
         chroma_format = bits.golomb()
         planes = bits.take(1) if chroma_format == 3 else 0
         luma_depth, chroma_depth, lossless, scaling_lists = bits.golomb(), bits.golomb(), bits.take(1), bits.take(1)
-        plain = (chroma_format, luma_depth, chroma_depth, lossless, scaling_lists) == (1, 0, 0, 0, 0)
-        for number in range(12 if chroma_format == 3 else 8) if scaling_lists else ():
-            if bits.take(1):
-                _skip_scaling_list(bits, 16 if number < 6 else 64)
+        if scaling_lists:
+            return None
+        plain = (chroma_format, luma_depth, chroma_depth, lossless) == (1, 0, 0, 0)
     frame_bits = bits.golomb() + 4  # of frame_num
     order_type = bits.golomb()
     if order_type == 1:
@@ -116,15 +115,6 @@ def _parse_sequence_parameters(bits: _Bits) -> Parameters | None:
     plain = plain and bool(progressive) and left == 0 and reordered is not None
     most = MOST_REORDERED if reordered is None else reordered
     return Parameters(picture if plain else None, most, frame_bits + 2 * planes, order_bits, bool(progressive))
-
-
-def _skip_scaling_list(bits: _Bits, size: int) -> None:
-    last = following = 8
-    for _ in range(size):
-        if following:
-            code = bits.golomb()
-            following = (last + (code + 1 >> 1) * (1 if code & 1 else -1)) % 256
-        last = following or last
 
 
 def _parse_restriction(bits: _Bits) -> int | None:

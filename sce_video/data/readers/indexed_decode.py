@@ -11,8 +11,7 @@ shows it. `Mismatch` is raised if the file contradicts its index.
 
 from __future__ import annotations
 
-import heapq
-from bisect import bisect_left
+import operator
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain, groupby, islice
@@ -131,40 +130,68 @@ def _decode_all(numbered: Numbered, wanted: list[int], send: Send) -> Iterator[t
 def _confirm_order(numbered: Numbered, slices: Slices) -> Iterator[tuple[Any, int | None, bool]]:
     """Yield (packet, number, whether it is a reference) once no later packet can be shown before it.
 
-    A frame that is shown before `reordered` frames of those decoded so far comes after all that follow in decoding order.
+    A frame that is shown before `reordered` frames of those decoded so far comes before all that follow in decoding order.
     """
-    size_bytes, parameters = slices
-    times: list[int] = []  # pts, and below the stream's own order, of the packets since the last refresh
-    orders: list[int] = []
+    since, highest = _Since(), -1
     waiting: deque[tuple[Any, int | None, bool]] = deque()
-    cycle, half, previous = 1 << parameters.order_bits, (1 << parameters.order_bits) // 2, 0
+    for packet, number, reference, refresh, order in _read_orders(numbered, slices):
+        if refresh:
+            yield from waiting
+            waiting.clear()
+            since = _Since()
+        if number is not None:
+            since.add(number, order)
+            if refresh and number < highest:
+                raise Mismatch
+            highest = max(highest, number)
+        waiting.append((packet, number, reference))
+        while waiting and since.count - max((waiting[0][1] or 0) - since.first, 0) > slices.parameters.reordered:
+            yield waiting.popleft()
+    yield from waiting
+
+
+class _Since:
+    """The frames since a refresh, whose numbers and own order must rise together. count: those not before the first."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[int, int]] = []
+        self.first = self.count = self.step = 0
+        self.even = True
+
+    def add(self, number: int, order: int) -> None:
+        """Add a frame in decoding order; raise Mismatch if it contradicts an earlier one."""
+        pairs = self.pairs
+        pairs.append((number, order))
+        self.first, first_order = pairs[0]
+        self.count += number >= self.first
+        if len(pairs) == 2:
+            self.step = (order - first_order) // (number - self.first)
+        # Encoders write every second or every number, so that the first two frames show what all others must have.
+        if self.even and (len(pairs) == 1 or (self.step > 0 and order - first_order == self.step * (number - self.first))):
+            return
+        self.even = False  # frames are missing, or the order is wrong
+        orders = [own for _, own in sorted(pairs)]
+        if not all(map(operator.lt, orders, islice(orders, 1, None))):
+            raise Mismatch
+
+
+def _read_orders(numbered: Numbered, slices: Slices) -> Iterator[tuple[Any, int | None, bool, bool, int]]:
+    """Yield (packet, number, whether it is a reference, whether it is a refresh, its order in the stream since then)."""
+    size_bytes, parameters = slices
+    cycle = 1 << parameters.order_bits
+    half, previous = cycle // 2, 0
     for packet, number in numbered:
         seen = h264.first_slice(packet, size_bytes, parameters)
         if seen is None:
             raise Mismatch
         reference, refresh, order = seen
-        pts = packet.pts
         if refresh:
-            yield from waiting
-            waiting.clear()
-            if times and pts <= times[-1]:
-                raise Mismatch
-            times, orders, previous = [], [], 0
+            previous = 0
         # The slice holds the order modulo `cycle`: it is the number nearest to that of the last reference (8.2.1.1).
-        order = previous + (order - previous + half - 1) % cycle - (half - 1) if half else len(orders)
-        if reference:
+        order = previous + (order - previous + half - 1) % cycle - (half - 1) if half else previous + 1
+        if reference or not half:
             previous = order
-        position = bisect_left(times, pts)
-        if (position and orders[position - 1] >= order) or (
-            position < len(times) and (times[position] == pts or orders[position] <= order)
-        ):
-            raise Mismatch
-        times.insert(position, pts)
-        orders.insert(position, order)
-        waiting.append((packet, number, reference))
-        while waiting and len(times) - bisect_left(times, waiting[0][0].pts) > parameters.reordered:
-            yield waiting.popleft()
-    yield from waiting
+        yield packet, number, reference, refresh, order
 
 
 def _number_packets(packets: Iterator[Any], index: FrameIndex, slices: Slices | None, *, first_wanted: int) -> Numbered:
@@ -181,7 +208,7 @@ def _number_packets(packets: Iterator[Any], index: FrameIndex, slices: Slices | 
     if position and slices and not h264.inspect(first, slices.size_bytes).entry:
         raise _NeedsEarlierKey
     following = zip(chain([first], packets), chain(islice(index.stamps, position, None), [None]), strict=False)
-    numbered = _rank(following, index.shown_before[key]) if index.source == "container" else _look_up(following, index)
+    numbered = _look_up(following, index)
     packet, number = next(numbered)
     if number is not None and first_wanted < number:
         raise _NeedsEarlierKey
@@ -193,36 +220,6 @@ def _look_up(packets: Numbered, index: FrameIndex) -> Numbered:
     """Number (packet, its stamp in the index) pairs by the index's table of pts."""
     for packet, stamp in packets:
         number = None if packet.is_discard else index.numbers.get(packet.pts)
-        if getattr(packet, index.stamp_is) != stamp or (number is None and not packet.is_discard) or packet.is_corrupt:
+        if getattr(packet, index.stamp_is) != stamp or (number is None and not packet.is_discard):
             raise Mismatch
         yield packet, number
-
-
-def _rank(packets: Numbered, number: int) -> Numbered:
-    """Number (packet, its dts in the index) pairs in order of pts, counting from `number`; keeps their order.
-
-    The number of a pts is final once dts has reached it: no smaller pts can follow, as pts >= dts and dts increases.
-    """
-    waiting: deque[tuple[Any, int | None]] = deque()  # (packet, pts), pts None for discarded packets
-    times: list[int] = []
-    numbers: dict[int | None, int | None] = {None: None}
-    for packet, stamp in packets:
-        dts, pts = packet.dts, packet.pts
-        if dts != stamp or pts is None or pts < dts or packet.is_corrupt:
-            raise Mismatch
-        if packet.is_discard:
-            waiting.append((packet, None))
-        else:
-            waiting.append((packet, pts))
-            heapq.heappush(times, pts)
-        while times and times[0] <= dts:
-            numbers[heapq.heappop(times)] = number
-            number += 1
-        while waiting and waiting[0][1] in numbers:
-            known, time = waiting.popleft()
-            yield known, numbers[time]
-    for time in sorted(times):
-        numbers[time] = number
-        number += 1
-    for known, time in waiting:
-        yield known, numbers[time]

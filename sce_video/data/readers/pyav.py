@@ -134,8 +134,11 @@ class PyAVReader(FrameReader):
     def _first_packet_tells(self) -> bool:
         """Return whether the first packet shows that no frame is turned and that decoding may start at any key."""
         assert self._slices is not None
+        assert self._index is not None
         self._fresh = False
         first = next(self._container.demux(self._stream))
+        if first.pts is not None:
+            self._index = replace(self._index, begin=first.pts)
         about = h264.inspect(first, self._slices.size_bytes)
         return self._is_refresh(first) and not about.oriented and not about.parameters and not h264.is_old_x264(first)
 
@@ -152,8 +155,8 @@ class PyAVReader(FrameReader):
                 same = found is not None and index is not None and found.num_frames == index.num_frames
                 index = replace(index, times=found.times) if same else found  # type: ignore[type-var,union-attr]
             earliest = min((p.pts for p in packets if p.pts is not None and not p.discarded), default=None)
-            if index is not None and first is not None and first.pts == earliest:
-                self._index, self.num_frames = index, index.num_frames
+            if index is not None and first is not None and earliest is not None and first.pts == earliest:
+                self._index, self.num_frames = replace(index, begin=earliest), index.num_frames
                 return first, index.times
         self._index = None
         return self._count()
