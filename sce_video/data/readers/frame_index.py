@@ -120,9 +120,10 @@ def from_container(entries: Sequence[Any], file_bytes: int, offsets: NDArray[np.
     stamps = [entry.timestamp for entry in entries]
     times: list[int] | None = None
     if offsets is not None and len(offsets) == len(stamps) and not any(discarded):
-        shown = np.asarray(stamps, dtype=np.int64) + offsets
-        times = np.sort(shown).tolist()
-        if shown[0] != times[0]:  # decoders drop frames that are presented before the first key frame
+        shown = (np.asarray(stamps, dtype=np.int64) + offsets).tolist()
+        times = sorted(shown)
+        # Decoders drop frames that are presented before the first key frame.
+        if shown[0] != times[0] or len(set(times)) < len(times):
             return None
     return _build(stamps, "dts", keys, discarded, times, "container")
 

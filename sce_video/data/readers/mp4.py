@@ -10,7 +10,6 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,19 @@ ENCRYPTED = re.compile(rb"stsd.{12}encv", re.DOTALL)  # the first sample entry's
 def read_header(path: str) -> bytes:
     """Return the content of the first moov box, at most LARGEST_HEADER bytes; empty if there is none."""
     with open(path, "rb") as file:
-        return _read_movie_header(file)
+        end, position = os.fstat(file.fileno()).st_size, 0
+        while position + 8 <= end:
+            file.seek(position)
+            size, kind, wide = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+            header_bytes = 16 if size == 1 else 8
+            size = {0: end - position, 1: wide}.get(size, size)  # to the end of the file, or as 64 bits
+            if size < header_bytes:
+                break
+            if kind == b"moov":
+                file.seek(position + header_bytes)
+                return file.read(min(size - header_bytes, LARGEST_HEADER))
+            position += size
+    return b""
 
 
 def is_encrypted(header: bytes) -> bool:
@@ -49,32 +60,26 @@ def is_upright(header: bytes) -> bool:
 
 
 def composition_offsets(header: bytes, track: int, count: int) -> NDArray[np.int64] | None:
-    """Return pts - dts of the `count` samples of a track, up to a constant: int64 [count]; None if it cannot be parsed."""
+    """Return pts - dts of the `count` samples of a track, up to a constant: int64 [count]; None if it cannot be parsed.
+
+    track: its track_ID, which FFmpeg gives as the stream's id.
+    """
     for kind, start, end in _boxes(header, 0, len(header)):
-        if kind == b"trak" and _track_number(header, start, end) == track:
-            table = _find(header, start, end, b"mdia", b"minf", b"stbl")
-            if table is None:
-                return None
-            interval = _find(header, *table, b"ctts")
-            return np.zeros(count, dtype=np.int64) if interval is None else _parse_offsets(header[slice(*interval)], count)
+        about = _find(header, start, end, b"tkhd") if kind == b"trak" else None
+        number_at = 0 if about is None else about[0] + (20 if header[about[0]] else 12)  # version 1 has 64-bit times
+        if about is None or int.from_bytes(header[number_at : number_at + 4], "big") != track:
+            continue
+        table = _find(header, start, end, b"mdia", b"minf", b"stbl")
+        interval = table and _find(header, *table, b"ctts")
+        if interval is None:
+            return None if table is None else np.zeros(count, dtype=np.int64)
+        entries = int.from_bytes(header[interval[0] + 4 : interval[0] + 8], "big")
+        if interval[1] - interval[0] < 8 + 8 * entries:
+            return None
+        pairs = np.frombuffer(header, dtype=">i4", count=2 * entries, offset=interval[0] + 8).reshape(-1, 2)
+        runs, offsets = pairs.T.astype(np.int64)
+        return np.repeat(offsets, runs) if (runs >= 0).all() and runs.sum() == count else None
     return None
-
-
-def _parse_offsets(content: bytes, count: int) -> NDArray[np.int64] | None:
-    entries = int.from_bytes(content[4:8], "big")
-    if len(content) < 8 + 8 * entries:
-        return None
-    runs, offsets = np.frombuffer(content, dtype=">i4", count=2 * entries, offset=8).reshape(-1, 2).T.astype(np.int64)
-    return np.repeat(offsets, runs) if (runs >= 0).all() and runs.sum() == count else None
-
-
-def _track_number(header: bytes, start: int, end: int) -> int:
-    """Return the track_ID of a trak box, which FFmpeg gives as the stream's id; -1 without one."""
-    interval = _find(header, start, end, b"tkhd")
-    if interval is None or interval[1] - interval[0] < 24:
-        return -1
-    at = interval[0] + (20 if header[interval[0]] == 1 else 12)
-    return int.from_bytes(header[at : at + 4], "big")
 
 
 def _find(data: bytes, start: int, end: int, *kinds: bytes) -> tuple[int, int] | None:
@@ -95,23 +100,3 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
             return
         yield kind, start + 8, start + size
         start += size
-
-
-def _read_movie_header(file: BinaryIO) -> bytes:
-    end = os.fstat(file.fileno()).st_size
-    position = 0
-    while position + 8 <= end:
-        file.seek(position)
-        size, kind = struct.unpack(">I4s", file.read(8))
-        header_bytes = 8
-        if size == 1:  # the size follows, as 64 bits
-            wide = file.read(8)
-            size, header_bytes = (struct.unpack(">Q", wide)[0] if len(wide) == 8 else 0), 16
-        elif size == 0:  # to the end of the file
-            size = end - position
-        if size < header_bytes:
-            break
-        if kind == b"moov":
-            return file.read(min(size - header_bytes, LARGEST_HEADER))
-        position += size
-    return b""

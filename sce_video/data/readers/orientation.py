@@ -28,24 +28,17 @@ class Orientation(NamedTuple):
 UPRIGHT = Orientation()
 
 
-def from_matrix(matrix: bytes) -> Orientation:
-    """Return the orientation of FFmpeg's display matrix (9 native 32-bit integers), the nearest one for other angles.
+def of_frame(frame: Any) -> Orientation:
+    """Return the orientation of a decoded PyAV frame, the nearest one for angles that are no quarter turns.
 
     A degenerate matrix, which would make the picture a line or a point, turns nothing.
     """
-    if len(matrix) != 36:
-        return UPRIGHT
-    a, b, _, c, d, _, _, _, _ = struct.unpack("=9i", matrix)
+    from av.sidedata.sidedata import Type
+
+    found = frame.side_data.get(Type.DISPLAYMATRIX)
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(found)) if found is not None else (1, 0, 0, 0, 1)
     if a * d == b * c:
         return UPRIGHT
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
     return Orientation(True, c < 0, b < 0)
-
-
-def of_frame(frame: Any) -> Orientation:
-    """Return the orientation of a decoded PyAV frame."""
-    from av.sidedata.sidedata import Type
-
-    found = frame.side_data.get(Type.DISPLAYMATRIX)
-    return UPRIGHT if found is None else from_matrix(bytes(found))
