@@ -115,10 +115,12 @@ def test_a_header_can_be_read_without_a_decoder_and_decoded_later(path: Path) ->
         assert sum(len(codec.decode(packet)) for packet in [*packets, None]) == 70
 
 
-def test_streams_can_be_left_out_where_nothing_was_probed(tmp_path: Path) -> None:
+def test_packets_of_streams_can_be_left_out(tmp_path: Path) -> None:
     with av.open(str(with_sound(tmp_path / "a.mp4", "libx264")), options=HEADER_ONLY) as container:
         container.streams.audio[0].discard = av.stream.Discard.all
-        assert {packet.stream.type for packet in container.demux() if packet.size} == {"video"}
+        kinds = [packet.stream.type for packet in container.demux() if packet.size]
+    assert kinds.count("video") == 70
+    assert kinds.count("audio") <= 1  # read while opening
 
 
 def test_larger_pictures_than_allowed_are_an_error_of_ffmpeg(path: Path) -> None:
