@@ -1,12 +1,14 @@
 """Files of the kinds that users reported, made with PyAV: `build(name, folder)` -> path. See tests/test_hard_files.py.
 
-The members of each kind are others (in another container or codec) than those of ../shared/hard_inputs.
+`python tests/reported_files.py FOLDER` writes them all. The members of each kind are others (in another container or codec)
+than those of ../shared/hard_inputs.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -364,3 +366,23 @@ def build(name: str, folder: Path) -> Path:
     """Make the file of this name."""
     kinds = [{name: builder for name, (builder, _) in REFUSED.items()}, *REPORTED.values()]
     return next(builders[name] for builders in kinds if name in builders)(folder / name)
+
+
+def main() -> None:
+    """Write all files to a folder, one folder per kind, for `tools/benchmark.py kinds`."""
+    refused = {name: builder for name, (builder, _) in REFUSED.items()}
+    plain = {
+        "h264.mp4": encode,
+        "h264.mkv": encode,
+        "vp9.webm": lambda path: encode(path, "libvpx-vp9", **QUIET["libvpx-vp9"]),
+        "mpeg4.avi": lambda path: encode(path, "mpeg4"),
+    }
+    for kind, builders in {"plain": plain, **REPORTED, "to be refused": refused}.items():
+        folder = Path(sys.argv[1], kind)
+        folder.mkdir(parents=True)
+        for name in builders:
+            builders[name](folder / name)
+
+
+if __name__ == "__main__":
+    main()
