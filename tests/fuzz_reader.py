@@ -17,6 +17,7 @@ import av
 import numpy as np
 
 from sce_video.data.decode import DecodeError, open_video
+from sce_video.data.readers.media import LIMITS, open_container
 
 SORTS = ("flips", "cut", "zeros", "tables")
 
@@ -46,7 +47,7 @@ def damage(content: bytes, sort: str, draw: random.Random) -> bytes:
 def forward_decode(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the frames up to the first error, and those of all packets whatever errors occur."""
     before, every, errors = list[np.ndarray](), list[np.ndarray](), 0
-    with av.open(str(path), metadata_errors="ignore") as container:
+    with open_container(str(path), LIMITS) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         packets = container.demux(stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ def test_a_fresh_container_begins_with_its_first_packet_although_streams_were_pr
     first = next(opened.demux(opened.streams.video[0]))
     assert (first.pts, first.is_keyframe) == (0, True)
     assert first.dts == opened.streams.video[0].index_entries[0].timestamp
+
+
+def test_rates_and_time_bases_become_fractions(opened: Any) -> None:
+    stream = opened.streams.video[0]
+    assert Fraction(stream.average_rate) == Fraction(stream.guessed_rate) == 30
+    assert Fraction(stream.time_base) == Fraction(1, 15360)
+    assert Fraction(stream.sample_aspect_ratio or 1) == 1
 
 
 def test_packets_say_their_times_and_what_becomes_of_them(opened: Any) -> None:

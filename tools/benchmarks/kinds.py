@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.measure import machine
 from sce_video.data.decode import DecodeError, open_video
-from sce_video.data.readers.media import choose_video, demux
+from sce_video.data.readers.media import LIMITS, choose_video, demux, open_container
 from sce_video.data.readers.orientation import of_frame
 from sce_video.errors import InputError
 
@@ -94,7 +94,7 @@ def compare(path: str, decoder: str) -> str:
 
 
 def _forward_decode(path: str) -> list[np.ndarray]:
-    with av.open(path, metadata_errors="ignore") as container:
+    with open_container(path, LIMITS) as container:
         stream = choose_video(path, container)
         frames = (frame for packet in demux(container, stream) for frame in packet.decode())
         return [of_frame(frame).apply(frame.to_ndarray(format="rgb24")) for frame in frames]

@@ -157,14 +157,14 @@ def _build(
     return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, bool(hidden), source, times, begin)
 
 
-def rate_of(
-    times: Sequence[int] | None, base: Fraction, stated: Fraction | None
-) -> tuple[Fraction | None, NDArray[np.float64] | None]:
+def rate_of(times: Sequence[int] | None, base: Any, stated: Any) -> tuple[Fraction | None, NDArray[np.float64] | None]:
     """Return (frames per second, seconds of each frame since the first if the rate varies else None).
 
-    times: of all frames in presentation order, in `base` seconds, None if they are unknown. stated: the header's rate, which
-    is kept where it agrees with the first and last time to a tick at each, or a millisecond (the tick of other containers).
+    times: of all frames in presentation order, in `base` seconds, None if they are unknown. stated: the header's rate or
+    None, kept where it agrees with the first and last time to a tick at each, or a millisecond (the tick of other
+    containers). Both are PyAV's rational numbers, which are no Fractions from version 19 on.
     """
+    base, stated = Fraction(base), Fraction(stated) if stated else None
     span = 0 if times is None or len(times) < 2 else times[-1] - times[0]
     if times is None or span <= 0:
         return (simplify_rate(stated) if stated else None), None

@@ -77,7 +77,7 @@ class PyAVReader(FrameReader):
         self.stream_index = self._stream.index
         if self.header_only and self._index is not None and self._index.gap is not None:
             self.height, self.width, self.num_frames = self._codec.height, self._codec.width, self._index.num_frames
-            self.fps = frame_index.simplify_rate(1 / (self._index.gap * self._stream.time_base))
+            self.fps = frame_index.simplify_rate(1 / (self._index.gap * Fraction(self._stream.time_base)))
         else:
             first, times = self._survey()
             self._orientation = orientation.of_frame(first)
