@@ -50,13 +50,14 @@ class Picture(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """A sequence parameter set.
+    """A sequence parameter set. size_bytes: see `length_size`.
 
     picture: None unless plain: progressive 8-bit 4:2:0 frames, not cropped at the left, with a bitstream restriction.
     reordered: largest number of frames decoded before one that is shown earlier. skipped_bits, order_bits: lengths of the
     slice header's fields before pic_order_cnt_lsb and of itself, 0 where frames are decoded as shown.
     """
 
+    size_bytes: int
     picture: Picture | None
     reordered: int
     skipped_bits: int
@@ -64,24 +65,19 @@ class Parameters(NamedTuple):
     frames_only: bool
 
 
-def plain_picture(extradata: bytes | None) -> Picture | None:
-    """Return the picture size from the avcC record of a plain stream (see `Parameters`), None for other streams."""
-    parameters = parse_parameters(extradata)
-    return None if parameters is None else parameters.picture
-
-
 def parse_parameters(extradata: bytes | None) -> Parameters | None:
     """Return the only sequence parameter set of an avcC record, None if it cannot be parsed."""
-    if length_size(extradata) is None or extradata is None or extradata[5] & 31 != 1 or len(extradata) < 12:
+    size_bytes = length_size(extradata)
+    if size_bytes is None or extradata is None or extradata[5] & 31 != 1 or len(extradata) < 12:
         return None
     length = int.from_bytes(extradata[6:8], "big")
     try:
-        return _parse_sequence_parameters(_Bits(_remove_emulation(extradata[9 : 8 + length])))
+        return _parse_sequence_parameters(_Bits(_remove_emulation(extradata[9 : 8 + length])), size_bytes)
     except IndexError:  # truncated
         return None
 
 
-def _parse_sequence_parameters(bits: _Bits) -> Parameters | None:
+def _parse_sequence_parameters(bits: _Bits, size_bytes: int) -> Parameters | None:
     profile, _, _ = bits.take(8), bits.take(16), bits.golomb()
     plain, planes = True, 0
     if profile in WITH_CHROMA_FORMAT:
@@ -114,7 +110,7 @@ def _parse_sequence_parameters(bits: _Bits) -> Parameters | None:
     picture = Picture(height - 2 * (top + bottom), width - 2 * (left + right), aspect <= SQUARE)
     plain = plain and bool(progressive) and left == 0 and reordered is not None
     most = MOST_REORDERED if reordered is None else reordered
-    return Parameters(picture if plain else None, most, frame_bits + 2 * planes, order_bits, bool(progressive))
+    return Parameters(size_bytes, picture if plain else None, most, frame_bits + 2 * planes, order_bits, bool(progressive))
 
 
 def _parse_restriction(bits: _Bits) -> int | None:
@@ -178,12 +174,12 @@ def inspect(packet: bytes | memoryview, size_bytes: int) -> Packet:
     return Packet(reference or not slices, entry, oriented, parameters)
 
 
-def first_slice(packet: bytes | memoryview, size_bytes: int, parameters: Parameters) -> tuple[bool, bool, int] | None:
+def first_slice(packet: bytes | memoryview, parameters: Parameters) -> tuple[bool, bool, int] | None:
     """Return (whether it is a reference, an IDR picture, its pic_order_cnt_lsb) from a packet's first slice (7.3.3).
 
     None without one, for fields and for impossible headers. Called for every packet, so it is fast.
     """
-    view, position = memoryview(packet), 0
+    view, position, size_bytes = memoryview(packet), 0, parameters.size_bytes
     end = len(view) - size_bytes
     while position < end:
         start = position + size_bytes

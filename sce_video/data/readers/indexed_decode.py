@@ -15,7 +15,7 @@ import operator
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain, groupby, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import h264
 from .frame_index import FrameIndex
@@ -29,13 +29,6 @@ class _NeedsEarlierKey(Exception):
     """The wanted frames need packets before this key."""
 
 
-class Slices(NamedTuple):
-    """How to read H.264 slice headers: see `h264.length_size` and `h264.Parameters`."""
-
-    size_bytes: int
-    parameters: h264.Parameters
-
-
 # Packets demuxed before they are decoded: alternating for each packet would evict both from the CPU's caches.
 BATCH = 64
 Send = Callable[[Any], Any]  # a packet, or None at the end of a stretch -> the frames that the decoder returns
@@ -43,11 +36,11 @@ Numbered = Iterator[tuple[Any, int | None]]  # a packet and its frame's number, 
 
 
 def decode(
-    container: Any, stream: Any, index: FrameIndex, wanted: list[int], *, send: Send, slices: Slices | None
+    container: Any, stream: Any, index: FrameIndex, wanted: list[int], *, send: Send, slices: h264.Parameters | None
 ) -> Iterator[tuple[int, Any]]:
     """Yield (number, frame) for sorted frame numbers. Raises Mismatch; frames yielded before it are correct.
 
-    send: decodes a packet of the stream. slices: None for other codecs than H.264.
+    send: decodes a packet of the stream. slices: how to read H.264 slice headers, None for other codecs.
     """
     for key, group in groupby(wanted, key=index.key_for):
         frames, start = list(group), key
@@ -127,7 +120,7 @@ def _decode_all(numbered: Numbered, wanted: list[int], send: Send) -> Iterator[t
             raise Mismatch
 
 
-def _confirm_order(numbered: Numbered, slices: Slices) -> Iterator[tuple[Any, int | None, bool]]:
+def _confirm_order(numbered: Numbered, slices: h264.Parameters) -> Iterator[tuple[Any, int | None, bool]]:
     """Yield (packet, number, whether it is a reference) once no later packet can be shown before it.
 
     A frame that is shown before `reordered` frames of those decoded so far comes before all that follow in decoding order.
@@ -145,7 +138,7 @@ def _confirm_order(numbered: Numbered, slices: Slices) -> Iterator[tuple[Any, in
                 raise Mismatch
             highest = max(highest, number)
         waiting.append((packet, number, reference))
-        while waiting and since.count - max((waiting[0][1] or 0) - since.first, 0) > slices.parameters.reordered:
+        while waiting and since.count - max((waiting[0][1] or 0) - since.first, 0) > slices.reordered:
             yield waiting.popleft()
     yield from waiting
 
@@ -175,13 +168,12 @@ class _Since:
             raise Mismatch
 
 
-def _read_orders(numbered: Numbered, slices: Slices) -> Iterator[tuple[Any, int | None, bool, bool, int]]:
+def _read_orders(numbered: Numbered, slices: h264.Parameters) -> Iterator[tuple[Any, int | None, bool, bool, int]]:
     """Yield (packet, number, whether it is a reference, whether it is a refresh, its order in the stream since then)."""
-    size_bytes, parameters = slices
-    cycle = 1 << parameters.order_bits
+    cycle = 1 << slices.order_bits
     half, previous = cycle // 2, 0
     for packet, number in numbered:
-        seen = h264.first_slice(packet, size_bytes, parameters)
+        seen = h264.first_slice(packet, slices)
         if seen is None:
             raise Mismatch
         reference, refresh, order = seen
@@ -194,7 +186,7 @@ def _read_orders(numbered: Numbered, slices: Slices) -> Iterator[tuple[Any, int 
         yield packet, number, reference, refresh, order
 
 
-def _number_packets(packets: Iterator[Any], index: FrameIndex, slices: Slices | None, *, first_wanted: int) -> Numbered:
+def _number_packets(packets: Iterator[Any], index: FrameIndex, slices: h264.Parameters | None, *, first_wanted: int) -> Numbered:
     """Yield (packet, its frame number or None if discarded) in decoding order, starting at a key packet."""
     packets = (packet for packet in packets if packet.size)
     first = next(packets, None)

@@ -23,25 +23,7 @@ NAMES_FILES = re.compile(
     rb"#EXTM3U|ffconcat|<MPD|c=IN|<CompositionPlaylist|# VobSub|<smil|<asx|\[playlist\]|<AssetMap|m=video", re.I
 )
 # Boxes with which MP4, MOV and 3GP files begin, segments of streams (styp) and files of cameras (uuid, udta, meta) too.
-MP4_BOXES = (
-    *(b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"pnot"),
-    *(
-        b"styp",
-        b"uuid",
-        b"udta",
-        b"meta",
-        b"moof",
-        b"sidx",
-        b"emsg",
-        b"junk",
-        b"prfl",
-        b"prft",
-        b"ssix",
-        b"PICT",
-        b"pict",
-        b"jP  ",
-    ),
-)
+MP4_BOXES = b"ftyp moov mdat free wide skip pnot styp uuid udta meta moof sidx emsg junk prfl prft ssix PICT pict".split()
 # Files that are no container that this reads, to be refused by name.
 OTHERS = {
     **{b"GIF8": "a GIF picture", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture or a stream of them"},
@@ -141,10 +123,9 @@ def check_media(path: str) -> str:
 
     Raises DecodeError unless it is a regular file that begins as a media container and not as a playlist.
     """
-    head = _read_head(path, 0)
-    parts = [head]
-    if head[:3] == b"ID3" and len(head) > 10:  # a title before the container (ID3v2, 3.1): FFmpeg skips it
-        size = sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+    parts = [_read_head(path, 0)]
+    if parts[0][:3] == b"ID3":  # a title before the container (ID3v2, 3.1): FFmpeg skips it
+        size = sum((byte & 127) << shift for byte, shift in zip(parts[0][6:10], (21, 14, 7, 0), strict=False))
         parts.append(_read_head(path, 10 + size))
     container = _detect_container(parts[-1])
     texts = [part.partition(b"\0")[0] for part in parts]  # FFmpeg searches the text before the first zero byte

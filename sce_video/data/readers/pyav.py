@@ -115,11 +115,11 @@ class PyAVReader(FrameReader):
         for stream in self._container.streams if header_only else ():
             if stream is not self._stream:
                 stream.discard = av.stream.Discard.all
-        self._slices = self._read_parameters() if self._codec.name == "h264" else None
+        self._slices = h264.parse_parameters(self._codec.extradata) if self._codec.name == "h264" else None
 
     def _header_tells(self) -> bool:
         """Return whether the header suffices, without probing by FFmpeg: plain H.264, as in nearly all files."""
-        picture = self._slices and self._slices.parameters.picture
+        picture = self._slices and self._slices.picture
         return (
             self._index is not None
             and self._index.gap is not None
@@ -182,7 +182,7 @@ class PyAVReader(FrameReader):
     def _is_refresh(self, packet: Any) -> bool:
         """Return whether an H.264 packet is a picture from which decoding may start without any frame before it."""
         assert self._slices is not None
-        begin = h264.first_slice(packet, *self._slices)
+        begin = h264.first_slice(packet, self._slices)
         return begin is not None and begin[1]
 
     def _from_start(self) -> Iterator[Any]:
@@ -340,10 +340,6 @@ class PyAVReader(FrameReader):
             and getattr(self._codec, "field_order", 0) in frame_index.PROGRESSIVE  # PyAV 17 lacks it
             and (self._codec.name != "h264" or self._slices is not None)
         )
-
-    def _read_parameters(self) -> indexed_decode.Slices | None:
-        size_bytes, parameters = h264.length_size(self._codec.extradata), h264.parse_parameters(self._codec.extradata)
-        return indexed_decode.Slices(size_bytes, parameters) if size_bytes and parameters else None
 
     def _container_index(self) -> FrameIndex | None:
         # A fragmented MP4 (a recorded stream) has no table of all frames: FFmpeg knows only the first fragments so far.
