@@ -51,7 +51,6 @@ class FrameIndex:
     keys: list[int]
     shown_before: list[int]
     num_frames: int
-    discards: bool
     source: str
     times: Sequence[int] | None = None
     begin: int = 0
@@ -96,9 +95,7 @@ class FrameIndex:
     @cached_property
     def gap(self) -> int | None:
         """The time between frames in the stream's time base, None if it varies or is unknown."""
-        if self.times is None:
-            return None
-        gaps = np.diff(np.asarray(self.times, dtype=np.int64))
+        gaps = np.diff(np.asarray(self.times or (), dtype=np.int64))
         return int(gaps[0]) if len(gaps) and gaps[0] > 0 and (gaps == gaps[0]).all() else None
 
 
@@ -154,7 +151,7 @@ def _build(
         shown = list(accumulate((not hide for hide in discarded), initial=0))
         before = [shown[key] for key in keys]
     begin = times[0] if times else 0
-    return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, bool(hidden), source, times, begin)
+    return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, source, times, begin)
 
 
 def rate_of(times: Sequence[int] | None, base: Any, stated: Any) -> tuple[Fraction | None, NDArray[np.float64] | None]:

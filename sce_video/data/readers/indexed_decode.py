@@ -11,7 +11,7 @@ shows it. `Mismatch` is raised if the file contradicts its index.
 
 from __future__ import annotations
 
-import operator
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain, groupby, islice
@@ -96,21 +96,16 @@ def _select_needed(packets: Iterator[tuple[Any, int | None, bool]], unsent: set[
 def _decode_all(numbered: Numbered, wanted: list[int], send: Send) -> Iterator[tuple[int, Any]]:
     """Decode a stretch until the decoder has returned the wanted frames; it must return them in order and none twice."""
     left, numbers = set(wanted), dict[Any, int]()
-    first = next(numbered)
-    following = first[1]  # the number of the next frame, None until the first one if the key packet is discarded
-    numbered = chain([first], numbered)
+    last: int | None = None
     while batch := list(islice(numbered, BATCH)) or [(None, None)]:
         for packet, number in batch:
             if number is not None:
                 numbers[packet.pts] = number
             for frame in send(packet):
                 shown = numbers.pop(frame.pts, None)
-                following = shown if following is None else following
-                if shown is None or following is None or shown > following or frame.is_corrupt:
+                if shown is None or last not in (None, shown - 1) or frame.is_corrupt:
                     raise Mismatch
-                if shown < following:  # presented before the key packet
-                    continue
-                following += 1
+                last = shown
                 if shown in left:
                     left.discard(shown)
                     yield shown, frame
@@ -125,47 +120,26 @@ def _confirm_order(numbered: Numbered, slices: h264.Parameters) -> Iterator[tupl
 
     A frame that is shown before `reordered` frames of those decoded so far comes before all that follow in decoding order.
     """
-    since, highest = _Since(), -1
+    numbers: list[int] = []  # of the frames since the last refresh, and the stream's own order of each: both must rise
+    orders: list[int] = []
     waiting: deque[tuple[Any, int | None, bool]] = deque()
     for packet, number, reference, refresh, order in _read_orders(numbered, slices):
         if refresh:
             yield from waiting
             waiting.clear()
-            since = _Since()
-        if number is not None:
-            since.add(number, order)
-            if refresh and number < highest:
+            if number is not None and numbers and number < numbers[-1]:
                 raise Mismatch
-            highest = max(highest, number)
+            numbers, orders = [], []
+        if number is not None:
+            at = bisect_left(numbers, number)
+            if (at and orders[at - 1] >= order) or (at < len(orders) and orders[at] <= order):
+                raise Mismatch
+            numbers.insert(at, number)
+            orders.insert(at, order)
         waiting.append((packet, number, reference))
-        while waiting and since.count - max((waiting[0][1] or 0) - since.first, 0) > slices.reordered:
+        while waiting and len(numbers) - bisect_left(numbers, waiting[0][1] or 0) > slices.reordered:
             yield waiting.popleft()
     yield from waiting
-
-
-class _Since:
-    """The frames since a refresh, whose numbers and own order must rise together. count: those not before the first."""
-
-    def __init__(self) -> None:
-        self.pairs: list[tuple[int, int]] = []
-        self.first = self.count = self.step = 0
-        self.even = True
-
-    def add(self, number: int, order: int) -> None:
-        """Add a frame in decoding order; raise Mismatch if it contradicts an earlier one."""
-        pairs = self.pairs
-        pairs.append((number, order))
-        self.first, first_order = pairs[0]
-        self.count += number >= self.first
-        if len(pairs) == 2:
-            self.step = (order - first_order) // (number - self.first)
-        # Encoders write every second or every number, so that the first two frames show what all others must have.
-        if self.even and (len(pairs) == 1 or (self.step > 0 and order - first_order == self.step * (number - self.first))):
-            return
-        self.even = False  # frames are missing, or the order is wrong
-        orders = [own for _, own in sorted(pairs)]
-        if not all(map(operator.lt, orders, islice(orders, 1, None))):
-            raise Mismatch
 
 
 def _read_orders(numbered: Numbered, slices: h264.Parameters) -> Iterator[tuple[Any, int | None, bool, bool, int]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -217,9 +218,7 @@ class PyAVReader(FrameReader):
     @property
     def found_by(self) -> str:
         """The source of the index: `container` (its own), `packets` (all read once), `counting` (a forward decode)."""
-        if self._index is None:
-            return "counting"
-        return self._index.source
+        return "counting" if self._index is None else self._index.source
 
     @property
     def plain_mp4(self) -> bool:
@@ -231,7 +230,7 @@ class PyAVReader(FrameReader):
             and self._codec.name == "h264"
             and self._is_planar
             and self._stream.start_time == 0
-            and not self._index.discards
+            and len(self._index.stamps) == self.num_frames
             and (self._index.gap is not None or self.num_frames == 1)
         )
 
@@ -285,25 +284,19 @@ class PyAVReader(FrameReader):
         """Replace the container's index by one read from all packets, and that one by counting."""
         found = None
         if self.found_by == "container":
-            try:
+            with suppress(*self._errors):
                 found = frame_index.from_packets(self._read_packets(complete=True)[1])
-            except self._errors:
-                found = None
         self._index = found if found is not None and found.num_frames == self.num_frames else None
 
     def _counted(self, wanted: set[int]) -> Iterator[tuple[int, Any]]:
         """Yield (number in a forward decode, frame) for the wanted numbers."""
-        for number, frame in enumerate(self._held or self._forward()) if wanted else ():
+        decoded = (frame for packet in self._from_start() for frame in packet.decode())  # this order defines the numbers
+        for number, frame in enumerate(self._held or decoded) if wanted else ():
             if number in wanted:
                 wanted.discard(number)
                 yield number, frame
             if not wanted:
                 return
-
-    def _forward(self) -> Iterator[Any]:
-        """Decode the freshly opened file: this order defines the frame numbers."""
-        for packet in self._from_start():
-            yield from packet.decode()
 
     def _count(self) -> tuple[Any, Sequence[int] | None]:
         """Count the frames of a forward decode and keep them if they fit into HELD_BYTES; return as `_survey` does."""
