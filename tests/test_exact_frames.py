@@ -19,7 +19,7 @@ from test_decode import forward_decode
 
 from sce_video.data.crops import Box
 from sce_video.data.decode import DecodeError, open_video
-from sce_video.data.readers import h264
+from sce_video.data.readers import h264, mp4
 from sce_video.data.readers.pyav import PyAVReader
 
 # How frames are found where it is not in the index that the file holds.
@@ -99,6 +99,21 @@ def test_a_header_tells_what_ffmpeg_finds_out_by_decoding(name: str, folder: Pat
         assert not in_full.header_only
         for fact in ("num_frames", "height", "width", "fps", "stream_index", "found_by", "plain_mp4", "pixel_aspect"):
             assert getattr(video, fact) == getattr(in_full, fact), fact
+
+
+def test_headers_of_mp4_that_end_anywhere_are_no_error(folder: Path) -> None:
+    """And so are headers with any byte changed: no times, or as many as there are samples."""
+    header = mp4.read_header(str(build("plain.mp4", folder)))
+    offsets = mp4.composition_offsets(header, 1, 70)
+    assert offsets is not None
+    assert len(offsets) == 70
+    draw = random.Random(0)
+    for end in range(len(header)):
+        changed = bytearray(header)
+        changed[draw.randrange(len(header))] = draw.randrange(256)
+        for damaged in (header[:end], bytes(changed)):
+            found = mp4.composition_offsets(damaged, 1, 70)
+            assert found is None or len(found) == 70
 
 
 def plain_picture(header: bytes) -> h264.Picture | None:

@@ -18,6 +18,7 @@ IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 # Offset of the matrix from a header box's type, by the box's version.
 MATRIX_AT = {b"mvhd": {0: 40, 1: 52}, b"tkhd": {0: 44, 1: 56}}
 LARGEST_HEADER = 16 << 20  # bytes; hours of video have smaller headers
+MOST_BOXES = 10_000  # searched for the header
 ENCRYPTED = re.compile(rb"stsd.{12}encv", re.DOTALL)  # the first sample entry's type (ISO/IEC 23001-7)
 
 
@@ -25,12 +26,12 @@ def read_header(path: str) -> bytes:
     """Return the content of the first moov box, at most LARGEST_HEADER bytes; empty if there is none."""
     with open(path, "rb") as file:
         end, position = os.fstat(file.fileno()).st_size, 0
-        while position + 8 <= end:
+        for _ in range(MOST_BOXES):
             file.seek(position)
             size, kind, wide = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
             header_bytes = 16 if size == 1 else 8
             size = {0: end - position, 1: wide}.get(size, size)  # to the end of the file, or as 64 bits
-            if size < header_bytes:
+            if size < header_bytes or position + header_bytes > end:
                 break
             if kind == b"moov":
                 file.seek(position + header_bytes)
@@ -66,7 +67,9 @@ def composition_offsets(header: bytes, track: int, count: int) -> NDArray[np.int
     """
     for kind, start, end in _boxes(header, 0, len(header)):
         about = _find(header, start, end, b"tkhd") if kind == b"trak" else None
-        number_at = 0 if about is None else about[0] + (20 if header[about[0]] else 12)  # version 1 has 64-bit times
+        number_at = (
+            0 if about is None else about[0] + (20 if header[about[0] : about[0] + 1] != b"\0" else 12)
+        )  # version 1 has 64-bit times
         if about is None or int.from_bytes(header[number_at : number_at + 4], "big") != track:
             continue
         table = _find(header, start, end, b"mdia", b"minf", b"stbl")
