@@ -42,7 +42,7 @@ VIEWS = [
 def read_clip(path: str, start: float = 0.0) -> Tensor:
     """Read FRAMES frames spread over CLIP_SECONDS from `start` seconds: uint8 [T, h, w, 3]."""
     with open_video(path) as reader:
-        first, last = clips.frame_window(reader.fps, start, start + CLIP_SECONDS, reader.num_frames)
+        first, last = reader.window(start, start + CLIP_SECONDS)
         return reader.read((first + clips.uniform_subsample(last - first, FRAMES)).tolist())
 
 

@@ -45,7 +45,7 @@ ONLY_IN = {
     "decord": ["data.readers.decord"],
     "torchcodec": ["data.readers.torchcodec"],
     "PIL": ["data.readers.frame_folder", "training.preview"],
-    "av": ["data.readers.media", "data.readers.pyav", "data.synthetic"],
+    "av": ["data.readers.media", "data.readers.orientation", "data.readers.pyav", "data.synthetic"],
     "pytorchvideo": ["models.backbones"],
     "torchvision": ["models.backbones"],
     "hydra": ["command_line"],

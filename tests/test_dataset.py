@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,6 +195,28 @@ def test_no_readable_video_is_said_before_training(tmp_path: Path) -> None:
     listed = [Video(str(tmp_path / f"{i}.mp4"), None) for i in range(40)]
     with pytest.raises(InputError, match=r"none of 32 videos tried \(of 40\) can be read"):
         loader.check_readable(listed, seed=0, decoder="auto")
+
+
+def test_a_video_that_hangs_the_decoder_does_not_hang_the_start(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is opened in a process that is ended; the next video is tried."""
+    good = manifest.read(videos / "train.csv")[0]
+    open_good = loader.open_video
+
+    def hang(path: str, decoder: str) -> Any:
+        while path == "hangs.mp4":
+            time.sleep(60)
+        return open_good(path, decoder)
+
+    monkeypatch.setattr(loader, "open_video", hang)
+    monkeypatch.setattr(loader, "OPEN_SECONDS", 0.5)
+    hanging = Video("hangs.mp4", None)
+    loader.check_readable([hanging, good._replace(health="ok")], seed=0, decoder="auto")
+    began = time.monotonic()
+    with pytest.raises(
+        InputError, match=r"none of 3 videos tried \(of 40\) can be read, e.g. hangs.mp4: the decoder hung or crashed"
+    ):
+        loader.check_readable([hanging] * 40, seed=0, decoder="auto")
+    assert time.monotonic() - began < 20
 
 
 def test_a_replaced_video_says_whose_place_it_took(videos: Path, tmp_path: Path) -> None:

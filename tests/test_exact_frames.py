@@ -19,7 +19,7 @@ from test_decode import forward_decode
 
 from sce_video.data.crops import Box
 from sce_video.data.decode import DecodeError, open_video
-from sce_video.data.readers import h264
+from sce_video.data.readers import h264, mp4
 from sce_video.data.readers.pyav import PyAVReader
 
 # How frames are found where it is not in the index that the file holds.
@@ -101,22 +101,42 @@ def test_a_header_tells_what_ffmpeg_finds_out_by_decoding(name: str, folder: Pat
             assert getattr(video, fact) == getattr(in_full, fact), fact
 
 
+def test_headers_of_mp4_that_end_anywhere_are_no_error(folder: Path) -> None:
+    """And so are headers with any byte changed: no times, or as many as there are samples."""
+    header = mp4.read_header(str(build("plain.mp4", folder)))
+    offsets = mp4.composition_offsets(header, 1, 70)
+    assert offsets is not None
+    assert len(offsets) == 70
+    draw = random.Random(0)
+    for end in range(len(header)):
+        changed = bytearray(header)
+        changed[draw.randrange(len(header))] = draw.randrange(256)
+        for damaged in (header[:end], bytes(changed)):
+            found = mp4.composition_offsets(damaged, 1, 70)
+            assert found is None or len(found) == 70
+
+
+def plain_picture(header: bytes) -> h264.Picture | None:
+    parameters = h264.parse_parameters(header)
+    return parameters and parameters.picture
+
+
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (46, 66), (62, 50), (256, 340), (16, 18)])
 def test_size_of_plain_h264_is_the_one_that_ffmpeg_decodes(height: int, width: int, tmp_path: Path) -> None:
     path = encode(tmp_path / "sized.mp4", frames=numbered_frames(3, 264, 344)[:, :height, :width], bf="2")
     with av.open(str(path)) as container:
         header = container.streams.video[0].codec_context.extradata
     assert header is not None
-    assert h264.plain_picture(header) == (height, width, True)
+    assert plain_picture(header) == (height, width, True)
     assert forward_decode(path).shape[1:3] == (height, width)
     units = 9 + int.from_bytes(header[6:8], "big")  # where its first parameter set ends
     for end in range(units - 8):  # what comes last is not asked for
-        assert h264.plain_picture(header[:end]) is None
+        assert plain_picture(header[:end]) is None
     draw = random.Random(height)
     for _ in range(2000):  # whatever is in it, an answer
         changed = bytearray(header)
         changed[draw.randrange(len(header))] = draw.randrange(256)
-        h264.plain_picture(bytes(changed))
+        plain_picture(bytes(changed))
 
 
 @pytest.mark.parametrize(
@@ -183,12 +203,17 @@ def test_readers_of_h264_headers_understand_what_x264_writes(folder: Path) -> No
     with av.open(str(build("no_pyramid.mp4", folder))) as container:
         stream = container.streams.video[0]
         size_bytes = h264.length_size(stream.codec_context.extradata)
+        parameters = h264.parse_parameters(stream.codec_context.extradata)
         assert size_bytes == 4
+        assert parameters is not None
         packets = [packet for packet in container.demux(stream) if packet.size]
         seen = [h264.inspect(packet, size_bytes) for packet in packets]
         kinds = {frame.pts: int(frame.pict_type) for frame in _decoded(container, stream)}
     for packet, about in zip(packets, seen, strict=True):
-        assert about.reference == h264.is_reference(packet, 4) == (kinds[packet.pts] != B_FRAME)
+        first = h264.first_slice(packet, parameters)
+        assert first is not None
+        assert about.reference == first[0] == (kinds[packet.pts] != B_FRAME)
+        assert first[1] == packet.is_keyframe
         assert about.entry == packet.is_keyframe
         assert not about.oriented
 
@@ -213,7 +238,8 @@ def test_bytes_that_are_no_h264_count_as_needed() -> None:
         packet, size_bytes = bytes(draw.randrange(256) for _ in range(length)), draw.choice([1, 2, 4])
         about = h264.inspect(packet, size_bytes)
         assert isinstance(about, h264.Packet)
-        assert h264.is_reference(packet, size_bytes) == about.reference
+        first = h264.first_slice(packet, h264.Parameters(size_bytes, None, 2, draw.randrange(16), draw.randrange(16), False))
+        assert first is None or about.reference >= first[0]
     assert h264.inspect(b"", 4) == h264.Packet(reference=True, entry=False, oriented=False, parameters=False)
     assert h264.length_size(b"\x00\x00\x00\x01gd\x00") is None
 

@@ -17,8 +17,9 @@ from jobs.workers import Alive
 from numpy.typing import NDArray
 
 from media.examine import missing_bytes
-from media.probe import opened, rotation_of
-from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP, DecodeError
+from media.probe import opened
+from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP, DecodeError, demux
+from sce_video.data.readers.orientation import of_frame
 
 THUMBNAIL = 16  # pixels, both sides
 EVERY = 8  # frames from one compared picture to the next
@@ -84,7 +85,7 @@ def timing_of(source: str) -> Timing:
             raise DecodeError("its frame rate is not known")
         is_avi = container.format.name == "avi"
         hidden, times = 0, list[Any]()
-        for packet in container.demux(stream):
+        for packet in demux(container, stream):
             hidden += packet.size > 0 and packet.is_discard
             if packet.size and not packet.is_discard:
                 times.append(packet.dts if is_avi else packet.pts)
@@ -108,7 +109,8 @@ def frames_of(container: Any, stream: Any, timing: Timing) -> Iterator[tuple[Any
     """
     count, first, last, size = 0, 0, -1, (0, 0)
     tick = Fraction(stream.time_base)
-    for count, frame in enumerate(container.decode(stream), start=1):
+    frames = (frame for packet in demux(container, stream) for frame in packet.decode())
+    for count, frame in enumerate(frames, start=1):
         own = frame.pts if frame.pts is not None else first + last + max(round(1 / (timing.rate * tick)), 1)
         if count == 1:
             first, size = own, (frame.width, frame.height)
@@ -132,11 +134,13 @@ def scaling_for(frame: Any, stream: Any, form: Form) -> Any:
     width, height = size_in(form, frame.width, frame.height, aspect)
     graph = av.filter.Graph()
     graph.threads = 1
-    # `rotation_of` is counter-clockwise; transpose: 1 is a quarter turn clockwise, 2 counter-clockwise.
-    turns = {0: [], 90: [("transpose", "2")], 180: [("hflip", ""), ("vflip", "")], 270: [("transpose", "1")]}
+    turned = of_frame(frame)
+    # transpose: 0 is a quarter turn counter-clockwise and a mirror top to bottom, which exchanges rows and columns.
+    filters = (("transpose", "0"), ("hflip", ""), ("vflip", ""))
+    turns = [named for named, wanted in zip(filters, turned, strict=True) if wanted]
     steps = [("scale", scale_values(frame, width, height)), ("format", "yuv420p"), ("setsar", "1")]
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base, name="in")
-    named = [*steps, *turns[rotation_of(frame)]]
+    named = [*steps, *turns]
     nodes = [source, *(graph.add(name, values) for name, values in named), graph.add("buffersink")]
     graph.link_nodes(*nodes).configure()
     return graph
@@ -157,7 +161,7 @@ def shown(frames: Iterator[tuple[Any, float]], rate: Fraction, alive: Alive) -> 
         times.append(seconds)
         if count % EVERY == 0:
             small = converter.reformat(frame, width=THUMBNAIL, height=THUMBNAIL, format="rgb24", interpolation="AREA", threads=1)
-            pictures.append(np.rot90(small.to_ndarray(), k=rotation_of(frame) // 90))
+            pictures.append(of_frame(frame).apply(small.to_ndarray()))
         alive()
     return Shown(times, pictures, rate)
 

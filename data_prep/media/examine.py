@@ -29,9 +29,19 @@ from command_line import printable
 from jobs.workers import Alive
 
 from media.examine_pictures import examine_pictures
-from media.probe import NoVideo, opened, rotation_of, seconds_of
+from media.probe import measured_rate, opened, rotation_of, seconds_of, time_in
 from sce_video.data.health import stamp
-from sce_video.data.readers.media import HEAD, NAMES_FILES, DecodeError, TooLarge, check_media, is_frames, reason_of
+from sce_video.data.readers.media import (
+    HEAD,
+    NAMES_FILES,
+    DecodeError,
+    NoVideo,
+    TooLarge,
+    check_media,
+    demux,
+    is_frames,
+    reason_of,
+)
 
 STATUSES = ("ok", "short", "truncated", "no video stream", "unreadable", "not a video", "hang", "refused")
 NAMES_OTHERS = "a playlist: a decoder would open the files or addresses that it names"
@@ -64,6 +74,8 @@ def examine(path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
             except (av.FFmpegError, OSError, MemoryError) as error:
                 found.broken = reason_of(error)
             row.update(measured(container, stream, found))
+            if len(container.streams.video) > 1:
+                found.other_videos = f"stream {stream.index} is read of {len(container.streams.video)} with pictures"
     except NoVideo as error:
         return {**row, "status": "no video stream", "reason": without(path, error)}
     except TooLarge as error:
@@ -82,12 +94,14 @@ class Frames:
         self.count = 0  # of sound frames from the first on; with `sample`, of packets of frames to show
         self.hidden = 0
         self.times: list[int] = []
+        self.stamps: list[int | None] = []  # see `time_in`, of the packets to show
         self.interval = self._since_key = 0
         self.first: Any = None
-        self.broken = ""
+        self.broken = self.other_videos = ""
 
-    def _packet(self, packet: Any) -> None:
+    def _packet(self, container: Any, packet: Any) -> None:
         if packet.size:
+            self.stamps += [] if packet.is_discard else [time_in(container, packet)]
             self._since_key = 1 if packet.is_keyframe else self._since_key + 1
             self.interval = max(self.interval, self._since_key)
             self.hidden += packet.is_discard
@@ -100,10 +114,17 @@ class Frames:
         elif (frame.width, frame.height) != (self.first.width, self.first.height):
             self.broken = f"it is {frame.width}x{frame.height}, the first is {self.first.width}x{self.first.height}"
 
+    def without_picture(self, container: str) -> int:
+        """Return how many of the promised frames are no fault: before the first key frame, and empty chunks of AVI."""
+        known = [stamp for stamp in self.stamps if stamp is not None]
+        if container == "avi":  # FFmpeg counts chunks: a stream copy at twice the rate has an empty one after each frame
+            return max(known[-1] - known[0] + 1 - len(known), 0) if known else 0
+        return sum(stamp < self.times[0] for stamp in known) if self.times else 0
+
     def decode(self, container: Any, alive: Alive) -> None:
         """Decode all frames up to the first fault."""
-        for packet in container.demux(self.stream):
-            self._packet(packet)
+        for packet in demux(container, self.stream):
+            self._packet(container, packet)
             for frame in packet.decode():
                 self._frame(frame)
                 if self.broken:
@@ -114,13 +135,16 @@ class Frames:
                 alive()
 
     def sample(self, container: Any, alive: Alive) -> None:
-        """Read all packets, then decode a few frames at the start, the middle and the end."""
-        keys = []
-        for packet in container.demux(self.stream):
-            self._packet(packet)
+        """Read all packets, and decode a few frames at the start, the middle and the end."""
+        keys, decoded = list[int](), 0
+        for packet in demux(container, self.stream):
+            self._packet(container, packet)
             if packet.size and packet.is_corrupt:
                 self.broken = "its packet is cut short"
                 break
+            for frame in packet.decode() if decoded < SAMPLE_FRAMES else ():
+                decoded += 1
+                self._frame(frame)
             if packet.size and not packet.is_discard:
                 self.count += 1
                 if packet.pts is not None:
@@ -128,8 +152,11 @@ class Frames:
                     keys += [packet.pts] if packet.is_keyframe else []
             alive()
         self.times.sort()
-        for time_wanted in dict.fromkeys([None, keys[len(keys) // 2], keys[-1]] if keys else [None]):
-            container.seek(time_wanted or 0, stream=self.stream if time_wanted else None)
+        for time_wanted in dict.fromkeys([keys[len(keys) // 2], keys[-1]] if keys and not self.broken else []):
+            try:
+                container.seek(time_wanted, stream=self.stream)
+            except av.FFmpegError:  # files may be sound without a way to seek
+                return
             for number, frame in enumerate(container.decode(self.stream)):
                 self._frame(frame)
                 alive()
@@ -139,7 +166,7 @@ class Frames:
 
 def measured(container: Any, stream: Any, found: Frames) -> Row:
     """Return the columns of the stream; seconds are presentation times, `end_seconds` is the end of the last frame."""
-    rate = stream.average_rate or stream.guessed_rate
+    rate = measured_rate(stream, found.stamps)
     row: Row = {
         "container": container.format.name,
         "codec": stream.codec_context.name,
@@ -173,7 +200,7 @@ def verdict(row: Row, found: Frames, path: str, min_frames: int) -> tuple[str, s
         return "unreadable", "its frame rate is not known"
     if found.first is None:
         return "unreadable", printable(found.broken) or "no frame in it"
-    promised = (row["frames_promised"] or 0) - row["frames_hidden"]
+    promised = (row["frames_promised"] or 0) - row["frames_hidden"] - found.without_picture(row["container"])
     told = f" of {promised}" if promised > 0 else ""
     if found.broken.startswith("it is"):
         return "unreadable", f"frames change their size: of frame {row['frames']}{told}, {found.broken}"
@@ -185,7 +212,7 @@ def verdict(row: Row, found: Frames, path: str, min_frames: int) -> tuple[str, s
         return "truncated", f"the file ends {cut} bytes before its container does"
     if row["frames"] < min_frames:
         return "short", f"{row['frames']} frame{'s' * (row['frames'] != 1)}"
-    return "ok", ""
+    return "ok", found.other_videos
 
 
 def stamped(path: str) -> Row:

@@ -24,8 +24,8 @@ from typing import Any
 from jobs.workers import Alive
 
 from media.copy_form import Form, Shown, Timing, frames_of, scale_values, shown, size_in
-from media.probe import rotation_of
 from sce_video.data.readers.media import FORMATS, LIMITS, DecodeError
+from sce_video.data.readers.orientation import of_frame
 from sce_video.errors import InputError
 from sce_video.runs.stop import die_with_parent
 
@@ -72,7 +72,7 @@ def write(container: Any, stream: Any, working: Path, form: Form, timing: Timing
 
 def _command(source: str, stream: Any, first: Any, working: Path, form: Form, timing: Timing, num_frames: int) -> list[str]:
     width, height = size_in(form, first.width, first.height, Fraction(stream.sample_aspect_ratio or 1))
-    if rotation_of(first) in (90, 270):  # ffmpeg rotates frames before the filters
+    if of_frame(first).transpose:  # ffmpeg rotates frames before the filters
         width, height = height, width
     tick = 1 / timing.rate if timing.even else stream.time_base
     times = f"settb={tick.numerator}/{tick.denominator},setpts={'N' if timing.even else 'PTS-STARTPTS'}"

@@ -15,12 +15,21 @@ from typing import Any, NamedTuple
 import av
 
 from sce_video.data.health import stamp
+from sce_video.data.readers import mp4
 from sce_video.data.readers.frame_folder import FrameFolder
-from sce_video.data.readers.media import LIMITS, DecodeError, Limits, check_media, is_frames, open_container, reason_of
-
-
-class NoVideo(DecodeError):
-    """The container holds no video stream."""
+from sce_video.data.readers.frame_index import rate_of
+from sce_video.data.readers.media import (
+    LIMITS,
+    DecodeError,
+    Limits,
+    check_media,
+    choose_video,
+    demux,
+    is_frames,
+    open_container,
+    reason_of,
+)
+from sce_video.data.readers.orientation import of_frame
 
 
 class Probe(NamedTuple):
@@ -54,7 +63,7 @@ class Probe(NamedTuple):
 
 @contextmanager
 def opened(path: str, *, limits: Limits = LIMITS) -> Iterator[tuple[Any, Any]]:
-    """Check and open a file; yield PyAV's container and its first video stream, which decodes in one thread.
+    """Check and open a file; yield PyAV's container and the video stream to read, which decodes in one thread.
 
     Raises DecodeError if the file is not a video container, has no video stream, has frames above the limits, or if PyAV
     cannot read it, in the body of the `with` statement too.
@@ -62,9 +71,9 @@ def opened(path: str, *, limits: Limits = LIMITS) -> Iterator[tuple[Any, Any]]:
     check_media(path)
     try:
         with open_container(os.path.realpath(path), limits) as container:
-            if not container.streams.video:
-                raise NoVideo(f"{path}: no video stream in it")
-            stream = container.streams.video[0]
+            if "mp4" in container.format.name and mp4.is_encrypted(mp4.read_header(path)):
+                raise DecodeError(f"{path}: its video is encrypted")
+            stream = choose_video(path, container)
             stream.thread_type = "NONE"
             limits.check_size(path, stream.codec_context.width, stream.codec_context.height)
             stream.codec_context.options = {"max_pixels": str(limits.frame_pixels)}  # a stream may grow on the way
@@ -107,8 +116,8 @@ def _probe_pictures(path: str) -> Probe:
 
 
 def _probe(path: str, container: Any, stream: Any) -> Probe:
-    first, shown, hidden, interval, since_key = None, 0, 0, 0, 0
-    for packet in container.demux(stream):
+    first, shown, hidden, interval, since_key, times = None, 0, 0, 0, 0, list[int | None]()
+    for packet in demux(container, stream):
         if first is None:
             first = next(iter(packet.decode()), None)
         if packet.size:
@@ -116,11 +125,12 @@ def _probe(path: str, container: Any, stream: Any) -> Probe:
             interval = max(interval, since_key)
             hidden += packet.is_discard
             shown += not packet.is_discard
+            times += [] if packet.is_discard else [time_in(container, packet)]
     if first is None:
         raise DecodeError(f"{path}: no frame in it")
     turned = rotation_of(first)
     width, height = (first.height, first.width) if turned in (90, 270) else (first.width, first.height)
-    rate = stream.average_rate or stream.guessed_rate
+    rate = measured_rate(stream, times)
     return Probe(
         container=container.format.name,
         codec=stream.codec_context.name,
@@ -140,9 +150,25 @@ def _probe(path: str, container: Any, stream: Any) -> Probe:
     )
 
 
+def time_in(container: Any, packet: Any) -> int | None:
+    """Return the time of a packet's frame in the stream's time base. AVI stores an order and no times: FFmpeg guesses pts."""
+    found: int | None = packet.dts if container.format.name == "avi" else packet.pts
+    return found
+
+
+def measured_rate(stream: Any, times: list[int | None]) -> Fraction | None:
+    """Return frames per second by the times of all frames (any order), by the header where one is unknown."""
+    known = [time for time in times if time is not None]
+    complete = len(known) == len(set(known)) == len(times)
+    return rate_of(sorted(known) if complete else None, stream.time_base, stream.average_rate or stream.guessed_rate)[0]
+
+
 def rotation_of(frame: Any) -> int:
-    """Return the rotation of a decoded frame in degrees counter-clockwise: 0, 90, 180 or 270."""
-    return round(getattr(frame, "rotation", 0) / 90) % 4 * 90
+    """Return degrees counter-clockwise to rotate a decoded frame by, after mirroring where it is mirrored: 0, 90, 180, 270."""
+    turned = of_frame(frame)
+    if turned.transpose:
+        return 270 if turned.flip_columns else 90
+    return 180 if turned.flip_rows else 0
 
 
 def seconds_of(container: Any, stream: Any) -> float | None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Seconds = float | Fraction
@@ -41,6 +43,16 @@ def frame_window(fps: Seconds, start: Seconds, end: Seconds, num_frames: int) ->
     first = min(math.ceil(rate * Fraction(start)), num_frames - 1)
     last = math.ceil(min(rate * Fraction(end), Fraction(num_frames)))
     return first, max(last, first + 1)
+
+
+def timed_window(times: NDArray[np.float64], start: Seconds, end: Seconds) -> tuple[int, int]:
+    """Return the frames of [start, end) of a video with a variable rate as [first, last), at least one.
+
+    times: seconds of each frame since the first, increasing. Where no frame begins within the window, it is the one that is
+    on display at its start.
+    """
+    first, last = (int(found) for found in np.searchsorted(times, [float(start), float(end)]))
+    return (first, last) if last > first else (max(first - 1, 0), max(first, 1))
 
 
 def uniform_subsample(num_frames: int, num_samples: int) -> Tensor:

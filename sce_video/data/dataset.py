@@ -178,7 +178,7 @@ class ClipDataset(Dataset[Sample]):
                 start, end = clip_times.random_clip(video.seconds, seconds, draw)
                 boxes.append(draw_box(video.height, video.width, draw))
                 difference = torch.rand((), generator=draw).item() < self.difference_probability
-                first, last = clip_times.frame_window(video.fps, start, end, video.num_frames)
+                first, last = video.window(start, end)
                 index = first + clip_times.uniform_subsample(last - first, self.num_frames)
                 if self.frame_jitter:
                     index = first + clip_times.jittered_subsample(last - first, self.num_frames, self.frame_jitter, timing)
@@ -245,7 +245,7 @@ class EvaluationDataset(Dataset[Sample]):
         try:
             with open_video(path, self.decoder) as video:
                 times = clip_times.constant_clips(video.seconds, self.clip_seconds, self.clips_per_video)
-                windows = [clip_times.frame_window(video.fps, *time, video.num_frames) for time in times]
+                windows = [video.window(*time) for time in times]
                 indices = [first + clip_times.uniform_subsample(last - first, self.num_frames) for first, last in windows]
                 frames = video.read(torch.cat(indices), max_short_side=self.max_short_side)
         except DecodeError as error:

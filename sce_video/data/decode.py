@@ -48,4 +48,6 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
             else TorchcodecReader(absolute, container=container, stream=reader.stream_index, fps=reader.fps)
         )
         named.pixel_aspect = reader.pixel_aspect
+        if named.num_frames == reader.num_frames:
+            named.fps, named.times = reader.fps, reader.times
         return named

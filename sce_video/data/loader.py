@@ -8,7 +8,9 @@ order of a single process. Resuming at a step needs no state and decodes nothing
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +28,8 @@ from .manifest import Video
 from .workers import Batches, Quarantine
 
 READABLE_TRIES = 32
+OPEN_SECONDS = 20  # for one file
+HANGS = 3  # if the first files all hang, no other is tried
 
 
 @lru_cache(maxsize=2)
@@ -136,20 +140,32 @@ def _apply_health(videos: list[Video], table: Path, *, training: bool) -> list[V
 
 
 def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
-    """Raise InputError if none of up to 32 random videos opens; videos without a health status are tried first."""
+    """Raise InputError if none of up to 32 random videos opens; videos without a health status are tried first.
+
+    They are opened in a process that can be ended: a file may hang or crash the decoder.
+    """
     order = sorted(epoch_order(seed, 0, len(videos)), key=lambda row: videos[row].health != "")
-    rows = order[:READABLE_TRIES]
-    reasons = []
-    for row in rows:
+    paths = [videos[row].path for row in order[:READABLE_TRIES]]
+    reasons: list[str] = []
+    for path in paths:
         try:
-            open_video(videos[row].path, decoder).close()
+            with multiprocessing.Pool(1, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:  # leaving it ends the process
+                pool.apply_async(_open_and_close, (path, decoder)).get(OPEN_SECONDS)
             return
         except DecodeError as error:
             reasons.append(str(error))
+        except multiprocessing.TimeoutError:
+            reasons.append(f"{path}: the decoder hung or crashed, it was not open after {OPEN_SECONDS} s")
+            if len(reasons) == HANGS:
+                break
     raise InputError(
-        f"none of {len(rows)} videos tried (of {len(videos)}) can be read, e.g. {reasons[0]}; if the list's paths are "
+        f"none of {len(reasons)} videos tried (of {len(videos)}) can be read, e.g. {reasons[0]}; if the list's paths are "
         "relative to another folder, set data.root=..."
     )
+
+
+def _open_and_close(path: str, decoder: str) -> None:
+    open_video(path, decoder).close()
 
 
 def _print_progress(done: int, total: int) -> None:

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import forms, kinetics_like
 from benchmarks.measure import Measurement, Request, machine, measure_in_rounds, table
-from sce_video.data.clips import frame_window, random_clip, uniform_subsample
+from sce_video.data.clips import random_clip, uniform_subsample
 from sce_video.data.crops import Box
 from sce_video.data.decode import open_video
 from sce_video.errors import InputError
@@ -91,7 +91,7 @@ def plan(path: str) -> Job:
         clips = []
         for view in range(CLIPS):
             start, end = random_clip(video.seconds, SECONDS, generator(0, "benchmark", os.path.basename(path), view))
-            first, last = frame_window(video.fps, start, end, video.num_frames)
+            first, last = video.window(start, end)
             clips.append((first + uniform_subsample(last - first, FRAMES)).tolist())
     return path, clips
 

@@ -146,7 +146,7 @@ def _open_often(files: list[str], views: Views, decoder: str, *, per_view: bool)
                 for crop in range(views.num_crops) if per_view else (None,):
                     with open_video(path, decoder) as video:
                         times = clips.constant_clips(video.seconds, views.clip_seconds, views.clips_per_video)
-                        first, last = clips.frame_window(video.fps, *times[clip], video.num_frames)
+                        first, last = video.window(*times[clip])
                         frames = video.read(first + clips.uniform_subsample(last - first, views.num_frames))
                     if crop is None:
                         outputs.append(network(cut_crops(frames, size=views.size, num_crops=views.num_crops)))

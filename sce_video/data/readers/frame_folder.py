@@ -36,6 +36,7 @@ DESCRIPTION = "video.json"
 MAX_DESCRIPTION_BYTES = 1 << 20
 MAX_PICTURE_BYTES = 64 << 20
 MAX_ZIP_ENTRIES = 65_534  # limit of the zip format without ZIP64; longer videos need a folder
+RATE = re.compile(r"\d{1,7}(\.\d{1,20})?|\d{1,9}/0*[1-9]\d{0,8}")  # no powers of ten: Fraction takes hours for 1e999999999
 FOLDERS_ABOVE = 3  # parent folders searched for the frame rate
 PICTURE = re.compile(r"(?!flow_)([^/\\]*?)(\d+)\.jpe?g", re.I)
 # Errors of zipfile on damaged or hostile files, and of Pillow on pictures.
@@ -92,11 +93,9 @@ class FrameFolder(FrameReader):
                 f'{self.path}: pictures have no rate; write {{"fps": "30"}}, with their frame rate, to {DESCRIPTION} in '
                 "this folder or, for all videos at once, in one above it"
             )
-        try:
-            rate = Fraction(str(info["fps"]))
-        except (ValueError, ZeroDivisionError):
-            rate = Fraction(0)
-        if rate <= 0:
+        text = str(info["fps"])
+        rate = Fraction(text) if RATE.fullmatch(text) else Fraction(0)
+        if not rate:
             raise DecodeError(f"{file}: fps is {info['fps']!r}, it must be a number above 0 or a fraction in quotes")
         return rate
 

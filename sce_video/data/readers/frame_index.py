@@ -4,6 +4,8 @@ Packets come in decoding order, frames in presentation order. Every frame before
 presented before it, so their count is the number of the first frame after it; frames between two keys are ordered by
 their presentation times (pts). An index therefore holds an identifier per packet (its dts, strictly increasing), the key
 packets, and the packets that an edit list discards. MP4 files store all of it; Matroska packets are read once.
+
+`rate_of` derives the frame rate from the times of all frames: headers often state another one.
 """
 
 from __future__ import annotations
@@ -11,10 +13,14 @@ from __future__ import annotations
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 # Codecs whose packets are one shown frame each. In MPEG-4 part 2 a packet may be two frames or none, in VP8 none.
 ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1")
@@ -35,8 +41,9 @@ class Packet(NamedTuple):
 class FrameIndex:
     """The packets of a video stream. stamps: their `dts`, or `pts` in files without dts. keys: positions of key packets.
 
-    shown_before: number of shown frames among the packets before each key. times: pts of all shown frames in presentation
-    order if the packets were read; None with the container's index, which has none.
+    shown_before: number of shown frames among the packets before each key. source: `container`, or `packets` if all were
+    read. times: pts of all shown frames in order, up to a constant in the container's index; None where it has none.
+    begin: pts of the first frame.
     """
 
     stamps: list[int]
@@ -44,9 +51,16 @@ class FrameIndex:
     keys: list[int]
     shown_before: list[int]
     num_frames: int
-    discards: bool
-    times: list[int] | None = None
-    numbers: dict[int, int] = field(default_factory=dict)  # pts -> frame, where times are known
+    source: str
+    times: Sequence[int] | None = None
+    begin: int = 0
+
+    @cached_property
+    def numbers(self) -> dict[int, int]:
+        """The number of the frame of each pts."""
+        times = self.times or [0]
+        shift = self.begin - times[0]
+        return {time + shift: frame for frame, time in enumerate(times)}
 
     def key_for(self, frame: int) -> int:
         """Return the number of the last key with at most `frame` shown frames before it."""
@@ -80,17 +94,19 @@ class FrameIndex:
 
     @cached_property
     def gap(self) -> int | None:
-        """The time between frames in the stream's time base, None if it varies."""
-        stamps = self.times or self.stamps
-        gaps = set(map(operator.sub, islice(stamps, 1, None), stamps))
-        return gaps.pop() if len(gaps) == 1 else None
+        """The time between frames in the stream's time base, None if it varies or is unknown."""
+        gaps = np.diff(np.asarray(self.times or (), dtype=np.int64))
+        return int(gaps[0]) if len(gaps) and gaps[0] > 0 and (gaps == gaps[0]).all() else None
 
 
 KEY, DISCARD = 1, 2  # FFmpeg's flags of an index entry
 
 
-def from_container(entries: Sequence[Any], file_bytes: int) -> FrameIndex | None:
-    """Return the index stored in a file (PyAV's index_entries of an MP4 video stream), None if it is unreliable."""
+def from_container(entries: Sequence[Any], file_bytes: int, offsets: NDArray[np.int64] | None) -> FrameIndex | None:
+    """Return the index stored in a file, None if it is unreliable.
+
+    entries: PyAV's index_entries of an MP4 video stream. offsets: see `mp4.composition_offsets`.
+    """
     entries = list(entries)  # PyAV creates an object at each access
     flags = [entry.flags for entry in entries]
     # A truncated file may have its index but not all packets.
@@ -98,7 +114,15 @@ def from_container(entries: Sequence[Any], file_bytes: int) -> FrameIndex | None
         return None
     keys = [position for position, flag in enumerate(flags) if flag & KEY]
     discarded = [bool(flag & DISCARD) for flag in flags]
-    return _build([entry.timestamp for entry in entries], "dts", keys, discarded, None)
+    stamps = [entry.timestamp for entry in entries]
+    times: list[int] | None = None
+    if offsets is not None and len(offsets) == len(stamps) and not any(discarded):
+        shown = (np.asarray(stamps, dtype=np.int64) + offsets).tolist()
+        times = sorted(shown)
+        # Decoders drop frames that are presented before the first key frame.
+        if shown[0] != times[0] or len(set(times)) < len(times):
+            return None
+    return _build(stamps, "dts", keys, discarded, times, "container")
 
 
 def from_packets(packets: Sequence[Packet]) -> FrameIndex | None:
@@ -112,11 +136,11 @@ def from_packets(packets: Sequence[Packet]) -> FrameIndex | None:
     stamp_is = "pts" if any(packet.dts is None for packet in packets) else "dts"
     keys = [position for position, packet in enumerate(packets) if packet.key]
     discarded = [packet.discarded for packet in packets]
-    return _build([getattr(packet, stamp_is) for packet in packets], stamp_is, keys, discarded, times)
+    return _build([getattr(packet, stamp_is) for packet in packets], stamp_is, keys, discarded, times, "packets")
 
 
 def _build(
-    stamps: list[int], stamp_is: str, keys: list[int], discarded: list[bool], times: list[int] | None
+    stamps: list[int], stamp_is: str, keys: list[int], discarded: list[bool], times: list[int] | None, source: str
 ) -> FrameIndex | None:
     recognisable = stamp_is == "pts" or all(map(operator.lt, stamps, islice(stamps, 1, None)))
     hidden = sum(discarded)
@@ -126,5 +150,32 @@ def _build(
     if hidden:
         shown = list(accumulate((not hide for hide in discarded), initial=0))
         before = [shown[key] for key in keys]
-    numbers = {time: frame for frame, time in enumerate(times or ())}
-    return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, bool(hidden), times, numbers)
+    begin = times[0] if times else 0
+    return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, source, times, begin)
+
+
+def rate_of(times: Sequence[int] | None, base: Any, stated: Any) -> tuple[Fraction | None, NDArray[np.float64] | None]:
+    """Return (frames per second, seconds of each frame since the first if the rate varies else None).
+
+    times: of all frames in presentation order, in `base` seconds, None if they are unknown. stated: the header's rate or
+    None, kept where it agrees with the first and last time to a tick at each, or a millisecond (the tick of other
+    containers). Both are PyAV's rational numbers, which are no Fractions from version 19 on.
+    """
+    base, stated = Fraction(base), Fraction(stated) if stated else None
+    span = 0 if times is None or len(times) < 2 else times[-1] - times[0]
+    if times is None or span <= 0:
+        return (simplify_rate(stated) if stated else None), None
+    intervals = len(times) - 1
+    own = intervals / (span * base)
+    common = (stated, Fraction(round(own)), Fraction(round(own * 1001 / 1000) * 1000, 1001))
+    agreeing = (rate for rate in common if rate and abs(intervals / rate - span * base) <= max(2 * base, Fraction(1, 500)))
+    rate = simplify_rate(next(agreeing, own))
+    seconds = (np.asarray(times, dtype=np.float64) - times[0]) * float(base)
+    even = np.arange(len(times)) / float(rate)
+    # Half an interval apart, a window of even frames still has the right length to one frame.
+    return rate, None if np.abs(seconds - even).max() <= 0.5 / float(rate) else seconds
+
+
+def simplify_rate(rate: Fraction) -> Fraction:
+    """Return a fraction with small numbers near the rate; slow rates never become 0."""
+    return rate.limit_denominator(1001) if rate >= 1 else 1 / (1 / rate).limit_denominator(1001)

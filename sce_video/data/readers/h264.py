@@ -1,4 +1,4 @@
-"""Parse H.264 headers without decoding: picture size of a stream; reference, random access and orientation of a packet.
+"""Parse H.264 headers without decoding: picture size of a stream; order, reference and random access of a packet.
 
 Input is H.264 as stored in MP4 and Matroska: an avcC record and length-prefixed NAL units (ISO/IEC 14496-15). Bit fields
 follow ITU-T H.264: nal_unit (7.3.1), sequence parameter set (7.3.2.1.1, E.1.1), SEI payloads (7.3.2.3, D.1.8).
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 SLICES = range(1, 6)  # nal_unit_type of coded slices; 5 is an instantaneous decoder refresh (IDR)
 IDR = 5
 SEI, SEQUENCE_PARAMETERS = 6, 7
 WITH_CHROMA_FORMAT = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # values of profile_idc
+MOST_REORDERED = 16  # frames, by the standard
 SQUARE, OWN_ASPECT_RATIO = 1, 255  # values of aspect_ratio_idc: 1:1, and two 16-bit numbers follow; 0 is unspecified
 RECOVERY_POINT, DISPLAY_ORIENTATION = 6, 47  # SEI payload types
 
@@ -47,53 +49,72 @@ class Picture(NamedTuple):
     square: bool
 
 
-def plain_picture(extradata: bytes | None) -> Picture | None:
-    """Return the picture size from the avcC record of a plain stream, None for other or unparsable streams.
+class Parameters(NamedTuple):
+    """A sequence parameter set. size_bytes: see `length_size`.
 
-    Plain, as nearly all streams are: one sequence parameter set, progressive 8-bit 4:2:0 frames, no scaling lists, and a
-    bitstream restriction that gives the number of reordered frames.
+    picture: None unless plain: progressive 8-bit 4:2:0 frames, not cropped at the left, with a bitstream restriction.
+    reordered: largest number of frames decoded before one that is shown earlier. skipped_bits, order_bits: lengths of the
+    slice header's fields before pic_order_cnt_lsb and of itself, 0 where frames are decoded as shown.
     """
-    if length_size(extradata) is None or extradata is None or extradata[5] & 31 != 1 or len(extradata) < 12:
+
+    size_bytes: int
+    picture: Picture | None
+    reordered: int
+    skipped_bits: int
+    order_bits: int
+    frames_only: bool
+
+
+def parse_parameters(extradata: bytes | None) -> Parameters | None:
+    """Return the only sequence parameter set of an avcC record, None if it cannot be parsed."""
+    size_bytes = length_size(extradata)
+    if size_bytes is None or extradata is None or extradata[5] & 31 != 1 or len(extradata) < 12:
         return None
     length = int.from_bytes(extradata[6:8], "big")
     try:
-        return _parse_sequence_parameters(_Bits(_remove_emulation(extradata[9 : 8 + length])))
+        return _parse_sequence_parameters(_Bits(_remove_emulation(extradata[9 : 8 + length])), size_bytes)
     except IndexError:  # truncated
         return None
 
 
-def _parse_sequence_parameters(bits: _Bits) -> Picture | None:
+def _parse_sequence_parameters(bits: _Bits, size_bytes: int) -> Parameters | None:
     profile, _, _ = bits.take(8), bits.take(16), bits.golomb()
+    plain, planes = True, 0
     if profile in WITH_CHROMA_FORMAT:
-        chroma_format, luma_depth, chroma_depth = bits.golomb(), bits.golomb(), bits.golomb()
-        lossless, scaling_lists = bits.take(1), bits.take(1)
-        if (chroma_format, luma_depth, chroma_depth, lossless, scaling_lists) != (1, 0, 0, 0, 0):
+        chroma_format = bits.golomb()
+        planes = bits.take(1) if chroma_format == 3 else 0
+        luma_depth, chroma_depth, lossless, scaling_lists = bits.golomb(), bits.golomb(), bits.take(1), bits.take(1)
+        if scaling_lists:
             return None
-    bits.golomb()  # log2_max_frame_num
+        plain = (chroma_format, luma_depth, chroma_depth, lossless) == (1, 0, 0, 0)
+    frame_bits = bits.golomb() + 4  # of frame_num
     order_type = bits.golomb()
     if order_type == 1:
         return None
-    if order_type == 0:
-        bits.golomb()
+    order_bits = bits.golomb() + 4 if order_type == 0 else 0
     bits.golomb()  # max_num_ref_frames
     bits.take(1)
     width, height = 16 * (bits.golomb() + 1), 16 * (bits.golomb() + 1)
     progressive = bits.take(1)
+    if not progressive:
+        bits.take(1)
     bits.take(1)
     left, right, top, bottom = [bits.golomb() for _ in range(4)] if bits.take(1) else [0, 0, 0, 0]
-    if not (progressive and bits.take(1)):
-        return None
-    aspect = bits.take(8) if bits.take(1) else SQUARE
-    if aspect == OWN_ASPECT_RATIO:
-        bits.take(32)
-    if not _has_bitstream_restriction(bits):
-        return None
-    # The cropping is given in chroma samples.
-    return Picture(height - 2 * (top + bottom), width - 2 * (left + right), aspect <= SQUARE)
+    aspect, reordered = SQUARE, None
+    if bits.take(1):
+        aspect = bits.take(8) if bits.take(1) else SQUARE
+        if aspect == OWN_ASPECT_RATIO:
+            bits.take(32)
+        reordered = _parse_restriction(bits)
+    # The cropping is given in chroma samples. FFmpeg crops less at the left than asked where memory is not aligned.
+    picture = Picture(height - 2 * (top + bottom), width - 2 * (left + right), aspect <= SQUARE)
+    plain = plain and bool(progressive) and left == 0 and reordered is not None
+    most = MOST_REORDERED if reordered is None else reordered
+    return Parameters(size_bytes, picture if plain else None, most, frame_bits + 2 * planes, order_bits, bool(progressive))
 
 
-def _has_bitstream_restriction(bits: _Bits) -> bool:
-    """Return whether the VUI parameters, from overscan on, set bitstream_restriction_flag; False with HRD parameters."""
+def _parse_restriction(bits: _Bits) -> int | None:
+    """Return max_num_reorder_frames from the VUI parameters, from overscan on; None without it and with HRD parameters."""
     if bits.take(1):  # overscan
         bits.take(1)
     if bits.take(1):  # video signal
@@ -105,8 +126,12 @@ def _has_bitstream_restriction(bits: _Bits) -> bool:
         bits.golomb()
     if bits.take(1):  # timing
         bits.take(65)
-    hrd_parameters = bits.take(2)
-    return not hrd_parameters and bool(bits.take(2) & 1)
+    if bits.take(2) or not bits.take(2) & 1:
+        return None
+    bits.take(1)
+    for _ in range(4):  # sizes of pictures, macroblocks and vectors
+        bits.golomb()
+    return min(bits.golomb(), MOST_REORDERED)
 
 
 class _Bits:
@@ -149,22 +174,47 @@ def inspect(packet: bytes | memoryview, size_bytes: int) -> Packet:
     return Packet(reference or not slices, entry, oriented, parameters)
 
 
-def is_reference(packet: bytes | memoryview, size_bytes: int) -> bool:
-    """Return the `reference` of `inspect`, without its cost: called for every packet of a file."""
-    view, position, slices = memoryview(packet), 0, False
+def first_slice(packet: bytes | memoryview, parameters: Parameters) -> tuple[bool, bool, int] | None:
+    """Return (whether it is a reference, an IDR picture, its pic_order_cnt_lsb) from a packet's first slice (7.3.3).
+
+    None without one, for fields and for impossible headers. Called for every packet, so it is fast.
+    """
+    view, position, size_bytes = memoryview(packet), 0, parameters.size_bytes
     end = len(view) - size_bytes
     while position < end:
         start = position + size_bytes
         header = view[start]
-        if 1 <= header & 31 <= IDR:
-            if header & 0b0110_0000:
-                return True
-            slices = True
+        kind = header & 31
+        if kind in (1, 2, IDR):
+            data = bytes(view[start + 1 : start + 17])
+            if b"\0\0\3" in data or len(data) < 16:
+                data = _remove_emulation(data).ljust(16, b"\0")
+            value = int.from_bytes(data, "big")
+            # first_mb_in_slice, slice_type, pic_parameter_set_id
+            left = 128 - _length_of_golombs(value >> 96, 3) - parameters.skipped_bits
+            if not parameters.frames_only:
+                left -= 1
+                if value >> left & 1:  # field_pic_flag
+                    return None
+            if kind == IDR:  # idr_pic_id
+                left -= _length_of_golombs(value >> left - 32 & 0xFFFFFFFF, 1)
+            order = value >> left - parameters.order_bits & (1 << parameters.order_bits) - 1
+            return header & 0b0110_0000 != 0, kind == IDR, order
         length = int.from_bytes(view[position:start], "big")
         if not length:
             break
         position = start + length
-    return not slices
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _length_of_golombs(bits: int, count: int) -> int:
+    """Return the length of the first `count` exponential-Golomb numbers of 32 bits, at most 32."""
+    left = 32
+    for _ in range(count):
+        zeros = left - (bits & (1 << left) - 1).bit_length()
+        left = max(left - 2 * zeros - 1, 0)
+    return 32 - left
 
 
 def is_old_x264(first_packet: bytes | memoryview) -> bool:

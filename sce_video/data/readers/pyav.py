@@ -5,24 +5,29 @@ non-reference pictures) and stretches without a wanted frame, converts wanted fr
 The index of frames to packets is the container's own (MP4) or comes from reading all packets once (Matroska, unreliable
 MP4). Elsewhere frames are counted in a forward decode (AVI, transport streams, interlaced or old codecs).
 
-Frames are matched by their presentation times. If a decoded frame contradicts the index, the reader falls back one step:
-container index, packets, forward decode. The forward decode is correct by definition.
+A decode of a freshly opened file defines the frames and their order; seeking to 0 is not the same (streams that begin
+before 0, palettes sent once). If packets or frames contradict the index, the reader falls back one step: container index,
+packets, forward decode.
 """
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ..crops import Box
-from . import frame_index, h264, indexed_decode, mp4, planes
+from . import frame_index, h264, indexed_decode, mp4, orientation, planes
 from .frame_index import FrameIndex
-from .media import LIMITS, DecodeError, Limits, open_container
+from .media import LIMITS, DecodeError, Limits, choose_video, demux, open_container
 from .reader import FrameReader, check_frames, first_line, group_by_frame
 
 HELD_BYTES = 64 << 20  # counting keeps this many bytes of decoded frames, so that short files are decoded once
@@ -43,6 +48,9 @@ class PyAVReader(FrameReader):
         self._limits = limits
         self._loop_filter = loop_filter
         self._index: FrameIndex | None = None
+        self._orientation = orientation.UPRIGHT
+        self._header = b""  # of an MP4 file
+        self._fresh = False  # whether nothing has been read from the open container
         self._held: list[Any] = []
         import av
 
@@ -61,30 +69,43 @@ class PyAVReader(FrameReader):
             raise DecodeError(f"{path}: {first_line(error)}") from error
 
     def _look(self, is_mp4: bool) -> None:
-        """Open the file and read its size, number of frames, index, rotation and frame rate."""
+        """Open the file and read its size, number of frames, index, orientation and frame rate."""
         self._open(header_only=is_mp4)
+        self._index = self._container_index()
         if is_mp4 and not self._header_tells():
-            self._container.close()
             self._open(header_only=False)
+            self._index = self._container_index()
         self.stream_index = self._stream.index
-        self._rotation = 0 if self.header_only or self._is_upright() else self._first_rotation()
-        self._index = self._index or self._packet_index()
-        size = (self._codec.height, self._codec.width)
-        self.height, self.width = size[:: -1 if self._rotation % 2 else 1]
+        if self.header_only and self._index is not None and self._index.gap is not None:
+            self.height, self.width, self.num_frames = self._codec.height, self._codec.width, self._index.num_frames
+            self.fps = frame_index.simplify_rate(1 / (self._index.gap * Fraction(self._stream.time_base)))
+        else:
+            first, times = self._survey()
+            self._orientation = orientation.of_frame(first)
+            # The frame's size: for some cropping windows the header's differs.
+            self.height, self.width = (first.height, first.width)[:: -1 if self._orientation.transpose else 1]
+            stated = self._stream.average_rate or self._stream.guessed_rate
+            rate, self.times = frame_index.rate_of(times, self._stream.time_base, stated)
+            if not rate:
+                raise DecodeError(f"{self.path}: its frame rate is unknown")
+            self.fps = rate
         aspect = Fraction(self._stream.sample_aspect_ratio or 1)
-        self.pixel_aspect = 1 / aspect if self._rotation % 2 else aspect
-        self.num_frames = self._index.num_frames if self._index else self._count()
+        self.pixel_aspect = 1 / aspect if self._orientation.transpose else aspect
         self._limits.check_count(self.path, self.num_frames)
-        self.fps = self._rate()
 
     def _open(self, *, header_only: bool) -> None:
+        """Open the file, in place of the container that may be open: then nothing of it has been read."""
         import av
 
+        if self._container is not None:
+            self._container.close()
         self._container = open_container(self.path, self._limits, header_only=header_only)
-        self.header_only = header_only
-        if not self._container.streams.video:
-            raise DecodeError(f"{self.path}: no video stream in it")
-        self._stream = self._container.streams.video[0]
+        self.header_only, self._fresh = header_only, True
+        if self._is_in("mp4") and not self._header:
+            self._header = mp4.read_header(self.path)
+            if mp4.is_encrypted(self._header):
+                raise DecodeError(f"{self.path}: its video is encrypted")
+        self._stream = choose_video(self.path, self._container)
         self._codec = self._stream.codec_context
         self._codec.thread_type = "NONE"
         self._limits.check_size(self.path, self._codec.width, self._codec.height)
@@ -92,25 +113,85 @@ class PyAVReader(FrameReader):
             "max_pixels": str(self._limits.frame_pixels),  # a stream may change its size later
             "skip_loop_filter": LOOP_FILTERS[self._loop_filter],
         }
-        self._size_bytes = h264.length_size(self._codec.extradata) if self._codec.name == "h264" else None
-        self._index = self._container_index()
         for stream in self._container.streams if header_only else ():
             if stream is not self._stream:
                 stream.discard = av.stream.Discard.all
+        self._slices = h264.parse_parameters(self._codec.extradata) if self._codec.name == "h264" else None
 
     def _header_tells(self) -> bool:
         """Return whether the header suffices, without probing by FFmpeg: plain H.264, as in nearly all files."""
-        picture = h264.plain_picture(self._codec.extradata)
+        picture = self._slices and self._slices.picture
         return (
             self._index is not None
             and self._index.gap is not None
-            and not self._index.discards
             and picture is not None
             and (picture.height, picture.width) == (self._codec.height, self._codec.width)
             # The container's takes precedence; if it has none, PyAV 19 returns 0/1, older versions None.
             and (picture.square or bool(self._stream.sample_aspect_ratio))
-            and self._is_upright()
+            and mp4.is_upright(self._header)
+            and self._first_packet_tells()
         )
+
+    def _first_packet_tells(self) -> bool:
+        """Return whether the first packet shows that no frame is turned and that decoding may start at any key."""
+        assert self._slices is not None
+        assert self._index is not None
+        self._fresh = False
+        first = next(self._container.demux(self._stream))
+        if first.pts is not None:
+            self._index = replace(self._index, begin=first.pts)
+        about = h264.inspect(first, self._slices.size_bytes)
+        return self._is_refresh(first) and not about.oriented and not about.parameters and not h264.is_old_x264(first)
+
+    def _survey(self) -> tuple[Any, Sequence[int] | None]:
+        """Settle the index and the number of frames, by reading as little as the file allows.
+
+        Return the first frame and the times of all frames in the stream's time base, None if they are unknown.
+        """
+        index = self._index
+        if index is not None or self._indexable("mp4", "matroska"):
+            first, packets = self._read_packets(complete=index is None or index.times is None)
+            if index is None or index.times is None:
+                found = frame_index.from_packets(packets)
+                same = found is not None and index is not None and found.num_frames == index.num_frames
+                index = replace(index, times=found.times) if same else found  # type: ignore[type-var,union-attr]
+            earliest = min((p.pts for p in packets if p.pts is not None and not p.discarded), default=None)
+            if index is not None and first is not None and earliest is not None and first.pts == earliest:
+                self._index, self.num_frames = replace(index, begin=earliest), index.num_frames
+                return first, index.times
+        self._index = None
+        return self._count()
+
+    def _read_packets(self, *, complete: bool) -> tuple[Any, list[frame_index.Packet]]:
+        """Return the first frame of a decode from the start, and the packets up to it or all.
+
+        Return (None, []) if a packet is damaged or if H.264 does not begin with a refresh: decoders then drop frames.
+        """
+        first, packets = None, list[frame_index.Packet]()
+        for packet in self._from_start():
+            if packet.is_corrupt or (not packets and self._slices and not self._is_refresh(packet)):
+                return None, []
+            if packet.size:
+                packets.append(frame_index.Packet(packet.dts, packet.pts, packet.is_keyframe, packet.is_discard))
+                self._limits.check_count(self.path, len(packets))
+            if first is None:
+                first = next(iter(packet.decode()), None)
+            if first is not None and not complete:
+                break
+        return first, packets
+
+    def _is_refresh(self, packet: Any) -> bool:
+        """Return whether an H.264 packet is a picture from which decoding may start without any frame before it."""
+        assert self._slices is not None
+        begin = h264.first_slice(packet, self._slices)
+        return begin is not None and begin[1]
+
+    def _from_start(self) -> Iterator[Any]:
+        """Yield the packets of the freshly opened file."""
+        if self.header_only or not self._fresh:
+            self._open(header_only=False)
+        self._fresh = False
+        yield from demux(self._container, self._stream)
 
     def close(self) -> None:
         self._held = []
@@ -118,7 +199,8 @@ class PyAVReader(FrameReader):
             self._container.close()
 
     def read_planes(self, clips: Sequence[Tensor], boxes: Sequence[Box]) -> list[planes.PlanarClip] | None:
-        if self._rotation or not self._is_planar:
+        # FFmpeg's scaler interpolates the chroma of odd sizes, which `planes` does not.
+        if self._orientation != orientation.UPRIGHT or not self._is_planar or self.height % 2 or self.width % 2:
             return None
         targets = group_by_frame([clip.tolist() for clip in clips])
         coding, cuts = None, []
@@ -136,21 +218,19 @@ class PyAVReader(FrameReader):
     @property
     def found_by(self) -> str:
         """The source of the index: `container` (its own), `packets` (all read once), `counting` (a forward decode)."""
-        if self._index is None:
-            return "counting"
-        return "packets" if self._index.times is not None else "container"
+        return "counting" if self._index is None else self._index.source
 
     @property
     def plain_mp4(self) -> bool:
         """Whether decord is exact: one 8-bit H.264 stream in MP4 that starts at 0, every frame shown, constant rate."""
         return (
             self._index is not None
-            and "mp4" in self._container.format.name
+            and self._is_in("mp4")
             and len(self._container.streams.video) == 1
             and self._codec.name == "h264"
             and self._is_planar
             and self._stream.start_time == 0
-            and not self._index.discards
+            and len(self._index.stamps) == self.num_frames
             and (self._index.gap is not None or self.num_frames == 1)
         )
 
@@ -178,7 +258,7 @@ class PyAVReader(FrameReader):
             plane = self._convert.reformat(frame, format="rgb24", threads=1).planes[0]
             rows = np.frombuffer(plane, dtype=np.uint8).reshape(frame.height, plane.line_size)
             image = rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
-            yield index, np.rot90(image, k=self._rotation) if self._rotation else image
+            yield index, image if self._orientation == orientation.UPRIGHT else self._orientation.apply(image)
 
     def _frames(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
         """Yield (index, decoded frame) for sorted indices, without the frames that the file lacks."""
@@ -197,102 +277,67 @@ class PyAVReader(FrameReader):
 
     def _indexed(self, indices: list[int], send: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
         assert self._index is not None
-        return indexed_decode.decode(self._container, self._stream, self._index, indices, send=send, size_bytes=self._size_bytes)
+        self._fresh = False
+        return indexed_decode.decode(self._container, self._stream, self._index, indices, send=send, slices=self._slices)
 
     def _step_down(self) -> None:
         """Replace the container's index by one read from all packets, and that one by counting."""
-        assert self._index is not None
-        read = self._index.times is None
-        if self.header_only:
-            self._container.close()
-            self._open(header_only=False)
-        self._index = self._packet_index() if read else None
-        if self._index is not None and self._index.num_frames != self.num_frames:
-            self._index = None
+        found = None
+        if self.found_by == "container":
+            with suppress(*self._errors):
+                found = frame_index.from_packets(self._read_packets(complete=True)[1])
+        self._index = found if found is not None and found.num_frames == self.num_frames else None
 
     def _counted(self, wanted: set[int]) -> Iterator[tuple[int, Any]]:
         """Yield (number in a forward decode, frame) for the wanted numbers."""
-        for number, frame in enumerate(self._held or self._forward()) if wanted else ():
+        decoded = (frame for packet in self._from_start() for frame in packet.decode())  # this order defines the numbers
+        for number, frame in enumerate(self._held or decoded) if wanted else ():
             if number in wanted:
                 wanted.discard(number)
                 yield number, frame
             if not wanted:
                 return
 
-    def _forward(self) -> Iterator[Any]:
-        """Decode from the start: this order defines the frame numbers."""
-        self._container.seek(0)
-        kinds, start = self._container.format.name.split(","), self._stream.start_time
-        if start and ("mp4" in kinds or "matroska" in kinds):
-            self._container.seek(start, stream=self._stream, backward=True)
-        yield from self._container.decode(self._stream)
-
-    def _count(self) -> int:
-        """Return the number of frames in a forward decode; keep all frames if they fit into HELD_BYTES."""
-        held, size, number = [], 0, 0
-        for frame in self._forward():
-            number += 1
-            self._limits.check_count(self.path, number)
-            size += sum(plane.buffer_size for plane in frame.planes)
-            if size <= HELD_BYTES:
-                held.append(frame)
-        self._held = held if len(held) == number else []
-        return number
-
-    def _is_upright(self) -> bool:
-        """Return whether the header and first packet show that no frame is rotated and decoding may start at any key."""
-        if self.found_by != "container" or not self._size_bytes or not mp4.is_upright(self.path):
-            return False
-        first = next(self._container.demux(self._stream))
-        properties = h264.inspect(first, self._size_bytes)
-        if properties.oriented or properties.parameters:
-            return False
-        return self._is_planar and not h264.is_old_x264(first)
-
-    def _first_rotation(self) -> int:
-        """Decode the first frame and return its rotation in quarter turns."""
-        first = next(self._forward(), None)
+    def _count(self) -> tuple[Any, Sequence[int] | None]:
+        """Count the frames of a forward decode and keep them if they fit into HELD_BYTES; return as `_survey` does."""
+        held, size, times, stamps = list[Any](), 0, list[Any](), list[Any]()
+        first = None
+        for packet in self._from_start():
+            if packet.size:
+                stamps.append(packet.dts)
+            for frame in packet.decode():
+                first = first or frame
+                times.append(frame.pts)
+                self._limits.check_count(self.path, len(times))
+                size += sum(plane.buffer_size for plane in frame.planes)
+                if size <= HELD_BYTES:
+                    frame.make_writable()  # a copy where the decoder may still conceal errors in it
+                    held.append(frame)
         if first is None:
             raise DecodeError(f"{self.path}: no frame in it")
-        return round(getattr(first, "rotation", 0) / 90) % 4
+        self.num_frames = len(times)
+        self._held = held if len(held) == len(times) else []
+        # AVI stores an order and no times: FFmpeg derives pts from dts, with gaps.
+        times = stamps if self._is_in("avi") and len(stamps) == len(times) else times
+        known = None not in times and all(map(operator.lt, times, islice(times, 1, None)))
+        return first, times if known else None
 
-    def _rate(self) -> Fraction:
-        index, base = self._index, self._stream.time_base
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        if index is not None and index.gap is not None:
-            rate = 1 / (index.gap * base)
-        elif index is not None and index.discards:  # FFmpeg's average and the container's times count discarded frames
-            times = index.times or getattr(self._packet_index(), "times", None) or []
-            if len(times) > 1:
-                rate = (len(times) - 1) / ((times[-1] - times[0]) * base)
-        if not rate:
-            raise DecodeError(f"{self.path}: its frame rate is unknown")
-        return Fraction(rate).limit_denominator(1001)
+    def _is_in(self, container: str) -> bool:
+        return container in self._container.format.name.split(",")
 
-    def _indexable(self, container: str) -> bool:
+    def _indexable(self, *containers: str) -> bool:
+        """Return whether the file is in one of these containers, with one frame a packet whose order can be checked."""
         return (
-            container in self._container.format.name.split(",")
+            any(map(self._is_in, containers))
             and self._codec.name in frame_index.ONE_FRAME_A_PACKET
             and getattr(self._codec, "field_order", 0) in frame_index.PROGRESSIVE  # PyAV 17 lacks it
+            and (self._codec.name != "h264" or self._slices is not None)
         )
 
     def _container_index(self) -> FrameIndex | None:
         # A fragmented MP4 (a recorded stream) has no table of all frames: FFmpeg knows only the first fragments so far.
         if not self._indexable("mp4") or not self._stream.frames:
             return None
-        return frame_index.from_container(self._stream.index_entries, os.path.getsize(self.path))
-
-    def _packet_index(self) -> FrameIndex | None:
-        # Other containers have no index for seeking (MPEG program and transport streams) or no times (AVI).
-        if not (self._indexable("mp4") or self._indexable("matroska")):
-            return None
-        self._container.seek(0)
-        packets = []
-        for packet in self._container.demux(self._stream):
-            if packet.is_corrupt:
-                return None
-            if packet.size:
-                known = frame_index.Packet(packet.dts, packet.pts, packet.is_keyframe, packet.is_discard)
-                packets.append(known)
-                self._limits.check_count(self.path, len(packets))
-        return frame_index.from_packets(packets)
+        entries = self._stream.index_entries
+        offsets = mp4.composition_offsets(self._header, self._stream.id, len(entries))
+        return frame_index.from_container(entries, os.path.getsize(self.path), offsets)

@@ -1,7 +1,7 @@
 """The interface of every frame reader.
 
-Frame i is the i-th frame in presentation order of a forward decode that respects edit lists and discarded frames, with
-the file's rotation applied. Open and close a reader in the same process: never keep one across a fork.
+Frame i is the i-th frame that a forward decode of the freshly opened file returns, which respects edit lists and discarded
+frames, with the file's orientation applied. Open and close a reader in the same process: never keep one across a fork.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..clips import Seconds, frame_window, timed_window
 from ..crops import Box, short_side
 from .media import DecodeError
 from .planes import PlanarClip
 
 
 class FrameReader:
-    """An open video: `num_frames`, `fps` (Fraction), `height` and `width` (after rotation), `seconds`.
+    """An open video: `num_frames`, `fps` (Fraction), `height` and `width` (as displayed), `seconds`.
+
+    times: seconds of each frame since the first, float64 [num_frames], if the rate varies; else None.
 
     pixel_aspect: width of a displayed pixel over its height, 1 for square pixels. Frames keep their stored pixels: a
     720 x 576 video with pixel_aspect 16/11 is displayed 1047 wide. data_prep/shrink.py makes pixels square.
@@ -34,6 +38,7 @@ class FrameReader:
     height: int
     width: int
     pixel_aspect: Fraction = Fraction(1)
+    times: NDArray[np.float64] | None = None
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -42,6 +47,12 @@ class FrameReader:
     def seconds(self) -> Fraction:
         """Duration in seconds, num_frames / fps."""
         return self.num_frames / self.fps
+
+    def window(self, start: Seconds, end: Seconds) -> tuple[int, int]:
+        """Return the frames of [start, end) seconds as [first, last), at least one; see `clips.frame_window`."""
+        if self.times is not None:
+            return timed_window(self.times, start, end)
+        return frame_window(self.fps, start, end, self.num_frames)
 
     def read(self, indices: Sequence[int] | Tensor, *, max_short_side: int | None = None) -> Tensor:
         """Return the frames at `indices` (any order, repeats allowed): uint8 RGB [N, height, width, 3].
