@@ -30,6 +30,7 @@ from jobs.workers import Alive
 
 from media.examine_pictures import examine_pictures
 from media.probe import NoVideo, opened, rotation_of, seconds_of
+from sce_video.data.decode import reading
 from sce_video.data.health import stamp
 from sce_video.data.readers.media import HEAD, NAMES_FILES, DecodeError, TooLarge, check_media, is_frames, reason_of
 
@@ -47,6 +48,14 @@ def examine(path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
     """
     strike(path)
     row: Row = {"id": path, **stamped(path)}
+    try:
+        with reading(path):
+            return _examine(row, path, alive, quick=quick, min_frames=min_frames)
+    except DecodeError as error:  # what a library raised
+        return {**row, "status": "unreadable", "reason": without(path, error)}
+
+
+def _examine(row: Row, path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
     if is_frames(path):
         return {**row, **examine_pictures(path, alive, quick=quick, min_frames=min_frames)}
     try:

@@ -21,7 +21,7 @@ from ..errors import InputError, log
 from ..randomness import generator
 from . import health, manifest, synthetic
 from .dataset import ClipDataset
-from .decode import DecodeError, open_video
+from .decode import DecodeError, open_video, reading
 from .manifest import Video
 from .workers import Batches, Quarantine
 
@@ -142,7 +142,8 @@ def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
     reasons = []
     for row in rows:
         try:
-            open_video(videos[row].path, decoder).close()
+            with reading(videos[row].path):
+                open_video(videos[row].path, decoder).close()
             return
         except DecodeError as error:
             reasons.append(str(error))
