@@ -11,7 +11,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from ..errors import require
-from .shared import Decoder, Device, Labels
+from .shared import Decoder, Device, Labels, Weights
 
 
 @dataclass
@@ -20,6 +20,8 @@ class EncoderOptions:
 
     checkpoint: str = MISSING  # run folder, checkpoint folder, or weight file
     backbone: str = ""  # network of a weight file without a description
+    trust: bool = False  # allow the checkpoint to name a network outside sce_video, whose code is then run
+    weights: Weights = field(default_factory=Weights)
     root: str = ""  # base of the lists' relative paths; empty: each list's folder
     labels: Labels = Labels.file  # folder: a video's class is the name of its folder
     clips_per_video: int = 10
@@ -96,6 +98,8 @@ class ExportConfig:
     to: Format = MISSING
     out: str = MISSING  # file to write; must not exist
     backbone: str = ""  # of a weight file if its shapes fit several networks
+    trust: bool = False  # allow the checkpoint to name a network outside sce_video, whose code is then run
+    weights: Weights = field(default_factory=Weights)
     num_frames: int = 0  # of the verification clips and the ONNX input; 0: as in pretraining
     size: int = 0  # pixels, of the same clips; 0: as in pretraining
 

@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 from ..augment.view import View
 from ..errors import InputError, given, require
-from .shared import Labels, Optim, Reading, System, check_clip_precision
+from .shared import Labels, Optim, Reading, System, Weights, check_clip_precision
 
 
 class Select(Enum):
@@ -102,6 +102,8 @@ class FinetuneConfig:
     name: str = MISSING  # recipe name
     checkpoint: str = ""  # run folder, checkpoint folder or weight file; empty: from scratch
     backbone: str = ""  # network from scratch, or of a weight file without a description
+    trust: bool = False  # allow the checkpoint to name a network outside sce_video, whose code is then run
+    weights: Weights = field(default_factory=Weights)
     train: str = MISSING  # as data.train of pretraining, with labels; % stands for a split's number
     test: str = MISSING
     val: str = ""  # for testing.select=val

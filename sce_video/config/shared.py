@@ -48,6 +48,13 @@ class Labels(Enum):
 
 
 @dataclass
+class Weights:
+    """The part of a weight file to load."""
+
+    key: str = ""  # dotted keys, e.g. model.ema; empty: the first that is known (weights.layouts.WRAPPERS)
+
+
+@dataclass
 class Timing:
     """Random speed and frame positions of a clip; off by default."""
 

@@ -138,7 +138,7 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
 def load_or_build(cfg: FinetuneConfig) -> FrozenEncoder:
     """Return the encoder to start from: the checkpoint's, its network with random weights, or one from scratch."""
     if cfg.checkpoint:
-        encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None)
+        encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key)
         return load.untrained_like(encoder, seed=cfg.seed) if cfg.model.random_weights else encoder
     clip = {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
     usual = load.USUAL

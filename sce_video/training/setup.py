@@ -283,7 +283,7 @@ def resume(run: Run, check_list: Callable[[Mapping[str, Any]], None]) -> None:
 
     check_list: raises InputError if the list of videos is not the one that a checkpoint's meta data names.
     """
-    found = checkpoint.load_newest(run.folder.path / "checkpoints")
+    found = checkpoint.load_newest(run.folder.path / "checkpoints", needed=("updates", "videos", *run.notes))
     if found is not None:
         state, meta = found
         check_list(meta)
