@@ -25,7 +25,6 @@ import time
 from typing import Any
 
 import av
-from command_line import printable
 from jobs.workers import Alive
 
 from media.examine_pictures import examine_pictures
@@ -33,6 +32,7 @@ from media.probe import NoVideo, opened, rotation_of, seconds_of
 from sce_video.data.decode import reading
 from sce_video.data.health import stamp
 from sce_video.data.readers.media import HEAD, NAMES_FILES, DecodeError, TooLarge, check_media, is_frames, reason_of
+from sce_video.errors import printable
 
 STATUSES = ("ok", "short", "truncated", "no video stream", "unreadable", "not a video", "hang", "refused")
 NAMES_OTHERS = "a playlist: a decoder would open the files or addresses that it names"

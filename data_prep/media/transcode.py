@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-from command_line import printable
 from jobs.journal import Row
 from jobs.workers import Alive
 
@@ -30,6 +29,7 @@ from media.copy_form import MATRICES, Form, Shown, Timing, compared, frames_of, 
 from media.ffmpeg_copies import B_FRAMES, GOP, PRESET, X264
 from media.probe import opened
 from sce_video.data.decode import DecodeError, reading
+from sce_video.errors import printable
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 

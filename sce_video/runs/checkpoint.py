@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed
-from ..errors import InputError
+from ..errors import InputError, printable
 from .files import retry_io
 
 FORMAT_VERSION = 2  # 1: meta.json without a digest of its own
@@ -239,7 +239,7 @@ def load(path: Path) -> tuple[State, dict[str, Any]]:
 
 def _print_once(text: str) -> None:
     if distributed.rank() == 0:
-        print(text)
+        print(printable(text))
 
 
 def load_newest(

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from .. import distributed
-from ..errors import Stopped, log
+from ..errors import Stopped, log, printable
 from ..runs import resources
 from ..runs.files import AppendFile, write_atomically, write_rows
 
@@ -60,7 +60,7 @@ class SkippedVideos:
         Raises Stopped when more than max_fraction of the videos are unreadable.
         """
         new = []
-        failures = list(failures)
+        failures = [(printable(path), printable(reason)) for path, reason in failures]
         for path, reason in failures:
             if path not in self.reasons:
                 new.append(reason)
@@ -164,7 +164,7 @@ class RunLog:
         if self.folder is None:
             return
         log.info(text)
-        self._messages.add(text)
+        self._messages.add(printable(text))
 
     def due(self, step: int) -> bool:
         """Return whether `step` (counted from 1) is logged; reading figures waits for the device, so do it only then."""

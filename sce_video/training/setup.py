@@ -304,7 +304,8 @@ def restore(state: checkpoint.State, module: nn.Module, optimizer: torch.optim.O
     try:
         module.load_state_dict(state["method"])
     except RuntimeError as error:
-        raise InputError(f"the checkpoint does not fit this network: {error}; choose another out=") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"the checkpoint does not fit this network: {reason}; choose another out=") from error
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
 

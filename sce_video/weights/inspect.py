@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..runs import checkpoint
 from . import files
 
@@ -45,6 +45,7 @@ def describe(path: str | Path) -> str:
     width = max((len(name) for name, _ in tensors), default=0)
     lines += [f"{name:<{width}}  {str(value.dtype).removeprefix('torch.')} {list(value.shape)}" for name, value in tensors]
     size = sum(value.numel() * value.element_size() for _, value in tensors)
+    lines = [printable(line) for line in lines]
     return "\n".join([*lines, f"{len(tensors)} tensors, {size / 1e6:.1f} MB", f"digest {checkpoint.state_digest(state)}"])
 
 

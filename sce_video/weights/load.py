@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..models import backbones
 from ..models.encoder import MLP, Classifier, FrozenEncoder
 from ..runs import checkpoint
@@ -222,4 +222,5 @@ def _describe_ignored(keys: list[str]) -> str:
     kinds = Counter(".".join(key.split(".")[:2]) if key.startswith("online.") else key.split(".")[0] for key in keys)
     if not kinds:
         return "nothing ignored"
-    return f"{len(keys)} other tensors ignored (" + ", ".join(f"{kind} {count}" for kind, count in kinds.items()) + ")"
+    counts = ", ".join(f"{printable(kind)} {count}" for kind, count in kinds.items())
+    return f"{len(keys)} other tensors ignored ({counts})"
