@@ -38,7 +38,6 @@ class EncoderOptions:
 
     def __post_init__(self) -> None:
         require(self.num_crops, "num_crops", lambda value: value in (1, 3), "1 or 3")
-        require(self.clips_per_video, "clips_per_video", lambda value: value >= 1, "at least 1")
 
 
 @dataclass
@@ -78,13 +77,6 @@ class EvaluateConfig(EncoderOptions):
     linear: bool = True  # also a linear classifier on all training features: hours for hundreds of thousands
     out: str = ""  # JSON file; empty: evaluate_<test>.json in the run folder, numbered if there is one already
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.k, "k", lambda value: value >= 1, "at least 1")
-        require(self.temp, "temp", lambda value: value > 0, "positive")
-        require(self.repeats, "repeats", lambda value: value >= 1, "at least 1")
-        require(self.shots, "shots", lambda value: all(shots >= 1 for shots in value), "numbers of at least 1")
-
 
 class Format(Enum):
     pytorchvideo, slowfast, torchvision, safetensors, onnx = "pytorchvideo", "slowfast", "torchvision", "safetensors", "onnx"
@@ -102,7 +94,3 @@ class ExportConfig:
     weights: Weights = field(default_factory=Weights)
     num_frames: int = 0  # of the verification clips and the ONNX input; 0: as in pretraining
     size: int = 0  # pixels, of the same clips; 0: as in pretraining
-
-    def __post_init__(self) -> None:
-        for name in ("num_frames", "size"):
-            require(getattr(self, name), name, lambda value: value >= 0, "at least 0")

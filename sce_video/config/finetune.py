@@ -45,8 +45,6 @@ class FinetuneAugment:
     cutmix_alpha: float = 0.0  # exchange a box, share as above; 0: off. With both, each applies to half of the pairs
 
     def __post_init__(self) -> None:
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            require(getattr(self, name), f"augment.{name}", lambda value: value >= 0, "at least 0")
         if self.short_side_min > self.short_side_max > 0:
             raise InputError(f"augment.short_side_min ({self.short_side_min}) is above short_side_max ({self.short_side_max})")
 
@@ -91,8 +89,6 @@ class Testing:
 
     def __post_init__(self) -> None:
         require(self.num_crops, "testing.num_crops", lambda value: value in (1, 3), "1 or 3")
-        require(self.clips_per_video, "testing.clips_per_video", lambda value: value >= 1, "at least 1")
-        require(self.every_epochs, "testing.every_epochs", lambda value: value >= 1, "at least 1")
 
 
 @dataclass

@@ -103,8 +103,6 @@ class MonitorOptions:
     stop_on_collapse: bool = False  # end the run instead of warning
 
     def __post_init__(self) -> None:
-        require(self.collapse_steps, "monitor.collapse_steps", lambda value: value >= 0, "at least 0")
-        require(self.every_epochs, "monitor.every_epochs", lambda value: value >= 1, "at least 1")
         if bool(self.train) != bool(self.val):
             raise InputError("monitor.train (the bank) and monitor.val (the queries) must be given together")
 

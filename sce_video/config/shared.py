@@ -103,9 +103,10 @@ class Optim:
 
     def __post_init__(self) -> None:
         require(self.batch, "optim.batch", lambda value: value >= 2, "at least 2, for batch norm")
-        require(self.epochs, "optim.epochs", lambda value: value >= 1, "at least 1")
-        require(self.lr_per_256, "optim.lr_per_256", lambda value: value > 0, "positive")
-        require(self.accumulate, "optim.accumulate", lambda value: value >= 1, "at least 1")
+        if given(self.batch, self.accumulate) and self.batch < 2 * self.accumulate:
+            raise InputError(
+                f"optim.accumulate ({self.accumulate}) leaves micro-batches of 1 of {self.batch}; batch norm needs 2"
+            )
         if given(self.epochs, self.warmup_epochs) and not 0 <= self.warmup_epochs <= self.epochs:
             raise InputError(f"optim.warmup_epochs ({self.warmup_epochs}) must be between 0 and optim.epochs ({self.epochs})")
 
@@ -138,18 +139,11 @@ class System:
     agree_every: int = 1000  # steps between checks that all ranks hold equal tensors; 0: never
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "save_every", "keep"):
-            require(getattr(self, name), f"system.{name}", lambda value: value >= 1, "at least 1")
-        for name in ("keep_every", "worker_videos", "agree_every"):
-            require(getattr(self, name), f"system.{name}", lambda value: value >= 0, "at least 0")
-        for name in ("read_timeout", "step_timeout"):
-            require(getattr(self, name), f"system.{name}", lambda value: value > 0, "positive seconds")
         if given(self.read_timeout, self.step_timeout) and self.step_timeout <= self.read_timeout + 10:
             raise InputError(
                 f"system.step_timeout ({self.step_timeout:g}) must be more than 10 s above system.read_timeout "
                 f"({self.read_timeout:g}): a step waits that long for a video that hangs"
             )
-        require(self.workers, "system.workers", lambda value: value >= -1, "at least -1")
 
 
 def check_clip_precision(system: Any, optim: Any) -> None:
