@@ -31,6 +31,10 @@ class Device(Enum):
     auto, cpu, cuda = "auto", "cpu", "cuda"
 
 
+class Changed(Enum):
+    refuse, accept = "refuse", "accept"
+
+
 class Precision(Enum):
     fp32, bf16, fp16 = "fp32", "bf16", "fp16"
 
@@ -76,6 +80,7 @@ class Reading(Timing):
     loop_filter: LoopFilter = LoopFilter.exact  # reference, off: faster H.264, approximate pixels (docs/decoding.md)
     transport: Transport = Transport.auto  # of clips to the device; planes: YUV planes, half the bytes; auto: on GPUs
     resize_on: ResizeOn = ResizeOn.device  # worker: workers scale crops larger than augment.size, and round them
+    changed: Changed = Changed.refuse  # rows of the list that differ when a run is continued; accept: train on them
     max_bad_fraction: float = 0.01  # share of unreadable videos above which the run stops
     # Results of data_prep/doctor.py: its health.csv or folder, `none`, or `auto`: the one beside the list, if any.
     health: str = "auto"

@@ -101,7 +101,7 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
     differing = [
         f"{key}: {old.get(key)} there, {new.get(key)} here"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key.split(".")[0] not in ("system", "monitor", "out")
+        if old.get(key) != new.get(key) and key.split(".")[0] not in ("system", "monitor", "out") and key != "data.changed"
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

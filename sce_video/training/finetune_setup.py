@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..config.finetune import FinetuneConfig, Select
-from ..config.shared import ResizeOn
+from ..config.shared import Changed, ResizeOn
 from ..data import loader, manifest
 from ..data.dataset import ClipDataset, RandomScaled
 from ..data.manifest import Video
@@ -27,7 +27,7 @@ from ..runs import checkpoint
 from ..runs.folder import RunFolder
 from ..runs.rank_check import together
 from ..weights import load
-from . import optim
+from . import optim, rows
 from .augmenter import Augmenter
 from .loop import Run
 from .setup import build_run, check_machine, check_videos, clip_format, reading_arguments, resume, synchronise
@@ -116,6 +116,7 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
         max_bad_fraction=cfg.data.max_bad_fraction,
         about={
             "videos": len(lists.videos["train"]),
+            "rows": rows.digest(lists.videos["train"]),
             "classes": lists.classes,
             "encoder": {"backbone": encoder.name, "mean": encoder.mean, "std": encoder.std, **clip},
         },
@@ -130,8 +131,10 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
                     f"{cfg.train} is not the list that the run in {folder.path} began with ({what}: {_short(meta[what])} "
                     f"then, {_short(value)} now): restore the list, or choose another out="
                 )
+        rows.check(folder.path, lists.videos["train"], meta, accept=cfg.data.changed is Changed.accept)
 
     resume(run, check_list)
+    rows.keep(folder.path, lists.videos["train"])
     return Finetuning(cfg, run, lists, encoder, clip, workers)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from .. import __version__, distributed
 from ..config.pretrain import PretrainConfig
-from ..config.shared import Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
+from ..config.shared import Changed, Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
 from ..data import loader
 from ..data.dataset import ClipDataset, RandomResized
 from ..data.decode import DecodeError
@@ -28,7 +28,7 @@ from ..runs import checkpoint
 from ..runs.background_save import Saver
 from ..runs.folder import RunFolder
 from ..runs.rank_check import check_ranks_are_equal, together
-from . import optim
+from . import optim, rows
 from .augmenter import Augmenter
 from .log import RunLog, SkippedVideos
 from .loop import Run
@@ -105,6 +105,7 @@ def set_up_pretraining(
         max_bad_fraction=cfg.data.max_bad_fraction,
         about={
             "videos": len(videos),
+            "rows": rows.digest(videos),
             "encoder": {"backbone": cfg.model.backbone, "mean": cfg.augment.mean, "std": cfg.augment.std} | clip(cfg),
         },
         notes={"untrained": {}},
@@ -118,8 +119,10 @@ def set_up_pretraining(
                 f"{cfg.data.train} lists {len(videos)} videos, the run in {folder.path} began with {meta['videos']}: "
                 "the order of the data would change; restore the list, or choose another out="
             )
+        rows.check(folder.path, videos, meta, accept=cfg.data.changed is Changed.accept)
 
     resume(run, check_list)
+    rows.keep(folder.path, videos)
     return run, monitor
 
 
