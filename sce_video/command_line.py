@@ -34,8 +34,8 @@ _VERSION: dict[str, Any] = {"version_base": None} if hydra.__version__.startswit
 
 S = TypeVar("S")
 
-# Smallest and largest value of numeric options, by their last name or two; of all others: see `_check_ranges`. The bounds
-# keep out what cannot be meant: it would fail far from the option, for want of memory above all, or train to nonsense.
+# Smallest and largest value of numeric options, by their last name or two. Beyond them a run would fail far from the option,
+# for want of memory above all, or train to nonsense.
 _RANGES = {
     name: (low, high)
     for names, low, high in (
@@ -46,7 +46,9 @@ _RANGES = {
         ("mean", -10, 10),
         ("std", 1e-4, 100),
         ("brightness contrast saturation rand_augment_operations views", 0, 100),
-        ("solarize_threshold collapse_std coeff_start", 0, 1),
+        ("solarize_threshold collapse_std coeff_start frame_jitter max_bad_fraction temporal_difference_probability", 0, 1),
+        ("area_min area_max layer_decay", 1e-6, 1),
+        ("dropout label_smoothing", 0, 0.9999),
         ("blur_kernel", 1, 999),
         ("blur_sigma_min blur_sigma_max", 1e-3, 1e3),
         ("hidden projection", 2, 65536),

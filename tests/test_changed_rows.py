@@ -18,8 +18,8 @@ VIDEOS = [Video(f"/v/{name}.mp4", label) for name, label in zip("abcd", "1122", 
 @pytest.mark.parametrize(
     ("now", "words"),
     [
-        ([VIDEOS[1], VIDEOS[0], *VIDEOS[2:]], r"2 of 4 rows are in another order .* 1: \['/v/a.mp4', '1'\] then, \['/v/b.mp4'"),
-        ([*VIDEOS[:3], Video("/v/e.mp4", "2")], r"1 of 4 rows are exchanged, moved or labelled .* 4: \['/v/d.mp4', '2'\]"),
+        ([VIDEOS[1], VIDEOS[0], *VIDEOS[2:]], r"2 of 4 rows are in another order .* 1: \('/v/a.mp4', '1'\) then, \('/v/b.mp4'"),
+        ([*VIDEOS[:3], Video("/v/e.mp4", "2")], r"1 of 4 rows are exchanged, moved or labelled .* 4: \('/v/d.mp4', '2'\)"),
         ([video._replace(path=f"/w{video.path}") for video in VIDEOS], "4 of 4 rows are exchanged, moved"),
         ([*VIDEOS[:3], VIDEOS[3]._replace(label="1")], "1 of 4 rows are exchanged, moved or labelled anew"),
     ],

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, TINY_RECIPE, compose_finetune, compose_pretrain, losses, run_tool
 from test_finetune import TINY
 
-from sce_video.errors import InputError, Preempted
+from sce_video.errors import InputError, Preempted, Stopped
 from sce_video.finetune import finetune
 from sce_video.pretrain import pretrain
 from sce_video.runs import checkpoint
@@ -314,3 +314,19 @@ def test_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
             assert not stop.asked()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+@pytest.mark.parametrize("how", ["removed", "renamed"])
+def test_run_ends_when_its_folder_is_taken_away(how: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving would make the folder again, with nothing but a checkpoint in it."""
+    monkeypatch.setattr(status_file, "SECONDS", 0.0)
+    out = tmp_path / "run"
+
+    def take_away() -> None:
+        (out.rename(tmp_path / "elsewhere") if how == "renamed" else shutil.rmtree(out, ignore_errors=True))
+
+    thread = at_step(3, out, take_away)
+    with pytest.raises(Stopped, match=r"the run folder .*run was removed or renamed while the run was going"):
+        pretrain(compose_pretrain(*options(videos, out)))
+    thread.join()

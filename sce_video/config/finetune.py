@@ -58,9 +58,6 @@ class FinetuneModel:
     freeze_norm: bool = False  # freeze the statistics and weights of batch norms
     dropout: float = MISSING  # before the last layer
 
-    def __post_init__(self) -> None:
-        require(self.dropout, "model.dropout", lambda value: 0 <= value < 1, "in [0, 1)")
-
 
 @dataclass
 class FinetuneOptim(Optim):
@@ -68,11 +65,6 @@ class FinetuneOptim(Optim):
 
     layer_decay: float = 1.0  # learning rate of a stage as a share of the next stage's; 1: all equal
     label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.layer_decay, "optim.layer_decay", lambda value: 0 < value <= 1, "in (0, 1]")
-        require(self.label_smoothing, "optim.label_smoothing", lambda value: 0 <= value < 1, "in [0, 1)")
 
 
 @dataclass

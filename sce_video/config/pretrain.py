@@ -62,12 +62,8 @@ class Augment:
 
     def __post_init__(self) -> None:
         require(self.size, "augment.size", lambda value: value >= 16, "at least 16 pixels")
-        require(self.area_min, "augment.area_min", lambda value: 0 < value <= 1, "in (0, 1]")
-        require(self.area_max, "augment.area_max", lambda value: 0 < value <= 1, "in (0, 1]")
         if given(self.area_min, self.area_max) and self.area_min > self.area_max:
             raise InputError(f"augment.area_min ({self.area_min}) is above augment.area_max ({self.area_max})")
-        name = "augment.temporal_difference_probability"
-        require(self.temporal_difference_probability, name, lambda value: 0 <= value <= 1, "in [0, 1]")
         for number, view in ((1, self.view1), (2, self.view2)):
             if isinstance(view, View) and given(self.size):
                 view.check_size(self.size, f"augment.view{number}")

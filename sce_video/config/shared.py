@@ -69,7 +69,6 @@ class Timing:
     def __post_init__(self) -> None:
         if not 0 < self.speed_min <= self.speed_max:
             raise InputError(f"data.speed_min..speed_max ({self.speed_min}..{self.speed_max}) must be positive and rise")
-        require(self.frame_jitter, "data.frame_jitter", lambda value: 0 <= value <= 1, "in [0, 1]")
 
 
 @dataclass
@@ -84,10 +83,6 @@ class Reading(Timing):
     max_bad_fraction: float = 0.01  # share of unreadable videos above which the run stops
     # Results of data_prep/doctor.py: its health.csv or folder, `none`, or `auto`: the one beside the list, if any.
     health: str = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_bad_fraction, "data.max_bad_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
 
 
 @dataclass

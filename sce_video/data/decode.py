@@ -34,9 +34,8 @@ _logged = mmap.mmap(-1, 1 << 12)  # a byte per kind of exception, shared with fo
 def reading(path: str) -> Iterator[None]:
     """Raise every exception of the block as a DecodeError that names `path`; log the stack of each kind once.
 
-    FFmpeg, Pillow, decord and Python itself raise anything on damaged files, and no file may end a run. That includes
-    MemoryError: one crafted file can cause it. A machine that is short of memory, like a bug of ours, makes all videos
-    unreadable, and `data.max_bad_fraction` then ends the run with the exception's name.
+    Libraries raise anything on damaged files, MemoryError too, and no file may end a run. Where memory is short, or where we
+    have a bug, all videos become unreadable, and `data.max_bad_fraction` ends the run with the exception's name.
     """
     try:
         yield

@@ -95,10 +95,9 @@ class Quarantine:
 
 
 def _free_memory() -> float:
-    """Return the bytes of shared memory that are free for this process's share of the machine; infinity if unlimited."""
-    if not os.path.isdir(SHARED_MEMORY):  # not Linux
-        return math.inf
-    return shutil.disk_usage(SHARED_MEMORY).free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Return the free bytes of shared memory for this process's share of the machine; infinity where it has no folder."""
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return shutil.disk_usage(SHARED_MEMORY).free / share if os.path.isdir(SHARED_MEMORY) else math.inf
 
 
 class _Watched(Dataset[Sample]):
@@ -243,13 +242,12 @@ class Batches:
         return max(1, min(PREFETCH, int(min(PREFETCH_BYTES, free)) // (size * self.workers)))
 
     def _too_little_memory(self, size: int) -> InputError:
-        total, _, free = shutil.disk_usage(SHARED_MEMORY)
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        needed = size * self.workers * processes
+        total, _, free = (value / 1e6 for value in shutil.disk_usage(SHARED_MEMORY))
+        processes = self.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return InputError(
-            f"{SHARED_MEMORY} has {total / 1e6:.0f} MB, {free / 1e6:.0f} MB free; batches of {size / 1e6:.1f} MB from "
-            f"{processes} x {self.workers} decoding processes need {needed / 1e6:.0f} MB: start the container with "
-            f"--shm-size={max(1, -(-2 * needed // 10**9))}g, or set fewer system.workers (0: none is needed)"
+            f"{SHARED_MEMORY} has {total:.0f} MB, {free:.0f} MB free; batches of {size / 1e6:.1f} MB from {processes} decoding "
+            f"processes need {size * processes / 1e6:.0f} MB: start the container with "
+            f"--shm-size={1 + 2 * size * processes // 10**9}g, or set fewer system.workers (0: none is needed)"
         )
 
     def _processes(self) -> Sequence[Any]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed
-from ..errors import InputError, printable
+from ..errors import InputError
 from .files import retry_io
 
 FORMAT_VERSION = 2  # 1: meta.json without a digest of its own
@@ -237,13 +237,8 @@ def load(path: Path) -> tuple[State, dict[str, Any]]:
     return state, meta
 
 
-def _print_once(text: str) -> None:
-    if distributed.rank() == 0:
-        print(printable(text))
-
-
 def load_newest(
-    folder: Path, *, report: Callable[[str], None] = _print_once, needed: Sequence[str] = ()
+    folder: Path, *, report: Callable[[str], None] = lambda text: distributed.warn([text]), needed: Sequence[str] = ()
 ) -> tuple[State, dict[str, Any]] | None:
     """Return the newest checkpoint that is whole, or None if there is none; `report` names those passed over.
 

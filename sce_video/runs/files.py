@@ -60,6 +60,14 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
     write_atomically(path, text.getvalue())
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file that `write_rows` wrote; empty without one."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
 class AppendFile:
     """A text file that grows by whole lines; several processes may append to it.
 

@@ -93,6 +93,9 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
     with together():
         lists = read_lists(cfg)
     check_videos(cfg.optim, lists.videos["train"], seed=cfg.seed, decoder=cfg.data.decoder.value)
+    for name in lists.videos.keys() - {"train"}:  # not after hours of training
+        with together():
+            loader.check_readable(lists.videos[name], seed=cfg.seed, decoder=cfg.data.decoder.value)
     workers = loader.share_cores(device, cfg.system.workers)
     method = build_method(cfg, encoder, clip, lists)
     run = build_run(
@@ -253,6 +256,8 @@ def split_configs(cfg: FinetuneConfig, out: Path) -> list[FinetuneConfig]:
     for split in cfg.splits:
         lists = {name: getattr(cfg, name).replace("%", str(split)) for name in ("train", "test", "val")}
         # Copies of the sections, so that the runs share nothing; replace() checks the options again.
+        if missing := [source for source in lists.values() if source not in ("", "synthetic") and not Path(source).exists()]:
+            raise InputError(f"{missing[0]}, a list of split {split}, does not exist: no split was trained")
         configs.append(replace(copy.deepcopy(cfg), **lists, splits=[], out=str(out / f"split_{split}")))
     return configs
 

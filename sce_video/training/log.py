@@ -6,7 +6,6 @@ again are dropped, so the file reads as if the run had never stopped.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import sys
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from .. import distributed
 from ..errors import Stopped, log, printable
 from ..runs import resources
-from ..runs.files import AppendFile, write_atomically, write_rows
+from ..runs.files import AppendFile, read_rows, write_atomically, write_rows
 
 T = TypeVar("T")
 
@@ -48,11 +47,9 @@ class SkippedVideos:
         self.reasons: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self._noted: list[tuple[str, str]] = []
-        if self.path.is_file():
-            with open(self.path, newline="", errors="surrogateescape") as file:
-                for row in csv.DictReader(file):
-                    self.reasons[row["path"]] = row["reason"]
-                    self.counts[row["path"]] = int(row["count"])
+        for row in read_rows(self.path):
+            self.reasons[row["path"]] = row["reason"]
+            self.counts[row["path"]] = int(row["count"])
 
     def add(self, failures: Iterable[tuple[str, str]], *, write: bool) -> list[str]:
         """Count (path, reason) pairs of all ranks and return the reasons of videos not met before.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from .. import distributed
 from ..data.manifest import Video
 from ..errors import InputError, printable
-from ..runs.files import write_rows
+from ..runs.files import read_rows, write_rows
 
 LIST = "train_rows.csv"
 
@@ -25,20 +24,18 @@ def digest(videos: Sequence[Video]) -> str:
 def keep(folder: Path, videos: Sequence[Video]) -> None:
     """Write the rows into the run folder, once for all ranks."""
     if distributed.rank() == 0:
-        write_rows(folder / LIST, ("path", "label"), ((video.path, video.label or "") for video in videos))
+        write_rows(folder / LIST, ("path", "label"), ((printable(video.path), video.label or "") for video in videos))
 
 
 def check(folder: Path, videos: Sequence[Video], meta: Mapping[str, Any], *, accept: bool) -> None:
     """Raise InputError, or with `accept` warn, if the rows are not those that a checkpoint's meta data names by `digest`."""
     if meta.get("rows", own := digest(videos)) == own:  # checkpoints of earlier versions name none
         return
-    then, now = [], [[printable(video.path), video.label or ""] for video in videos]
-    if (folder / LIST).is_file():
-        with open(folder / LIST, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            then = [[printable(row[0]), *row[1:]] for row in list(csv.reader(file))[1:]]
+    now = [(printable(video.path), video.label or "") for video in videos]
+    then = [(row["path"], row["label"]) for row in read_rows(folder / LIST)]
     if then == now:  # accepted before, and no checkpoint was written since
         return
-    changed = [number for number, pair in enumerate(zip(then, now), start=1) if pair[0] != pair[1]]  # noqa: B905
+    changed = [number for number, (old, new) in enumerate(zip(then, now), start=1) if old != new]  # noqa: B905
     how = "in another order" if sorted(then) == sorted(now) else "exchanged, moved or labelled anew"
     example = f", e.g. row {changed[0]}: {then[changed[0] - 1]} then, {now[changed[0] - 1]} now" if changed else ""
     text = f"{len(changed) or 'some'} of {len(now)} rows are {how} since the run in {folder} began{example}"
