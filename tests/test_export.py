@@ -234,7 +234,7 @@ def test_tool_writes_once(run: Path, tmp_path: Path) -> None:
         (["checkpoint=nowhere", "to=onnx", "out=a"], "no checkpoint in 'nowhere'"),
         (["checkpoint={run}", "to=caffe", "out=a"], "option to=caffe"),
         (["checkpoint={run}", "out=a"], "option to must be given"),
-        (["checkpoint={run}", "to=onnx", "out=a", "size=-1"], "size (-1) must be at least 0"),
+        (["checkpoint={run}", "to=onnx", "out=a", "size=-1"], "size (-1) must be a number from 0 to 8192"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, run: Path, tmp_path: Path) -> None:

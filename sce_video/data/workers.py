@@ -67,7 +67,8 @@ def prepare_worker(_: int) -> None:
 
 def _end_after_failed_send(error: BaseException, _: object) -> None:
     """End a worker that cannot send a batch: by default its thread only prints, and the batch never arrives."""
-    log.error(f"a decoding process cannot send a batch: {error}")
+    if "No space left" not in str(error):  # the parent words that
+        log.error(f"a decoding process cannot send a batch: {error}")
     os._exit(SEND_FAILED)
 
 

@@ -93,9 +93,6 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
     with together():
         lists = read_lists(cfg)
     check_videos(cfg.optim, lists.videos["train"], seed=cfg.seed, decoder=cfg.data.decoder.value)
-    for name in lists.videos.keys() - {"train"}:  # not after hours of training
-        with together():
-            loader.check_readable(lists.videos[name], seed=cfg.seed, decoder=cfg.data.decoder.value)
     workers = loader.share_cores(device, cfg.system.workers)
     method = build_method(cfg, encoder, clip, lists)
     run = build_run(
@@ -178,6 +175,7 @@ def read_lists(cfg: FinetuneConfig) -> Lists:
             )
         if name != "train":
             warn(manifest.compare(videos["train"], videos[name]))
+            loader.check_readable(videos[name], seed=cfg.seed, decoder=cfg.data.decoder.value)  # not after days of training
     return Lists(videos, dict(zip(videos, ids, strict=True)), classes)
 
 
