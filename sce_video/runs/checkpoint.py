@@ -65,7 +65,7 @@ def file_digest(path: Path) -> str:
 def state_digest(state: State) -> str:
     """Return a SHA-256 over names, types, shapes and bytes of all tensors, nested or not: equal states, equal digest."""
     digest = hashlib.sha256()
-    for name, value in _leaves("", state):
+    for name, value in leaves("", state):
         if isinstance(value, Tensor):
             value = value.detach().cpu().contiguous()
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -75,14 +75,14 @@ def state_digest(state: State) -> str:
     return digest.hexdigest()
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield (path of names, value) of everything in nested containers that is no container, sorted by key."""
     if isinstance(value, dict):
         for key in sorted(value, key=str):
-            yield from _leaves(f"{name}/{key}", value[key])
+            yield from leaves(f"{name}/{key}", value[key])
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _leaves(f"{name}/{index}", item)
+            yield from leaves(f"{name}/{index}", item)
     else:
         yield name, value
 
@@ -113,7 +113,7 @@ def check_contents(value: Any) -> None:
 
 def not_finite(state: State) -> list[str]:
     """Return the names of the floating-point tensors that hold NaN or +infinity (masks may hold -infinity)."""
-    tensors = [(name, value) for name, value in _leaves("", state) if isinstance(value, Tensor) and value.is_floating_point()]
+    tensors = [(name, value) for name, value in leaves("", state) if isinstance(value, Tensor) and value.is_floating_point()]
     return [name.lstrip("/") for name, value in tensors if not (value < torch.inf).all()]
 
 
