@@ -203,5 +203,5 @@ def test_lists_of_other_forms_are_read_right_or_refused_with_their_line(tmp_path
         read(write(tmp_path / "x.csv", "path,label\na.mp4,1\n b.mp4,2\n"))
     (tmp_path / " b.mp4").touch()
     assert len(read(write(tmp_path / "x.csv", "path,label\na.mp4,1\n b.mp4,2\n"))) == 2, "a file with such a name"
-    with pytest.raises(InputError, match="classes '1' and '01' are the same number"):
+    with pytest.raises(InputError, match="classes '01' and '1' are the same number"):
         label_ids([Video("a", "1")], [Video("b", "01")])

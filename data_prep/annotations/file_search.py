@@ -36,7 +36,7 @@ def find_videos(folder: str | Path) -> Found:
     root = os.path.abspath(folder)
     if not os.path.isdir(root):
         raise InputError(f"--videos {str(folder)!r} is not a folder: give the one that holds the videos")
-    names, passed = manifest.find_files(root)
+    names, passed = manifest.find_files(root, existing=True)
     return Found(root, sorted(names), passed)
 
 

@@ -78,7 +78,7 @@ def label_ids(*lists: Iterable[Video]) -> tuple[list[str], list[list[int]]]:
             )
     names = {video.label for videos in rows for video in videos if video.label is not None}
     numbers: dict[int, str] = {}
-    for name in (name for name in names if name.isdecimal()):
+    for name in sorted(name for name in names if name.isdecimal()):
         if (other := numbers.setdefault(int(name), name)) != name:
             raise InputError(f"classes {other!r} and {name!r} are the same number: write it one way in all lists")
     names_sorted = sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
@@ -126,11 +126,13 @@ def is_video_name(name: str) -> bool:
     return Path(name).suffix.lower() in (*VIDEO_SUFFIXES, FRAMES_FOLDER) or name.lower().endswith(FRAMES_ZIP)
 
 
-def find_files(folder: str | Path) -> tuple[list[str], Counter[str]]:
+def find_files(folder: str | Path, *, existing: bool = False) -> tuple[list[str], Counter[str]]:
     """Return the videos below a folder, as paths relative to it, and the number of other files by ending.
 
     Linked folders are searched too, after the others, and each folder once. Hidden folders, `._*` and the folders that NAS
-    and notebooks leave are not looked at. Raises InputError for a folder that cannot be read.
+    and notebooks leave are not looked at. existing: leave out broken links and pipes.
+
+    Raises InputError for a folder that cannot be read.
     """
     root, found, passed = os.path.abspath(folder), list[str](), Counter[str]()
     waiting, linked, seen = [""], list[str](), set[tuple[int, int]]()
@@ -149,7 +151,9 @@ def find_files(folder: str | Path) -> tuple[list[str], Counter[str]]:
                         continue
                     if is_folder and not pictures:
                         (linked if item.is_symlink() else waiting).append(name)
-                    elif is_video_name(item.name) and is_folder == pictures and (is_folder or os.path.isfile(item)):
+                    elif (
+                        is_video_name(item.name) and is_folder == pictures and (not existing or is_folder or os.path.isfile(item))
+                    ):
                         found.append(name)
                     else:
                         passed[os.path.splitext(item.name)[1].lower() or "no ending"] += 1
