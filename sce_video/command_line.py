@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import sys
 import traceback
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Any, TypeVar, get_type_hints
 
 import hydra
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -115,7 +117,19 @@ def typed(composed: DictConfig, schema: type[S]) -> S:
     return result
 
 
-CONFIGS = Path(str(resources.files("sce_video.configs")))
+def _find_configs() -> Path:
+    """Return the folder of the recipes: of the installed package, or of a checkout that is not installed."""
+    if importlib.util.find_spec("sce_video.configs") is None:
+        folder = Path(__file__).parents[1] / "configs"
+        spec = importlib.util.spec_from_file_location(
+            "sce_video.configs", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    return Path(str(resources.files("sce_video.configs")))
+
+
+CONFIGS = _find_configs()
 
 
 def check_overrides(arguments: Sequence[str], schema: type, recipes: Path) -> None:
@@ -220,6 +234,13 @@ def _end_process(kind: type[BaseException] | None, error: BaseException | None, 
     if isinstance(error, Preempted):
         if distributed.rank() == 0:
             log.info(f"stopped: {error}")
+    elif isinstance(error, torch.OutOfMemoryError):
+        # "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB of which 1.0 GiB is free. ..."
+        facts = ". ".join(str(error).split(". ")[:3])
+        log.error(
+            f"{facts}: add optim.accumulate=2 (the same batch in two halves), system.recompute=true, or a smaller optim.batch; "
+            "tools/plan.py says what fits"
+        )
     elif isinstance(error, (InputError, Stopped)):
         log.error(str(error))
     elif distributed.active():

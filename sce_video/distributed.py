@@ -2,8 +2,7 @@
 
 Started by `torchrun` (its RANK, WORLD_SIZE, LOCAL_RANK), with nccl on GPUs and gloo on CPUs. Tensors of all ranks are
 always concatenated rank-major, so that with contiguous blocks of data per rank the result is the one-process order.
-Batch norm is synchronised on both kinds of device: torch's own `SyncBatchNorm` on GPUs, `BatchNormAcrossRanks` on CPUs
-(torch's refuses CPU tensors inside a process group).
+Batch norm is synchronised by `BatchNormAcrossRanks` on both kinds of device.
 """
 
 from __future__ import annotations
@@ -21,28 +20,75 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import log
+from .errors import InputError, log
 
 T = TypeVar("T")
-TIMEOUT = datetime.timedelta(minutes=10)  # a rank that is this late at a collective is taken for dead
+TIMEOUT_SECONDS = 600.0  # a rank that is this late at a collective is taken for dead
 
 
 @contextmanager
-def session(device: str) -> Iterator[torch.device]:
+def session(
+    device: str,
+    backend: str = "auto",
+    *,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    precision: str = "fp32",
+    deterministic: bool = False,
+) -> Iterator[torch.device]:
     """Join the process group if started by torchrun, yield this rank's device, and leave the group at a good end.
 
-    device: `cpu`, `cuda`, or `auto` (cuda when there is one).
+    device: `cpu`, `cuda`, or `auto` (cuda when there is one). backend: `nccl`, `gloo`, or `auto` (nccl on GPUs). With nccl,
+    Python objects still travel by gloo, without the GPU. timeout_seconds: of a collective. precision, deterministic: of GPUs,
+    see `_set_arithmetic`.
+
+    Raises InputError where this rank has no GPU of its own and the backend needs one.
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    local = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else kind)
+    if backend == "auto":
+        backend = "nccl" if kind == "cuda" else "gloo"
+    local = torch.device("cuda", _gpu_of_this_rank(shared=backend == "gloo")) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(local)
+        _set_arithmetic(precision, deterministic=deterministic)
     if not launched():
         yield local
         return
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    if backend == "nccl":
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=local)
+    else:
+        dist.init_process_group("gloo", timeout=timeout)
     yield local
     dist.destroy_process_group()  # not after an error: it could wait for ranks that are gone
+
+
+def _set_arithmetic(precision: str, *, deterministic: bool) -> None:
+    """Let a GPU compute float32 as float32 ("fp32") or as TF32 ("tf32"), with the fastest kernels or with repeatable ones."""
+    if precision in ("fp32", "tf32"):
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.benchmark = not deterministic  # the sizes of clips do not change
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Operations without a deterministic form are named in a warning, not refused.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _gpu_of_this_rank(*, shared: bool) -> int:
+    """Return the index of this rank's GPU among those it sees: its local rank, or 0 where the launcher shows it one only."""
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if not count:
+        raise InputError(f"a GPU was asked for, and torch {torch.__version__} sees none here: choose the device cpu, or auto")
+    if rank < count:
+        return rank
+    if os.environ.get("CUDA_VISIBLE_DEVICES") and count == 1 and not shared:
+        return 0
+    if shared:
+        return rank % count
+    raise InputError(
+        f"process {rank} of this machine needs a GPU of its own, and {count} are visible: start as many processes as GPUs, or "
+        "give system.backend=gloo to share them"
+    )
 
 
 def launched() -> bool:
@@ -77,6 +123,11 @@ def warn(doubts: Sequence[str]) -> None:
         log.warning(doubt)
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a host tensor to the device without waiting: for GPUs from pinned memory."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def gather(tensor: Tensor) -> Tensor:
     """Return the tensors of all ranks concatenated along dimension 0, rank-major; equal shapes, no gradient."""
     if not active():
@@ -84,6 +135,22 @@ def gather(tensor: Tensor) -> Tensor:
     output = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
     dist.all_gather_into_tensor(output, tensor.detach().contiguous())
     return output
+
+
+def gather_rows(tensor: Tensor | None) -> Tensor | None:
+    """Return the rows of all ranks' CPU tensors [N, C], rank-major; N may differ, and None stands for no rows."""
+    if not active():
+        return tensor
+    shapes = gather_objects(None if tensor is None else tuple(tensor.shape))
+    present = [shape for shape in shapes if shape is not None]
+    if not present:
+        return None
+    counts = [0 if shape is None else shape[0] for shape in shapes]
+    padded = torch.zeros(max(counts), *present[0][1:])
+    if tensor is not None:
+        padded[: len(tensor)] = tensor
+    rows = gather(padded).unflatten(0, (len(counts), -1))
+    return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
 
 
 def gather_objects(value: T) -> list[T]:
@@ -142,26 +209,46 @@ def parallel(module: nn.Module, device: torch.device, *, compress: bool = False)
     return network
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """All-reduce whose gradient is the all-reduce of the gradients: every rank's loss depends on every rank's term."""
+class _NormaliseOverRanks(torch.autograd.Function):
+    """Batch norm with the statistics of all ranks: one gather in the forward pass, one sum in the backward pass.
+
+    Every rank's loss depends on every rank's rows, so that the gradient sums over ranks. Nothing is read back to the host.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(  # type: ignore[override]
+        ctx: Any, rows: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, count: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(rows, weight, mean, var, count)
+        ctx.eps = eps
+        return nn.functional.batch_norm(rows, mean, var, weight, bias, training=False, eps=eps)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        rows, weight, mean, var, count = ctx.saved_tensors
+        # This rank's sums of gradient * normalised and of the gradient; statistics count as constants here.
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, rows, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
+        )
+        totals = torch.stack([of_bias, of_weight])
+        dist.all_reduce(totals)
+        totals /= count
+        # gradient of rows = scale * (gradient - totals[0] - normalised * totals[1]), a sum of three products per channel
+        inverse = torch.rsqrt(var + ctx.eps)
+        scale = inverse if weight is None else inverse * weight
+        slope = -scale * inverse * totals[1]
+        offset = -scale * totals[0] - slope * mean
+        shape = [1, -1] + [1] * (rows.dim() - 2)
+        result = torch.addcmul(offset.view(shape), rows, slope.view(shape)).addcmul_(gradient, scale.view(shape))
+        needs = ctx.needs_input_grad
+        return result.to(rows.dtype), of_weight if needs[1] else None, of_bias if needs[2] else None, None, None, None, None
 
 
 class BatchNormAcrossRanks(nn.modules.batchnorm._BatchNorm):
-    """Batch norm whose training statistics are those of all ranks' rows together (formula version for CPUs).
+    """Batch norm whose training statistics are those of all ranks' rows together: on CPUs and GPUs, for any memory format.
 
-    Two differentiable all-reduces: mean first, then centred squares, which loses no digits when the mean is large.
+    The ranks' means and variances are merged, weighted by their numbers of rows, so that no digits are lost where the mean is
+    large. Unlike torch's `SyncBatchNorm` it runs on CPUs, and never waits for the device.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -171,34 +258,31 @@ class BatchNormAcrossRanks(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or not active():
             return super().forward(input)
-        axes = [axis for axis in range(input.dim()) if axis != 1]
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        sums = torch.cat([input.sum(axes), input.new_full((1,), input.numel() / input.shape[1])])
-        sums = _SumOverRanks.apply(sums)
-        count = sums[-1].detach()
-        average = sums[:-1] / count
-        centred = input - average.view(shape)
-        variance = _SumOverRanks.apply((centred * centred).sum(axes)) / count
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                assert self.num_batches_tracked is not None
-                self.num_batches_tracked.add_(1)
-                factor = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(average, factor)
-                self.running_var.lerp_(variance * count / (count - 1), factor)
-        output: Tensor = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            output = output * self.weight.view(shape) + self.bias.view(shape)
+        with torch.no_grad():
+            means, variances = torch.batch_norm_update_stats(input, None, None, 0.0)
+            counts = torch.full_like(means, input.numel() // input.shape[1])
+            means, variances, counts = gather(torch.stack([means, variances, counts])[None]).unbind(dim=1)  # [ranks, C]
+            count = counts.sum(dim=0)
+            mean = (means * counts).sum(dim=0) / count
+            var = ((variances + (means - mean) ** 2) * counts).sum(dim=0) / count
+            self._follow(mean, var, count)
+        output: Tensor = _NormaliseOverRanks.apply(input, self.weight, self.bias, mean, var, count, self.eps)
         return output
 
+    def _follow(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        """Update the running statistics from those of `count` [C] values per channel."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = self.num_batches_tracked.reciprocal() if self.momentum is None else self.momentum
+        self.running_mean += share * (mean - self.running_mean)
+        self.running_var += share * (var * (count / (count - 1)) - self.running_var)
 
-def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
+
+def synchronise_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every batch norm inside by one over all ranks; the module itself in a single process."""
     if not active():
         return module
-    if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return converted
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         synced = BatchNormAcrossRanks(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
         # The same parameters, not copies: the target's stay frozen.
@@ -207,5 +291,5 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
         synced.num_batches_tracked = module.num_batches_tracked
         return synced.train(module.training)
     for name, child in module.named_children():
-        setattr(module, name, synchronise_batch_norm(child, device))
+        setattr(module, name, synchronise_batch_norm(child))
     return module

@@ -27,7 +27,7 @@ def write_features(cfg: FeaturesConfig) -> extract.Features:
     files = [out, out.with_suffix(".csv")] if out.suffix == ".safetensors" else [out]
     for path in files:
         task.create_folder_for(path)
-    with distributed.session(cfg.device.value) as device:
+    with distributed.session(cfg.device.value, precision=cfg.precision.value) as device:
         encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key).to(device)
         if cfg.projector and encoder.projector is None:
             raise InputError(f"projector=true: {cfg.checkpoint} holds no projector, only the backbone")

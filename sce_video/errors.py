@@ -67,7 +67,7 @@ class Preempted(RuntimeError):
 
 def exit_code(error: BaseException) -> int:
     """Return the exit code of a program that `error` ended."""
-    if isinstance(error, (InputError, Stopped)):
+    if isinstance(error, (InputError, Stopped)) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return EXIT_DO_NOT_REPEAT
     return EXIT_CONTINUE_LATER if isinstance(error, Preempted) else EXIT_UNEXPECTED
 

@@ -35,7 +35,7 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
             "few-shot and linear classification need scikit-learn: pip install -e '.[evaluation]', or disable them with "
             "shots=[] linear=false"
         )
-    with distributed.session(cfg.device.value) as device:
+    with distributed.session(cfg.device.value, precision=cfg.precision.value) as device:
         task = prepare(cfg, cfg.train, cfg.test)
         out = choose_output_file(cfg.out, cfg.checkpoint, f"evaluate_{task.test_name}")
         result: dict[str, Any] = describe(task) | {"knn": {"k": cfg.k, "temp": cfg.temp}, "repeats": cfg.repeats, "rows": {}}

@@ -27,7 +27,7 @@ from .runs.stop import StopRequest
 from .training.finetune_setup import Finetuning, load_best, set_up_finetuning, split_configs
 from .training.log import RunLog
 from .training.loop import train
-from .training.setup import open_log
+from .training.setup import open_log, open_session
 
 SELECTED = {
     Select.last: "the last weights",
@@ -39,7 +39,7 @@ SELECTED = {
 def finetune(cfg: FinetuneConfig) -> list[dict[str, Any]]:
     """Train and test as cfg says, or continue; with splits, one after another. Return result.json's content per split."""
     out = cfg.run_folder
-    with distributed.session(cfg.system.device.value) as device, StopRequest(out) as stop, Status(out) as whole:
+    with open_session(cfg.system, cfg.optim.precision) as device, StopRequest(out) as stop, Status(out) as whole:
         results = []
         for number, one in enumerate(configs := split_configs(cfg, out)):
             with RunFolder(Path(one.out), one, stop) as folder:

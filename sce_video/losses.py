@@ -11,12 +11,19 @@ Learning", MVAP 2023 (eq. 4-7); InfoNCE with a queue, He et al., "Momentum Contr
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 
 def _full_precision(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
+    # The meta device, on which memory is planned, has no autocast.
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def sce(
@@ -57,7 +64,7 @@ def sce(
     """
     if queue is None and batch_keys is None:
         raise ValueError("sce needs a queue or batch_keys: without them the query has no negatives")
-    with torch.autocast(query.device.type, enabled=False):
+    with _without_autocast(query):
         query, key = _full_precision(query), _full_precision(key.detach())
         parts = [keys.detach().to(query.dtype) for keys in (batch_keys, queue) if keys is not None]
         others = torch.cat(parts) if len(parts) == 2 else parts[0]  # cat of one would copy the whole queue
@@ -81,7 +88,7 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temp: float) -> Tenso
 
     query, key [B, C] and queue [K, C] are unit rows; the result is a scalar, float32 or float64.
     """
-    with torch.autocast(query.device.type, enabled=False):
+    with _without_autocast(query):
         query, key = _full_precision(query), _full_precision(key.detach())
         positive = (query * key).sum(dim=1, keepdim=True)
         logits = torch.cat([positive, query @ queue.detach().to(query.dtype).T], dim=1) / temp  # [B, 1 + K]

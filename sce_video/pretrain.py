@@ -28,7 +28,7 @@ from .training.log import RunLog
 from .training.loop import Run, train
 from .training.monitor import Monitor
 from .training.preview import preview
-from .training.setup import open_log, set_up_pretraining
+from .training.setup import open_log, open_session, set_up_pretraining
 
 
 def build_sce(cfg: PretrainConfig) -> SCE:
@@ -65,7 +65,7 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Mo
     if cfg.preview:
         return preview(cfg)
     with (
-        distributed.session(cfg.system.device.value) as device,
+        open_session(cfg.system, cfg.optim.precision) as device,
         StopRequest(cfg.run_folder) as stop,
         RunFolder(cfg.run_folder, cfg, stop) as folder,
     ):

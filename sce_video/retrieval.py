@@ -40,7 +40,7 @@ VARIANTS = {
 
 def retrieve(cfg: RetrievalConfig) -> dict[str, Any]:
     """Score both encoders, print the table, write the JSON file and return its content on every rank."""
-    with distributed.session(cfg.device.value) as device:
+    with distributed.session(cfg.device.value, precision=cfg.precision.value) as device:
         task = prepare(cfg, cfg.train, cfg.test)
         out = choose_output_file(cfg.out, cfg.checkpoint, f"retrieval_{task.test_name}")
         result: dict[str, Any] = describe(task) | {"rows": {}}

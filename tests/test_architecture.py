@@ -114,7 +114,7 @@ def test_imports_point_down(path: Path) -> None:
         return
     for imported in own_imports(path):
         other = room_of(imported)
-        assert other == own or LAYER[other] < LAYER[own], f"{name_of(path)} imports {imported}"
+        assert other in (own, "errors") or LAYER[other] < LAYER[own], f"{name_of(path)} imports {imported}"
 
 
 def test_no_circles_inside_a_folder() -> None:
@@ -179,7 +179,9 @@ def test_the_whole_keeps_its_budget() -> None:
 
 
 def test_there_is_one_loop() -> None:
-    assert [name_of(path) for path in MODULES if ".backward(" in path.read_text()] == ["training.loop"]
+    """Counting memory takes a step too, on the `meta` device, which computes nothing."""
+    found = {name_of(path) for path in MODULES if ".backward(" in path.read_text()}
+    assert found == {"training.loop", "training.memory"}
 
 
 def test_every_folder_says_what_it_is_for() -> None:
@@ -262,7 +264,7 @@ for name in ("r3d50", "r2plus1d18"):
 
 
 # ExportConfig and RetrievalConfig: trust and weights.key, without which a foreign file is either refused or runs its code.
-OPTIONS = {PretrainConfig: 110, FinetuneConfig: 85, EvaluateConfig: 27, RetrievalConfig: 22, FeaturesConfig: 22, ExportConfig: 8}
+OPTIONS = {PretrainConfig: 110, FinetuneConfig: 90, EvaluateConfig: 27, RetrievalConfig: 22, FeaturesConfig: 22, ExportConfig: 8}
 
 
 def count_options(schema: type, seen: set[type]) -> int:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import av
 import pytest
-from benchmarks import forms, kinetics_like
+from benchmarks import forms, gpu, kinetics_like
 from benchmarks.measure import Measurement, Request, measure, measure_in_rounds, table
 from conftest import run_tool
+
+from sce_video.errors import InputError
 
 SIZES = ["--queries", "40", "--bank", "90", "--width", "16", "--rounds", "1"]
 CASES = ["naive torch", "scikit-learn", "faiss IndexFlatIP", "recall, engine torch", "recall, engine faiss", "recall + mAP"]
@@ -167,3 +172,38 @@ def test_augment_compares_results_and_says_what_is_not_there(tmp_path: Path) -> 
         for name in ("ours", "torchvision"):
             (row,) = re.findall(rf"^{name} .*$", rows, re.M)
             assert float(row.split()[-1]) < 2, "in 255ths"
+
+
+@pytest.mark.slow
+def test_the_gpu_checks_run_on_a_cpu_and_each_ends_alone(tmp_path: Path) -> None:
+    names = "environment,augmentation,networks,step,memory,precision,evaluation"
+    result = run_tool("benchmark", "gpu", "device=cpu", "size=tiny", f"only={names}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    ends = {line["check"]: line["ended"] for line in lines if "check" in line}
+    assert ends == dict.fromkeys(names.split(","), 0), result.stderr
+    assert all(line["share_off_by_1e-4"] < 1e-3 for line in lines if "view" in line)
+    assert {line["overlap"] for line in lines if "step_of" in line} == {True, False}
+
+
+def test_a_gpu_check_is_killed_at_its_limit_with_its_children(capfd: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    ended = gpu.run_check("environment", "cpu", "tiny", limit=0.5)
+    assert ended["ended"] == "killed at its limit of 0 s"
+    assert time.monotonic() - began < 5
+    assert gpu.run_check("no such check", "cpu", "tiny", limit=60)["ended"] == 1
+    assert "KeyError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("part=3", "part=3: 1, 2 or 1,2"),
+        ("parts=1", "'parts=1': give part=, device=, size=, only="),
+        ("only=speed", "only=speed: speed is none of environment, "),
+        ("size=large", "size=large must be full or tiny"),
+    ],
+)
+def test_unknown_words_of_the_gpu_checks_are_refused(word: str, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        gpu.run(argparse.Namespace(words=[word]))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,3 +164,20 @@ def test_every_folder_of_configs_is_installed() -> None:
     """setup.py lists packages explicitly, so a new folder of recipes could be missing in the wheel."""
     for path in (ROOT / "configs").rglob("*.yaml"):
         assert (path.parent / "__init__.py").is_file(), path.parent
+
+
+def test_recipes_are_found_in_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
+    """As on a machine that only got the files: no editable install finds `configs` for the package."""
+    for name in ("sce_video", "configs", "tools"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import runpy, sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]; "
+        f"sys.path = [{str(tmp_path)!r}, *(p for p in sys.path if 'editable' not in p and p != {str(ROOT)!r})]; "
+        f"sys.argv[0] = {str(tmp_path / 'tools/pretrain.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    said = subprocess.run(
+        [sys.executable, "-c", code, "--cfg", "job"], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    assert "name: demo" in said.stdout

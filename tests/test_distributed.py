@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import ROOT, TESTS_TOO, TINY_RECIPE, losses
+from counting import Counting
 from torch import Tensor, nn
 
 from sce_video import distributed
@@ -76,10 +77,15 @@ def _norm_rank(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
     x, weight = _whole_batch()
     share = slice(0, 4) if rank == 0 else slice(4, 6)  # unequal shares
-    norm = distributed.synchronise_batch_norm(nn.Sequential(nn.BatchNorm3d(3).double()), torch.device("cpu"))
-    x = x[share].clone().requires_grad_()
-    output = norm(x)
-    (output * weight[share]).sum().backward()
+    norm = distributed.synchronise_batch_norm(nn.Sequential(nn.BatchNorm3d(3).double()))
+    x = x[share].contiguous(memory_format=torch.channels_last_3d if rank else torch.contiguous_format).requires_grad_()
+    with Counting("cpu") as counted:
+        output = norm(x)
+        (output * weight[share]).sum().backward()
+    assert counted.reads == 0, "nothing is read back to the host, forward or backward"
+    with torch.no_grad():
+        assert norm.train(False)(x).requires_grad is False
+    norm.train(True)
     gathered = distributed.gather_objects((rank, world := distributed.world_size()))
     mean = distributed.mean(torch.tensor(float(rank)))
     torch.save(
@@ -159,7 +165,7 @@ def test_everything_is_the_identity_in_one_process() -> None:
     assert torch.equal(distributed.mean(x), x)
     assert distributed.gather_objects("a") == ["a"]
     module = nn.Sequential(nn.BatchNorm3d(3))
-    assert distributed.synchronise_batch_norm(module, torch.device("cpu")) is module
+    assert distributed.synchronise_batch_norm(module) is module
     assert isinstance(module[0], nn.BatchNorm3d)
 
 
@@ -170,3 +176,48 @@ def test_batch_norm_over_one_rank_is_torchs(kind: str) -> None:
     x = torch.randn(shape)
     assert torch.allclose(ours(x), torchs(x))
     assert torch.allclose(ours.eval()(x), torchs.eval()(x))
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match=r"a GPU was asked for, and torch \S+ sees none here: choose the device cpu, or auto"):
+        distributed._gpu_of_this_rank(shared=False)
+
+
+@pytest.mark.parametrize(
+    ("rank", "count", "visible", "shared", "index"),
+    [(0, 8, "", False, 0), (7, 8, "", False, 7), (5, 1, "5", False, 0), (1, 1, "", True, 0), (3, 2, "0,1", True, 1)],
+)
+def test_each_rank_finds_its_gpu(
+    rank: int, count: int, visible: str, shared: bool, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a launcher shows each process one GPU only, and where processes share GPUs over gloo."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert distributed._gpu_of_this_rank(shared=shared) == index
+
+
+def test_more_ranks_than_gpus_are_refused_with_the_way_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match=r"process 2 .* 2 are visible: start as many .* or give system.backend=gloo"):
+        distributed._gpu_of_this_rank(shared=False)
+
+
+def test_rows_of_different_numbers_are_gathered_as_tensors(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_gather_rank, args=(port, str(tmp_path)), nprocs=3)
+    for rank in range(3):
+        found, nothing = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.equal(found, torch.tensor([[0.0, 0], [2, 2], [2, 2]]))
+        assert nothing is None
+
+
+def _gather_rank(rank: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=3)
+    own = None if rank == 1 else torch.full((1 if rank == 0 else 2, 2), float(rank))
+    torch.save((distributed.gather_rows(own), distributed.gather_rows(None)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()

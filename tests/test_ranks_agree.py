@@ -85,7 +85,7 @@ def test_float32_agrees_too(videos: Path, tmp_path: Path) -> None:
 
 
 def _norms_alone(_: int) -> None:
-    setup.distributed.synchronise_batch_norm = lambda module, device: module
+    setup.distributed.synchronise_batch_norm = lambda module: module
 
 
 def _own_keys(_: int) -> None:
@@ -320,3 +320,13 @@ def test_sum_of_bits_changes_with_every_element() -> None:
         other[1, 1] = 0
         assert rank_check._sum_of_bits(tensor) != rank_check._sum_of_bits(other)
         assert rank_check._sum_of_bits(tensor) == rank_check._sum_of_bits(tensor.clone())
+
+
+@pytest.mark.slow
+def test_recomputed_activations_are_one_training_too(
+    alone: tuple[dict[str, Any], list[float]], videos: Path, tmp_path: Path
+) -> None:
+    """Batch norm gathers over ranks again in the backward pass, in the same order on all of them."""
+    ranks = gloo.run(2, tmp_path, options(videos, tmp_path / "run", "system.recompute=true"), dtype="float64")
+    assert max(abs(a - b) for a, b in zip(losses(tmp_path / "run"), alone[1], strict=True)) < 1e-10
+    assert max(distance(rank, alone[0]) for rank in ranks) < 1e-10

@@ -330,3 +330,24 @@ def test_run_ends_when_its_folder_is_taken_away(how: str, videos: Path, tmp_path
     with pytest.raises(Stopped, match=r"the run folder .*run was removed or renamed while the run was going"):
         pretrain(compose_pretrain(*options(videos, out)))
     thread.join()
+
+
+OUT_OF_MEMORY = """
+import torch
+from sce_video.command_line import errors_as_exit_codes
+with errors_as_exit_codes():
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.02 GiB is free. "
+        "Including non-PyTorch memory, this process has 78.09 GiB memory in use. Of the allocated memory 70.00 GiB is ..."
+    )
+"""
+
+
+def test_running_out_of_gpu_memory_ends_with_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 70
+    assert result.stderr.splitlines() == [
+        "error: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.02 GiB is "
+        "free: add optim.accumulate=2 (the same batch in two halves), system.recompute=true, or a smaller optim.batch; "
+        "tools/plan.py says what fits"
+    ]

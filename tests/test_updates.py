@@ -107,7 +107,7 @@ def test_overflow_under_a_scaler_lowers_its_scale_and_is_no_divergence(tmp_path:
     updates = Updates(tmp_path, nn.BatchNorm1d(1))
     for step in range(16):
         scaler.scale(weight.sum() * torch.inf).backward()
-        shared = share([torch.tensor(1.0)], nn.ParameterList([weight]), optimizer, scaler, stop=False)
+        shared = share([torch.tensor(1.0)], nn.ParameterList([weight]), optimizer, scaler, stop=False)()
         assert shared.gradient_norm == math.inf
         assert not updates.make(shared, optimizer, scaler, [], lambda _: None, step=step, lr=0.1)
         optimizer.zero_grad()

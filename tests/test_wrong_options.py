@@ -77,6 +77,8 @@ def numbers(schema: type, base: Any) -> list[str]:
     names = []
     for name in option_names(schema):
         value = OmegaConf.select(base, name)
+        if name.endswith("channels_last"):  # null, true or false
+            continue
         if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             names.append(name)
     return names

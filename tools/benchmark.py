@@ -7,19 +7,20 @@ python tools/benchmark.py evaluate
 python tools/benchmark.py decode
 python tools/benchmark.py decode --forms
 python tools/benchmark.py comm --ranks 8 32
+python tools/benchmark.py gpu part=1
 python tools/benchmark.py evaluate --files a.mp4 b.mp4 --decoder pyav
 python tools/benchmark.py augment --threads 1 --kornia kornia/bin/python --torchaug torchaug/bin/python
 """
 
 import argparse
 
-from benchmarks import augment, comm, decode, evaluate, retrieval
+from benchmarks import augment, comm, decode, evaluate, gpu, retrieval
 
 from sce_video.data.decode import DecodeError
 from sce_video.errors import InputError
 
 # Each has add_arguments(parser), run(options) and a docstring.
-PARTS = {"retrieval": retrieval, "evaluate": evaluate, "decode": decode, "augment": augment, "comm": comm}
+PARTS = {"retrieval": retrieval, "evaluate": evaluate, "decode": decode, "augment": augment, "comm": comm, "gpu": gpu}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ..randomness import generator
+from .batched_colors import box_edges, in_boxes
+from .tables import Block
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,17 @@ def apply(clips: Tensor, targets: Tensor, drawn: Mixing) -> tuple[Tensor, Tensor
     Mixup: share * own + (1 - share) * neighbour's, for clips and targets. CutMix: the box of all frames is the neighbour's,
     and so is the box's share of the target.
     """
-    partner = torch.arange(len(clips), device=clips.device) ^ 1
-    partner[-1] = len(clips) - 1 if len(clips) % 2 else partner[-1]
     height, width = clips.shape[-2:]
-    own = drawn.shares.to(clips.device)
-    mixed = own.view(-1, 1, 1, 1, 1) * clips + (1 - own).view(-1, 1, 1, 1, 1) * clips[partner]
-    target_shares = drawn.shares.clone()
-    for b, (top, left, tall, wide) in enumerate(drawn.boxes.tolist()):
-        lines = slice(round(top * height), round((top + tall) * height))
-        columns = slice(round(left * width), round((left + wide) * width))
-        mixed[b, ..., lines, columns] = clips[partner[b], ..., lines, columns]
-        target_shares[b] -= (lines.stop - lines.start) * (columns.stop - columns.start) / (height * width)
-    own = target_shares.to(clips.device).view(-1, 1)
-    return mixed.to(clips.dtype), own * targets + (1 - own) * targets[partner]
+    edges = box_edges(drawn.boxes, height, width)
+    top, bottom, left, right = edges.T
+    target_shares = drawn.shares - ((bottom - top) * (right - left) / (height * width)).float()
+    rows = torch.arange(len(clips)) ^ 1
+    rows[-1] = len(clips) - 1 if len(clips) % 2 else rows[-1]
+    block = Block(clips.device)
+    parts = [block.add(table) for table in (drawn.shares, target_shares, edges, rows)]
+    block.send()
+    own, of_target = parts[0].numbers().view(-1, 1, 1, 1, 1), parts[1].numbers().view(-1, 1)
+    partner = parts[3].integers()
+    others = clips.index_select(0, partner)
+    mixed = torch.where(in_boxes(parts[2].integers(), height, width), others, own * clips + (1 - own) * others)
+    return mixed.to(clips.dtype), of_target * targets + (1 - of_target) * targets.index_select(0, partner)

@@ -70,14 +70,15 @@ def apply(clips: Tensor, operation: int, magnitude: float) -> Tensor:
     """Apply one operation to float clips [N, 3, T, H, W] in 0..1; the result is in 0..1."""
     name = OPERATIONS[operation]
     if name in GEOMETRIC:
-        return _move(clips, name, magnitude)
+        height, width = clips.shape[-2:]
+        source = torch.tensor(source_matrix(name, magnitude, height, width), dtype=clips.dtype, device=clips.device)
+        return move(clips, source.expand(len(clips), 2, 3))
     if name in JITTERS:
         return JITTERS[name](clips, torch.full((len(clips),), 1 + magnitude, dtype=torch.float64))
     if name == "sharpness":
-        return sharpen(clips, 1 + magnitude)
+        return sharpen(clips, torch.full((len(clips),), 1 + magnitude, dtype=torch.float64))
     if name == "posterize":
-        levels = float(2 ** int(magnitude))
-        return (clips * levels).floor().clamp(max=levels - 1) * (1 / levels)
+        return posterize(clips, torch.full((len(clips),), magnitude, dtype=torch.float64))
     if name == "solarize":
         return solarize(clips, magnitude)
     if name == "auto_contrast":
@@ -85,8 +86,8 @@ def apply(clips: Tensor, operation: int, magnitude: float) -> Tensor:
     return equalize(clips) if name == "equalize" else clips
 
 
-def sharpen(clips: Tensor, factor: float) -> Tensor:
-    """Blend with a 3 x 3 mean that weights the centre five times; factor 1 is the unchanged clip, borders never change."""
+def sharpen(clips: Tensor, factors: Tensor) -> Tensor:
+    """Blend with a 3 x 3 mean that weights the centre five times; factors [N], 1 is the unchanged clip, borders never change."""
     if min(clips.shape[-2:]) < 3:
         return clips
     kernel = torch.ones(3, 3, dtype=clips.dtype, device=clips.device)
@@ -94,7 +95,8 @@ def sharpen(clips: Tensor, factor: float) -> Tensor:
     frames = clips.reshape(-1, 1, *clips.shape[-2:])
     smooth = frames.clone()
     smooth[..., 1:-1, 1:-1] = F.conv2d(frames, kernel.view(1, 1, 3, 3) / 13)
-    return torch.lerp(smooth, frames, factor).clamp(0, 1).view(clips.shape)
+    weight = factors.to(clips.device, clips.dtype).view(-1, 1, 1, 1, 1)
+    return torch.lerp(smooth.view(clips.shape), clips, weight).clamp(0, 1)
 
 
 def auto_contrast(clips: Tensor) -> Tensor:
@@ -124,11 +126,19 @@ def equalize(clips: Tensor) -> Tensor:
     return (table.gather(1, flat).view(clips.shape) / 255).to(clips.dtype)
 
 
-def _move(clips: Tensor, name: str, magnitude: float) -> Tensor:
-    """Shear about the top left corner, shift by integer pixels, or rotate about the centre, with nearest pixels."""
-    height, width = clips.shape[-2:]
+def posterize(clips: Tensor, bits: Tensor) -> Tensor:
+    """Keep the highest bits [N] of each clip's values."""
+    levels = (2.0 ** bits.to(clips.device, clips.dtype)).view(-1, 1, 1, 1, 1)
+    return (clips * levels).floor().minimum(levels - 1) / levels
+
+
+def source_matrix(name: str, magnitude: float, height: int, width: int) -> list[list[float]]:
+    """Return the 2 x 3 matrix from output to source coordinates, x before y, in pixels from the centre of the frame.
+
+    Shears are about the top left corner, shifts by integer pixels, rotations about the centre.
+    """
     x, y = 0.0, 0.0  # shift of the source
-    across, down = (1.0, 0.0), (0.0, 1.0)  # rows of the matrix from output to source coordinates, from the centre
+    across, down = (1.0, 0.0), (0.0, 1.0)
     if name == "shear_x":
         across, x = (1.0, magnitude), magnitude * height / 2
     elif name == "shear_y":
@@ -140,13 +150,19 @@ def _move(clips: Tensor, name: str, magnitude: float) -> Tensor:
     else:
         sine, cosine = math.sin(math.radians(magnitude)), math.cos(math.radians(magnitude))
         across, down = (cosine, -sine), (sine, cosine)
-    half = torch.tensor([width / 2, height / 2], dtype=clips.dtype, device=clips.device)
-    matrix = torch.tensor([[*across, x], [*down, y]], dtype=clips.dtype, device=clips.device)
+    return [[*across, x], [*down, y]]
+
+
+def move(clips: Tensor, matrices: Tensor) -> Tensor:
+    """Move the pixels of clips [N, 3, T, H, W] by matrices [N, 2, 3] (see `source_matrix`), nearest pixels, black outside."""
+    count, channels, frames, height, width = clips.shape
     columns = torch.arange(width, dtype=clips.dtype, device=clips.device) - (width - 1) / 2
-    lines = torch.arange(height, dtype=clips.dtype, device=clips.device) - (height - 1) / 2
-    pixels = torch.stack([columns.expand(height, -1), lines[:, None].expand(-1, width), torch.ones_like(columns)
-                         .expand(height, -1)], dim=-1)  # fmt: skip
-    grid = pixels @ (matrix.T / half)  # [H, W, 2] in -1..1
-    frames = clips.transpose(1, 2).flatten(0, 1)  # [N * T, 3, H, W]
-    moved = F.grid_sample(frames, grid.expand(len(frames), -1, -1, -1), mode="nearest", padding_mode="zeros", align_corners=False)
-    return moved.view(len(clips), -1, *moved.shape[1:]).transpose(1, 2)
+    lines = torch.arange(height, dtype=clips.dtype, device=clips.device)[:, None] - (height - 1) / 2
+    across, down = matrices[..., None, None].unbind(dim=1)  # [N, 3, 1, 1] each
+    x = (across[:, 0] * columns + across[:, 1] * lines + across[:, 2]) / (width / 2)
+    y = (down[:, 0] * columns + down[:, 1] * lines + down[:, 2]) / (height / 2)
+    grid = torch.stack([x, y], dim=-1)  # [N, H, W, 2] in -1..1
+    # All frames of a clip share a grid, so that they can be its channels.
+    flat = clips.reshape(count, channels * frames, height, width)
+    moved = F.grid_sample(flat, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return moved.view(clips.shape)

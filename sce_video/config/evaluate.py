@@ -11,7 +11,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from ..errors import require
-from .shared import Decoder, Device, Labels, Weights
+from .shared import Decoder, Device, Labels, Precision, Weights
 
 
 @dataclass
@@ -34,6 +34,7 @@ class EncoderOptions:
     health: str = "auto"  # see config.shared.Reading; unreadable videos are not opened
     decoder: Decoder = Decoder.auto
     device: Device = Device.auto
+    precision: Precision = Precision.fp32  # of the network on a GPU
     workers: int = -1  # decoding workers per process; -1: one per core of its share
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from a command line.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from omegaconf import MISSING
@@ -82,6 +83,17 @@ class Model:
     projection: int = 256  # width of the compared vectors
 
 
+class Fit(Enum):
+    off, auto = "off", "auto"
+
+
+@dataclass
+class PretrainOptim(Optim):
+    """Optimiser options, and how a batch is fitted to the GPUs."""
+
+    fit: Fit = Fit.off  # auto: the smallest optim.accumulate with which the batch fits the GPUs; see tools/plan.py
+
+
 @dataclass
 class MonitorOptions:
     """Online kNN on labelled lists during training; off if the lists are empty."""
@@ -115,7 +127,7 @@ class PretrainConfig:
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
     sce: SCEOptions = field(default_factory=SCEOptions)
-    optim: Optim = field(default_factory=Optim)
+    optim: PretrainOptim = field(default_factory=PretrainOptim)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
     system: System = field(default_factory=System)
 

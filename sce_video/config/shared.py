@@ -35,8 +35,16 @@ class Changed(Enum):
     refuse, accept = "refuse", "accept"
 
 
+class Backend(Enum):
+    auto, nccl, gloo = "auto", "nccl", "gloo"
+
+
+class Augmentation(Enum):
+    auto, batched, per_clip = "auto", "batched", "per_clip"
+
+
 class Precision(Enum):
-    fp32, bf16, fp16 = "fp32", "bf16", "fp16"
+    fp32, tf32, bf16, fp16 = "fp32", "tf32", "bf16", "fp16"
 
 
 class Exchange(Enum):
@@ -127,7 +135,12 @@ class System:
 
     device: Device = Device.auto
     workers: int = -1  # decoding workers per training process; -1: one per core of its share
-    channels_last: bool = False  # memory format of the network's input clips
+    backend: Backend = Backend.auto  # of several processes; auto: nccl on GPUs; with gloo they may share a GPU
+    channels_last: bool | None = None  # memory format of the network's input clips; null: on GPUs
+    augmentation: Augmentation = Augmentation.auto  # auto: batched on GPUs; one clip after another is faster on CPUs
+    overlap: bool = True  # on GPUs: augment the next batch while the networks compute
+    recompute: bool = False  # activation checkpointing: about a third more time, a fraction of the memory
+    deterministic: bool = False  # on GPUs: repeat to the bit, also over a resumption; slower
     bf16_clips: bool = False  # input clips in bfloat16: half the memory; needs optim.precision=bf16
     log_every: int = 20  # steps
     save_every: int = 200  # steps; the last step is always saved

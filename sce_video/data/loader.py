@@ -163,9 +163,10 @@ def _print_progress(done: int, total: int) -> None:
 def share_cores(device: torch.device, workers: int) -> int:
     """Return the number of decoding workers: `workers`, or for -1 the default for this process's share of the cores.
 
-    With a GPU every core decodes. On a CPU half of the cores decode and torch gets the rest as threads: more threads
-    than free cores wait for each other in every operation (measured 6 times slower on 2 cores). The number of threads
-    does not depend on `workers`, so neither do results. OMP_NUM_THREADS, if set, is kept.
+    With a GPU one or two cores are left to the training process, the others decode. On a CPU half of the cores decode and
+    torch gets the rest as threads: more threads than free cores wait for each other in every operation (measured 6 times
+    slower on 2 cores). The number of threads does not depend on `workers`, so neither do results. OMP_NUM_THREADS, if set, is
+    kept.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -173,7 +174,9 @@ def share_cores(device: torch.device, workers: int) -> int:
         torch.set_num_threads(max(1, cores - cores // 2))
     if workers >= 0:
         return workers
-    return cores if device.type == "cuda" else max(1, cores // 2)
+    if device.type == "cuda":
+        return max(1, cores - (2 if cores > 8 else 1))
+    return max(1, cores // 2)
 
 
 def build(

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .readers.planes import Coding, PlanarClip
+from ..augment.batched import Source
+from .readers.planes import Coding, PlanarClip, factors
 
 Clip = Tensor | PlanarClip  # RGB uint8 [T, h, w, 3], or its YUV planes
 
@@ -63,6 +64,19 @@ class Packed:
                 clips.append(PlanarClip(luma, chroma, planes.top, planes.left, height, width, planes.coding).rgb())
             start = end
         return clips
+
+    def sources(self) -> list[Source]:
+        """Return the places of the clips in `pixels`, for `augment.batched`."""
+        sources, start = [], 0
+        for (t, height, width, channels), planes in zip(self.shapes.tolist(), self.planes, strict=True):
+            if planes is None:
+                sources.append(Source(start, t, height, width))
+                start += t * height * width * channels
+            else:
+                low, scale, rest = factors(planes.coding)
+                sources.append(Source(start, t, height, width, planes.top, planes.left, (low, scale, *rest)))
+                start += 6 * t * ((planes.top + height + 1) // 2) * ((planes.left + width + 1) // 2)
+        return sources
 
     def to(self, device: torch.device) -> Packed:
         """Copy the pixels to the device, asynchronously from pinned memory."""

@@ -49,6 +49,7 @@ class FeatureCache:
     @staticmethod
     def of(encoder: FrozenEncoder, views: dict[str, Any]) -> FeatureCache:
         """Return the cache of an encoder and views. Writes nothing."""
+        views = {name: value for name, value in views.items() if (name, value) != ("precision", "fp32")}  # was not there before
         about = {"protocol": PROTOCOL, "backbone": encoder.name, "mean": encoder.mean, "std": encoder.std, **views}
         weights = checkpoint.state_digest(encoder.state_dict())
         key = hashlib.sha256(json.dumps([about, weights], sort_keys=True).encode()).hexdigest()[:20]

@@ -55,14 +55,14 @@ def predict(
         if done:
             rows += done
             parts.append(metrics.average_views(logits))
-    shares = distributed.gather_objects((rows, torch.cat(parts) if parts else None, failures))
-    failures = [failure for _, _, failed in shares for failure in failed]
-    all_rows = [row for own, _, _ in shares for row in own]
-    if not all_rows:
+    found = distributed.gather_rows(torch.cat(parts) if parts else None)
+    shares = distributed.gather_objects((rows, failures))
+    failures = [failure for _, failed in shares for failure in failed]
+    all_rows = [row for own, _ in shares for row in own]
+    if found is None:
         raise InputError(f"none of the videos could be read, e.g. {failures[0].reason}")
     order = sorted(range(len(all_rows)), key=all_rows.__getitem__)
-    probabilities = torch.cat([part for _, part, _ in shares if part is not None])[order]
-    return Predictions(probabilities, sorted(all_rows), failures)
+    return Predictions(found[order], sorted(all_rows), failures)
 
 
 def scores(predictions: Predictions, ids: Sequence[int], listed: int) -> dict[str, float]:

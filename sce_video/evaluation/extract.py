@@ -145,10 +145,10 @@ class _FeatureStore:
 
     def merge(self, failures: list[Failure]) -> Features:
         """Return the cached features and the new ones of all ranks, in the manifest's order."""
-        own = {kind: torch.cat(parts) if parts else None for kind, parts in self.parts.items()}
-        shares = distributed.gather_objects((own, self.rows, failures))
-        failures = [failure for _, _, failed in shares for failure in failed]
-        new_rows = [row for _, rows, _ in shares for row in rows]
+        new = {kind: distributed.gather_rows(torch.cat(parts) if parts else None) for kind, parts in self.parts.items()}
+        shares = distributed.gather_objects((self.rows, failures))
+        failures = [failure for _, failed in shares for failure in failed]
+        new_rows = [row for rows, _ in shares for row in rows]
         kept_rows = self.everywhere - set(new_rows)
         kept = [i for i, row in enumerate(self.found) if row in kept_rows]
         rows = [self.found[i] for i in kept] + new_rows
@@ -158,6 +158,6 @@ class _FeatureStore:
         features = {}
         for kind in self.kinds:
             parts = [self.known[kind][kept]] if kept else []
-            parts += [part for tensors, _, _ in shares if (part := tensors[kind]) is not None]
-            features[kind] = torch.cat(parts)[order]
+            found = new[kind]
+            features[kind] = torch.cat(parts if found is None else [*parts, found])[order]
         return Features(features, sorted(rows), failures, len(new_rows))

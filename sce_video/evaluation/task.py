@@ -83,6 +83,7 @@ def choose_views(cfg: EncoderOptions, encoder: FrozenEncoder) -> Views:
         num_frames=cfg.num_frames or int(encoder.clip["num_frames"]),
         clip_seconds=cfg.clip_seconds or encoder.clip["clip_seconds"],
         size=cfg.size or test_size(int(encoder.clip["size"])),
+        precision=cfg.precision.value,
     )
 
 

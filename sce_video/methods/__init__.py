@@ -3,6 +3,10 @@
 A method is an `nn.Module` with the three parts of `Method`; its options are a dataclass in the same file. The optimiser
 trains every parameter of it that requires a gradient. `Step.keys` and `Step.figures` may stay empty. A `Step` is the output
 for one micro-batch; an optimiser step adds the gradients of `optim.accumulate` of them.
+
+A method whose loss is a sum of parts may have `count_parts(num_views) -> int` and `forward(..., part=0, keys=())`: the loop
+then goes forward and backward through one part after another, which needs the memory of one. The losses of the parts add up
+to the loss; `keys` are those of part 0.
 """
 
 from __future__ import annotations

@@ -110,36 +110,48 @@ class SCE(nn.Module):
         """Return the target's momentum at `where`: 1 - (1 - momentum) (cos(pi where) + 1) / 2."""
         return schedules.cosine(where, self.momentum, 1.0)
 
-    def forward(self, views: Sequence[Tensor], batch: Rows, where: float) -> Step:
-        """Return the loss of one micro-batch. Each view passes alone, so batch norm sees one view at a time."""
-        with torch.no_grad():
-            keys = [self.target(view) for view in views[: self.num_global if self.symmetric else 1]]
-        queries = {j: self.online(views[j]) for j in range(0 if self.symmetric else 1, len(views))}
+    def count_parts(self, num_views: int) -> int:
+        """Return the number of online views: the loss of each depends on no other, so that each has its own backward pass."""
+        return num_views if self.symmetric else num_views - 1
+
+    def forward(
+        self, views: Sequence[Tensor], batch: Rows, where: float, part: int | None = None, keys: Sequence[Tensor] = ()
+    ) -> Step:
+        """Return the loss of one micro-batch, or of one part. Each view passes alone, so batch norm sees one view at a time.
+
+        part: the online view, counted without `views[0]` if not symmetric; None: all. keys: part 0's result, for the others.
+        """
+        if not keys:
+            with torch.no_grad():
+                keys = [self.target(view) for view in views[: self.num_global if self.symmetric else 1]]
+        first = 0 if self.symmetric else 1
+        online = range(first, len(views)) if part is None else [first + part]
+        queries = {j: self.online(views[j]) for j in online}
         # All pairs of an online view j and a momentum view i with i != j.
         pairs = [(query, key) for i, key in enumerate(keys) for j, query in queries.items() if j != i]
-        loss = torch.stack(
-            [
-                losses.sce(
-                    query,
-                    key,
-                    self.queue.keys,
-                    temp=self.temp,
-                    temp_target=self.temp_target_at(where),
-                    coeff=self.coeff_at(where),
-                    mask_positive=self.mask_positive,
-                )
-                for query, key in pairs
-            ]
-        ).mean()
-        with torch.no_grad():
-            query, key = pairs[0]
-            figures: dict[str, Tensor | float] = {
-                "positive_similarity": (query * key).sum(dim=1).mean(),
-                # 1 for unit vectors spread evenly over the sphere, 0 when all keys have become the same.
-                "feature_std": key.std(dim=0).mean() * key.shape[1] ** 0.5,
-                "ema_momentum": self.momentum_at(where),
-            }
-        return Step(loss, keys, figures)
+        total = sum(i != j for i in range(len(keys)) for j in range(first, len(views)))
+        loss = torch.stack([self._loss(query, key, where) for query, key in pairs]).sum() / total
+        return Step(loss, keys, self._figures(queries[1], keys[0], where) if 1 in queries else {})
+
+    def _loss(self, query: Tensor, key: Tensor, where: float) -> Tensor:
+        return losses.sce(
+            query,
+            key,
+            self.queue.keys,
+            temp=self.temp,
+            temp_target=self.temp_target_at(where),
+            coeff=self.coeff_at(where),
+            mask_positive=self.mask_positive,
+        )
+
+    @torch.no_grad()
+    def _figures(self, query: Tensor, key: Tensor, where: float) -> dict[str, Tensor | float]:
+        return {
+            "positive_similarity": (query * key).sum(dim=1).mean(),
+            # 1 for unit vectors spread evenly over the sphere, 0 when all keys have become the same.
+            "feature_std": key.std(dim=0).mean() * key.shape[1] ** 0.5,
+            "ema_momentum": self.momentum_at(where),
+        }
 
     @torch.no_grad()
     def after_step(self, keys: Sequence[Tensor], where: float) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..augment import mixing
+from ..distributed import to_device
 from ..models.encoder import Classifier
 from ..randomness import generator
 from . import Rows, Step
@@ -53,14 +54,14 @@ class Supervised(nn.Module):
         (clips,) = views
         keys = list(zip(batch.epochs, batch.rows, strict=True))
         # A replaced video brings its own label.
-        labels = torch.tensor([self.labels[source] for source in batch.sources], device=clips.device)
+        labels = to_device(torch.tensor([self.labels[source] for source in batch.sources]), clips.device)
         targets = F.one_hot(labels, self.online.linear.out_features).float()
         if self.mixup_alpha or self.cutmix_alpha:
             drawn = mixing.draw(self.seed, keys, mixup_alpha=self.mixup_alpha, cutmix_alpha=self.cutmix_alpha)
             clips, targets = mixing.apply(clips, targets, drawn)
         width = self.online.linear.in_features
         uniform = torch.stack([torch.rand(width, generator=generator(self.seed, "dropout", *key)) for key in keys])
-        logits = self.online(clips, uniform.to(clips.device))
+        logits = self.online(clips, to_device(uniform, clips.device))
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
         return Step(loss, figures={"top1": (logits.argmax(dim=1) == labels).detach().float().mean()})
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import Stopped
@@ -21,8 +22,14 @@ ALLOWED_FAILURES = 3  # in a row
 
 
 def snapshot(value: Any) -> Any:
-    """Copy nested containers and their tensors to the CPU, where training does not change them."""
+    """Copy nested containers and their tensors to the CPU, where training does not change them.
+
+    From a GPU the copies go to pinned memory and may still be under way: later work on the same stream comes after them, and
+    whoever reads them waits for an event first.
+    """
     if isinstance(value, Tensor):
+        if value.is_cuda:
+            return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value.detach(), non_blocking=True)
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return {key: snapshot(item) for key, item in value.items()}
@@ -61,9 +68,17 @@ class Saver:
         """Copy `state` and write it in the background, after the save in progress. keep: overrides the number kept."""
         self.wait()
         self._folder, self._step = folder, step
-        self._pending = self._thread.submit(
-            _check_and_save, folder, step, snapshot(state), meta, keep=keep or self.keep, keep_every=self.keep_every
-        )
+        copied = snapshot(state)
+        event = torch.cuda.Event() if torch.cuda.is_initialized() else None
+        if event:
+            event.record()
+
+        def write() -> Path:
+            if event:
+                event.synchronize()
+            return _check_and_save(folder, step, copied, meta, keep=keep or self.keep, keep_every=self.keep_every)
+
+        self._pending = self._thread.submit(write)
 
     def check(self) -> None:
         """Handle a finished save; called every step.

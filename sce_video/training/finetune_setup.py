@@ -30,7 +30,7 @@ from ..weights import load
 from . import optim, rows
 from .augmenter import Augmenter
 from .loop import Run
-from .setup import build_run, check_machine, check_videos, clip_format, reading_arguments, resume, synchronise
+from .setup import build_run, check_machine, check_videos, how_to_augment, reading_arguments, resume, synchronise
 
 
 @dataclass
@@ -75,6 +75,7 @@ class Finetuning:
             num_frames=int(self.clip["num_frames"]),
             clip_seconds=self.clip["clip_seconds"],
             size=testing.size or test_size(int(self.clip["size"])),
+            precision=self.cfg.optim.precision.value,
         )
 
 
@@ -108,7 +109,7 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
             std=encoder.std,
             antialias=cfg.augment.antialias,
             device=device,
-            **clip_format(cfg.system),
+            **how_to_augment(cfg.system, device),
         ),
         dataset=build_dataset(cfg, lists.videos["train"], clip, device),
         workers=workers,

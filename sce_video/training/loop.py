@@ -10,7 +10,7 @@ skip an update that is not finite, or stop, at the same step. Faults: `docs/reli
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,7 @@ from ..runs.background_save import Saver
 from ..runs.folder import RunFolder
 from ..runs.rank_check import check_ranks_are_equal
 from ..runs.stop import StopRequest
-from .augmenter import Augmenter
+from .augmenter import Augmenter, Prepared
 from .log import RunLog, SkippedVideos
 from .monitor import CollapseAlarm
 from .update import Shared, Updates, share
@@ -59,6 +59,7 @@ class Run:
     keep_every: int  # steps; 0: none
     evaluate: Callable[[Run, RunLog, Saver], None] | None = None  # called every `evaluate_every` steps and at the end
     evaluate_every: int = 1
+    ahead: bool = False  # augment the next batch while the networks compute
     alarm: CollapseAlarm | None = None
     notes: dict[str, Any] = field(default_factory=dict)  # figures that a checkpoint keeps beside the tensors
     step: int = 0  # batches trained on
@@ -74,6 +75,7 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> None:
     saver = Saver(keep=run.keep, keep_every=run.keep_every, report=log.message)
     with stop.deferred(), run.open_batches(run.step) as batches, saver:
         network: Any = distributed.parallel(run.method, run.augment.device, compress=run.compress)
+        prepared = Prepared(run.augment, lambda: log.fetch(batches), ahead=run.ahead)
         run.folder.at(run.step)
         while run.step < run.total_steps:
             fault_injection.at_step(run.step, run.method)
@@ -81,9 +83,12 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> None:
             lr = set_learning_rate(run)
 
             run.updates.begin()
-            steps, paths = accumulate_gradients(run, network, batches, log, where)
+            steps, paths = accumulate_gradients(run, network, prepared, where)
             losses = [step.loss for step in steps]
-            shared = share(losses, run.method, run.optimizer, run.scaler, stop=stop.asked())
+            figures = share(losses, run.method, run.optimizer, run.scaler, stop=stop.asked())
+            prepared.go_ahead()
+            shared = figures()
+            run.skipped.report(log, now=log.due(run.step + 1))
             if run.updates.make(shared, run.optimizer, run.scaler, paths, log.message, step=run.step, lr=lr):
                 run.method.after_step(join_keys(steps), where)
             run.optimizer.zero_grad(set_to_none=True)
@@ -110,25 +115,35 @@ def set_learning_rate(run: Run) -> float:
     return lr
 
 
-def accumulate_gradients(
-    run: Run, network: nn.Module, batches: Iterator[Batch], log: RunLog, where: float
-) -> tuple[list[Step], list[str]]:
+def accumulate_gradients(run: Run, network: nn.Module, prepared: Prepared, where: float) -> tuple[list[Step], list[str]]:
     """Add the gradients of a step's micro-batches; return their results and the files of this rank's clips."""
     steps, paths = [], []
     for micro in range(run.accumulate):
-        batch = log.fetch(batches)
+        batch, views = prepared.next()
         run.skipped.note(batch.failures)
         paths += batch.paths
-        views = fault_injection.poisoned(run.augment(batch), run.step)
-        last = micro == run.accumulate - 1
-        # DDP averages the gradients over ranks in the backward pass of the last micro-batch only.
-        with nullcontext() if last or network is run.method else network.no_sync():  # type: ignore[operator]
-            with torch.autocast(run.augment.device.type, dtype=run.autocast, enabled=run.autocast is not None):
-                step: Step = network(views, batch, where)
-            run.scaler.scale(step.loss / run.accumulate).backward()  # type: ignore[no-untyped-call]
-        steps.append(step._replace(loss=step.loss.detach()))
-    run.skipped.report(log, now=log.due(run.step + 1))
+        views = fault_injection.poisoned(views, run.step)
+        steps.append(pass_through(run, network, views, batch, where, last=micro == run.accumulate - 1))
+        if micro < run.accumulate - 1:
+            prepared.go_ahead()
     return steps, paths
+
+
+def pass_through(run: Run, network: nn.Module, views: list[Tensor], batch: Batch, where: float, *, last: bool) -> Step:
+    """Take a micro-batch forward and backward, one part of the method's loss after another; return the parts' sum."""
+    parts = run.method.count_parts(len(views)) if hasattr(run.method, "count_parts") else 1
+    done: list[Step] = []
+    for part in range(parts):
+        more = {"part": part, "keys": done[0].keys if done else ()} if parts > 1 else {}
+        # DDP averages the gradients over ranks in the last backward pass of a step only.
+        average = last and part == parts - 1
+        with nullcontext() if average or network is run.method else network.no_sync():  # type: ignore[operator]
+            with torch.autocast(run.augment.device.type, dtype=run.autocast, enabled=run.autocast is not None):
+                step: Step = network(views, batch, where, **more)
+            run.scaler.scale(step.loss / run.accumulate).backward()  # type: ignore[no-untyped-call]
+        done.append(step._replace(loss=step.loss.detach()))
+    loss = torch.stack([step.loss for step in done]).sum()
+    return Step(loss, done[0].keys, {name: value for step in done for name, value in step.figures.items()})
 
 
 def join_keys(steps: Sequence[Step]) -> list[Tensor]:

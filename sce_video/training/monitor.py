@@ -63,6 +63,7 @@ class Monitor:
         temp: float,
         decoder: str,
         workers: int,
+        precision: str = "fp32",
     ) -> None:
         self.bank, self.query = bank, query
         _, (self.bank_ids, self.query_ids) = label_ids(bank, query)
@@ -71,6 +72,7 @@ class Monitor:
         self.clips_per_video = clips_per_video
         self.k, self.temp = k, temp
         self.decoder, self.workers = decoder, workers
+        self.precision = precision
 
     def score(self, backbone: nn.Module) -> dict[str, float]:
         """Return knn_top1 and r_at_1 in 0..1, and how many videos were read; the backbone is left as it is."""
@@ -94,5 +96,6 @@ class Monitor:
             num_frames=int(self.clip["num_frames"]),
             clip_seconds=self.clip["clip_seconds"],
             size=test_size(int(self.clip["size"])),
+            precision=self.precision,
         )
         return extract.extract(encoder, videos, views, device=self.device, decoder=self.decoder, workers=self.workers)

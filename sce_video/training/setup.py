@@ -8,7 +8,7 @@ scaler and the step. The order of the data and the schedules are functions of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,14 +16,16 @@ import torch
 from torch import nn
 
 from .. import __version__, distributed
-from ..config.pretrain import PretrainConfig
-from ..config.shared import Changed, Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
+from ..config.pretrain import Fit, PretrainConfig
+from ..config.shared import Augmentation, Changed, Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
 from ..data import loader
 from ..data.dataset import ClipDataset, RandomResized
 from ..data.decode import DecodeError
 from ..data.manifest import Video
 from ..errors import InputError, Stopped
+from ..evaluation.views import AUTOCAST
 from ..methods import check_method
+from ..models.recompute import recompute_stages
 from ..runs import checkpoint
 from ..runs.background_save import Saver
 from ..runs.folder import RunFolder
@@ -32,12 +34,24 @@ from . import optim, rows
 from .augmenter import Augmenter
 from .log import RunLog, SkippedVideos
 from .loop import Run
+from .memory import fit_to_gpus
 from .monitor import CollapseAlarm, Monitor
 from .update import Updates
 
 EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}
-AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 QUARANTINE = "quarantine.jsonl"
+
+
+def open_session(system: System, precision: Precision) -> AbstractContextManager[torch.device]:
+    """Join the process group, if there is one, and enter this rank's device: see `distributed.session`."""
+    return distributed.session(
+        system.device.value,
+        system.backend.value,
+        # The step watch is shorter: it names the step, and writes the stack of each rank.
+        timeout_seconds=system.step_timeout + 120,
+        precision=precision.value,
+        deterministic=system.deterministic,
+    )
 
 
 # Checks: nothing is made, nothing is written.
@@ -86,6 +100,8 @@ def set_up_pretraining(
     check_machine(cfg.optim, device)
     with together():
         videos = read_training_videos(cfg)
+    if cfg.optim.fit is Fit.auto:
+        fit_to_gpus(cfg, build_method, device)
     check_videos(cfg.optim, videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
     workers = loader.share_cores(device, cfg.system.workers)
     monitor = build_monitor(cfg, device, workers)
@@ -130,7 +146,7 @@ def synchronise(method: nn.Module, device: torch.device, *, norms: bool = True) 
     """Move a method to its device and give every rank rank 0's tensors; with `norms`, batch norms use all ranks' rows."""
     method = method.to(device)
     if norms:
-        method = distributed.synchronise_batch_norm(method, device)
+        method = distributed.synchronise_batch_norm(method)
     distributed.broadcast_module(method)
     return method
 
@@ -151,6 +167,9 @@ def build_run(
 ) -> Run:
     """Build the parts that every method shares. about: what a checkpoint says of the run; notes: figures that it keeps."""
     device, num_videos = augment.device, len(dataset.videos)
+    if system.recompute:
+        online: Any = method.online
+        recompute_stages(online.backbone)
     steps_per_epoch = num_videos // options.batch
     total_steps = steps_per_epoch * options.epochs
 
@@ -179,13 +198,14 @@ def build_run(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         accumulate=options.accumulate,
-        autocast=AUTOCAST.get(options.precision),
+        autocast=AUTOCAST[options.precision.value],
         compress=options.sends_bf16,
         save_every=system.save_every,
         agree_every=system.agree_every,
         keep=system.keep,
         keep_every=system.keep_every,
         notes=notes,
+        ahead=system.overlap and device.type == "cuda",
     )
 
 
@@ -205,13 +225,19 @@ def build_augmenter(cfg: PretrainConfig, device: torch.device) -> Augmenter:
         std=cfg.augment.std,
         antialias=cfg.augment.antialias,
         device=device,
-        **clip_format(cfg.system),
+        **how_to_augment(cfg.system, device),
     )
 
 
-def clip_format(system: System) -> dict[str, Any]:
-    """Return the dtype and memory layout of the clips that the networks get."""
-    return {"dtype": torch.bfloat16 if system.bf16_clips else torch.float32, "channels_last": system.channels_last}
+def how_to_augment(system: System, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of `Augmenter` that do not change its values: dtype and layout of the clips, batched or not."""
+    on_gpu = device.type == "cuda"
+    auto = system.augmentation is Augmentation.auto
+    return {
+        "dtype": torch.bfloat16 if system.bf16_clips else torch.float32,
+        "channels_last": on_gpu if system.channels_last is None else system.channels_last,
+        "batched": on_gpu if auto else system.augmentation is Augmentation.batched,
+    }
 
 
 def build_dataset(cfg: PretrainConfig, videos: list[Video], device: torch.device) -> ClipDataset:
@@ -275,6 +301,7 @@ def build_monitor(cfg: PretrainConfig, device: torch.device, workers: int) -> Mo
         temp=cfg.monitor.temp,
         decoder=cfg.data.decoder.value,
         workers=workers,
+        precision=cfg.optim.precision.value,
     )
 
 

@@ -39,18 +39,32 @@ class Shared(NamedTuple):
 
 def share(
     losses: Sequence[Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, stop: bool
-) -> Shared:
-    """Return the figures of all ranks together; the step's one synchronisation with the device.
+) -> Callable[[], Shared]:
+    """Reduce the figures of a step over ranks; return a function that waits for them: the step's one wait for the device.
 
-    losses: this rank's, one per micro-batch. stop: whether it was asked to stop; it travels with the loss.
+    losses: this rank's, one per micro-batch. stop: whether it was asked to stop; it travels with the loss. Between the call
+    and the wait the next batch can be issued. Nothing is updated before the figures are known.
     """
     scaler.unscale_(optimizer)
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     local = torch.stack([loss.detach() for loss in losses]).mean()
-    reduced = distributed.mean(torch.stack([local, local.new_tensor(float(stop))]))
+    reduced = distributed.mean(torch.stack([local, torch.full_like(local, float(stop))]))
     norm = torch.nn.utils.get_total_norm(gradients).to(local.dtype)
-    loss, stopping, gradient_norm, own = torch.cat([reduced, norm[None], local[None]]).tolist()
-    return Shared(loss, gradient_norm, stopping > 0, math.isfinite(own))
+    figures = torch.cat([reduced, norm[None], local[None]])
+    on_gpu = figures.device.type == "cuda"
+    host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True) if on_gpu else figures
+    event = torch.cuda.Event() if on_gpu else None
+    if event:
+        host.copy_(figures, non_blocking=True)
+        event.record()
+
+    def read() -> Shared:
+        if event:
+            event.synchronize()
+        loss, stopping, gradient_norm, own = host.tolist()
+        return Shared(loss, gradient_norm, stopping > 0, math.isfinite(own))
+
+    return read
 
 
 class Updates:

@@ -46,9 +46,7 @@ class Sizes(NamedTuple):
 
     parameters: int
     online_channels: int
-    online_norms: int
     target_channels: int
-    target_norms: int
     views: int  # through the online encoder; the number of keys is equal
     width: int
     queue: int
@@ -66,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     print(machine(["torch"]))
     for compress in (False, True):
         counted, sizes, rows = count_step(options.processes, compress=compress)
-        expected = payload(sizes, rows=rows, on_gpu=False, compress=compress)
+        expected = payload(sizes, rows=rows, compress=compress)
         print(f"one step of a small SCE on {options.processes} gloo processes, gradients as {'bf16' if compress else 'fp32'}:")
         for name, size in expected.items():
             print(f"  {name:<12} {counted[name]:>12,} bytes counted {size:>12,} by formula")
@@ -78,17 +76,13 @@ def run(options: argparse.Namespace) -> None:
         print("\n".join(table(sizes, cfg.optim.batch, ranks)))
 
 
-def payload(sizes: Sizes, *, rows: int, on_gpu: bool, compress: bool = False) -> dict[str, int]:
+def payload(sizes: Sizes, *, rows: int, compress: bool = False) -> dict[str, int]:
     """Return the input bytes of each collective on one rank, per step of one micro-batch of `rows` clips.
 
-    on_gpu: torch's SyncBatchNorm, which gathers mean, deviation and count in the forward pass and reduces two sums per
-    channel in the backward pass; otherwise ours, which reduces sums and squares in both passes.
+    Batch norm gathers mean, variance and count per channel in the forward pass, and reduces two sums in the backward pass.
     """
     online, target = sizes.online_channels, sizes.target_channels
-    if on_gpu:
-        norm = (2 * online + sizes.online_norms) + 2 * online + (2 * target + sizes.target_norms)
-    else:
-        norm = 2 * (2 * online + sizes.online_norms) + (2 * target + sizes.target_norms)
+    norm = 3 * online + 2 * online + 3 * target
     return {
         "gradients": sizes.parameters * (FLOAT // 2 if compress else FLOAT),
         "batch norm": sizes.views * norm * FLOAT,
@@ -104,8 +98,8 @@ def table(sizes: Sizes, batch: int, ranks: int) -> list[str]:
     once, ring = ranks - 1, 2 * (ranks - 1) / ranks
     lines = [f"  {ranks} processes:"]
     for compress in (False, True):
-        found = payload(sizes, rows=batch // ranks, on_gpu=True, compress=compress)
-        gathered = sizes.views * (2 * (sizes.online_channels + sizes.target_channels) + sizes.online_norms + sizes.target_norms)
+        found = payload(sizes, rows=batch // ranks, compress=compress)
+        gathered = sizes.views * 3 * (sizes.online_channels + sizes.target_channels)
         reduced = found["batch norm"] - gathered * FLOAT
         sent = {
             "gradients": ring * found["gradients"],
@@ -128,9 +122,7 @@ def measure_sizes(method: Any, *, symmetric: bool = True) -> Sizes:
     return Sizes(
         parameters=sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad),
         online_channels=sum(norm.num_features for norm in norms["online"]),
-        online_norms=len(norms["online"]),
         target_channels=sum(norm.num_features for norm in norms["target"]),
-        target_norms=len(norms["target"]),
         views=2 if symmetric else 1,
         width=method.queue.keys.shape[1],
         queue=method.queue.keys.shape[0],
@@ -156,7 +148,7 @@ def _run_rank(rank: int, processes: int, port: int, compress: bool, found: Any) 
     with distributed.session("cpu") as device:
         overrides = ["model.hidden=32", "model.projection=16", "sce.queue=256", f"optim.batch={rows * processes}"]
         cfg = compose_options("pretrain", PretrainConfig, overrides)
-        method: Any = distributed.synchronise_batch_norm(build_sce(cfg), device)
+        method: Any = distributed.synchronise_batch_norm(build_sce(cfg))
         network = distributed.parallel(method, device, compress=compress)
         if not compress:
             network.register_comm_hook(None, allreduce_hook)  # type: ignore[operator]
@@ -167,7 +159,7 @@ def _run_rank(rank: int, processes: int, port: int, compress: bool, found: Any) 
             views = [torch.randn(rows, 3, 4, 32, 32), torch.randn(rows, 3, 4, 32, 32)]
             taken = network(views, None, 0.0)
             taken.loss.backward()
-            share([taken.loss], method.online, optimizer, scaler, stop=False)
+            share([taken.loss], method.online, optimizer, scaler, stop=False)()
             optimizer.step()
             method.after_step(taken.keys, 0.0)
             optimizer.zero_grad()

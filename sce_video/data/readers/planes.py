@@ -56,7 +56,7 @@ class PlanarClip:
     def rgb(self) -> Tensor:
         """Return the box as uint8 RGB [T, height, width, 3] on the samples' device."""
         rows, columns = slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
-        low, luma, (red_cr, green_cb, green_cr, blue_cb) = _factors(self.coding)
+        low, luma, (red_cr, green_cb, green_cr, blue_cb) = factors(self.coding)
         chroma = (self.chroma.int() - 128) << 3
         blue, red = chroma[:, 0], chroma[:, 1]
         parts = [(red * red_cr) >> 16, ((blue * green_cb) >> 16) + ((red * green_cr) >> 16), (blue * blue_cb) >> 16]
@@ -65,7 +65,7 @@ class PlanarClip:
         return (level[..., None] + full[:, rows, columns]).clamp_(0, 255).to(torch.uint8)
 
 
-def _factors(coding: Coding) -> tuple[int, int, tuple[int, int, int, int]]:
+def factors(coding: Coding) -> tuple[int, int, tuple[int, int, int, int]]:
     """Return black level, luma factor and factors (Cr to red, Cb to green, Cr to green, Cb to blue), in 1 / 2**13."""
     red, blue = WEIGHTS[coding.matrix]
     green = 1 - red - blue
