@@ -91,17 +91,5 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _exit_with(message: str) -> None:
-    log.error(printable(message))
+    log.error(message)
     sys.exit(EXIT_BAD_INPUT)
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line: characters that a terminal or a web page should not receive become \\x escapes."""
-    return "".join(char if char.isprintable() else _escape(char) for char in text)
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python keeps it in file names
-        return f"\\x{code - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode()

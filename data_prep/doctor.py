@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 import command_line
-from command_line import printable
 from jobs import shard_command
 from jobs.journal import Row
 from jobs.manifest_items import items_of
@@ -29,6 +28,7 @@ from media import health_report
 from media.examine import STATUSES, examine, stamped
 
 from sce_video.data import manifest
+from sce_video.errors import printable
 
 PROGRAM = "doctor.py"
 

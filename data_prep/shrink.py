@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import command_line
-from command_line import printable
 from jobs import shard_command
 from jobs.journal import Row
 from jobs.manifest_items import items_of, targets_of
@@ -40,7 +39,7 @@ from media.ffmpeg_copies import check_program
 from output_files import csv_bytes, csv_text
 
 from sce_video.data import manifest
-from sce_video.errors import InputError, log
+from sce_video.errors import InputError, log, printable
 from sce_video.runs.files import write_atomically
 
 PROGRAM = "shrink.py"

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import command_line
-from command_line import printable
 
-from sce_video.errors import InputError
+from sce_video.errors import InputError, printable
 
 PROGRAMS = ("doctor.py", "shrink.py")
 HERE = Path(__file__).resolve().parent

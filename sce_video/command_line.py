@@ -36,6 +36,47 @@ _VERSION: dict[str, Any] = {"version_base": None} if hydra.__version__.startswit
 
 S = TypeVar("S")
 
+# Smallest and largest value of numeric options, by their last name or two. Beyond them a run would fail far from the option,
+# for want of memory above all, or train to nonsense.
+_RANGES = {
+    name: (low, high)
+    for names, low, high in (
+        ("seed", 0, 2**63 - 1),
+        ("size short_side_min short_side_max num_frames", 0, 8192),
+        ("clip_seconds warmup_epochs", 0, 1e6),
+        ("speed_min speed_max ratio_min ratio_max erase_ratio_min erase_ratio_max blur_sigma_min blur_sigma_max", 1e-3, 1e3),
+        ("mean", -10, 10),
+        ("std temp temp_target temp_target_start", 1e-4, 100),
+        ("brightness contrast saturation rand_augment_operations views weight_decay mixup_alpha cutmix_alpha", 0, 1000),
+        ("solarize_threshold collapse_std coeff_start frame_jitter max_bad_fraction temporal_difference_probability", 0, 1),
+        ("area_min area_max layer_decay", 1e-6, 1),
+        ("dropout label_smoothing optim.momentum", 0, 0.9999),
+        ("blur_kernel", 1, 999),
+        ("hidden projection", 2, 65536),
+        ("queue", 1, 2**24),
+        ("trust_coefficient lr_per_256", 1e-12, 1e30),
+        ("batch", 2, 2**20),
+        ("clips_per_video repeats shots", 1, 10**4),
+        ("epochs every_epochs k keep log_every save_every accumulate", 1, 10**9),
+        ("workers", -1, 1024),
+        ("step_timeout read_timeout", 1e-3, 1e9),
+        ("keep_every worker_videos agree_every collapse_steps", 0, 2**31),
+    )
+    for name in names.split()
+}
+
+
+def _check_ranges(options: Any, prefix: str = "") -> None:
+    """Raise InputError for a number outside its range, without one for those that are not finite or above 2^31."""
+    for item in fields(options):
+        value, name = getattr(options, item.name), prefix + item.name
+        if is_dataclass(value):
+            _check_ranges(value, f"{name}.")
+        for number in value if isinstance(value, list) else [value]:
+            low, high = _RANGES.get(".".join(name.split(".")[-2:])) or _RANGES.get(item.name) or (-(2**31), 2**31)
+            if isinstance(number, (int, float)) and not low <= number <= high:
+                raise InputError(f"{name} ({number}) must be a number from {low:g} to {high:g}")
+
 
 def option_names(schema: type, prefix: str = "") -> list[str]:
     """Return the dotted names of all options of a schema, sections included."""
@@ -72,6 +113,7 @@ def typed(composed: DictConfig, schema: type[S]) -> S:
     except OmegaConfBaseException as error:
         raise InputError(f"option {error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(result, schema)
+    _check_ranges(result)
     return result
 
 
@@ -152,15 +194,27 @@ def compose_options(program: str, schema: type[S], arguments: Sequence[str]) -> 
 def run_program(program: str, schema: type[S], action: Callable[[S], object]) -> None:
     """Compose `configs/<program>/base.yaml` with the command line and call `action` with the checked options."""
     ConfigStore.instance().store(name=f"{program}_schema", node=schema)
+    with errors_as_exit_codes():
+        check_launcher(os.environ)
+        check_overrides(sys.argv[1:], schema, CONFIGS / program / "recipe")
 
     @hydra.main(config_path=f"pkg://sce_video.configs.{program}", config_name="base", **_VERSION)
     def main(composed: DictConfig) -> None:
         with errors_as_exit_codes():  # inside, for Hydra turns every exception into exit code 1
             action(typed(composed, schema))
 
-    with errors_as_exit_codes():
-        check_overrides(sys.argv[1:], schema, CONFIGS / program / "recipe")
     main()
+
+
+def check_launcher(environment: Mapping[str, str]) -> None:
+    """Raise InputError for a launcher's variables that are incomplete or no numbers."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        value = environment.get(name, "1")
+        if not value.isdecimal() or (name.endswith("_SIZE") and not int(value)):
+            raise InputError(f"the environment has {name}={value!r}, which is no number: unset it, or start with torchrun")
+    missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    if "RANK" in environment and missing:
+        raise InputError(f"the environment has RANK but not {', '.join(missing)}: unset it, or start with torchrun")
 
 
 def errors_as_exit_codes() -> ExitStack:

@@ -22,7 +22,7 @@ class _StderrHandler(logging.Handler):
     """Writes one line per message to stderr, `warning: ...` or `error: ...`, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = record.getMessage()
+        line = printable(record.getMessage())
         if record.levelno > logging.INFO:
             line = f"{record.levelname.lower()}: {line}"
         if "tqdm" in sys.modules:
@@ -36,6 +36,21 @@ if not log.handlers:
     log.addHandler(_StderrHandler())
     log.setLevel(logging.INFO)
     log.propagate = False  # one line per message, also where the root logger has handlers
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line: characters that a terminal, a log or a web page should not receive become \\x escapes.
+
+    File names may hold any of them: ESC sequences that write over lines, newlines that forge one.
+    """
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python keeps it in file names
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 class InputError(ValueError):

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
+from multiprocessing import AuthenticationError
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, TINY_RECIPE
 from test_dataset import dataset, flat, sampler
 
 from sce_video.data import loader, manifest
 from sce_video.data import workers as module
 from sce_video.data.dataset import Batch
 from sce_video.data.workers import Quarantine
-from sce_video.errors import Stopped
+from sce_video.errors import InputError, Stopped
 from sce_video.runs import resources
 
 
@@ -105,7 +111,7 @@ def test_replacing_processes_changes_nothing(videos: Path) -> None:
             found.append(batch)
             pids |= {process.pid for process in iterator._processes()}
     assert flat(found) == expected
-    assert len(pids) == 6, "72 videos, two processes, ten each (in whole batches: three of 8 for both)"
+    assert len(pids) == 8, "a batch for each of two processes, then ten videos each (in whole batches: three of 8 for both)"
 
 
 @pytest.mark.slow
@@ -170,3 +176,100 @@ def test_quarantine_keeps_odd_names(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff odd \n.mp4")
     Quarantine(tmp_path / "q.jsonl").add(name, "timeout")
     assert Quarantine(tmp_path / "q.jsonl").reasons == {name: "timeout"}
+
+
+@pytest.mark.slow
+def test_fifty_killed_processes_lose_no_run(videos: Path) -> None:
+    """SIGKILL at random moments: while reading, sending, waiting, starting; the batches stay the same."""
+    expected = flat(list(loader.build(dataset(videos), sampler(total_steps=12), workers=0, pin_memory=False)))
+    rng, killed = random.Random(0), 0
+
+    def kill_some(iterator: module.Batches, done: threading.Event) -> None:
+        nonlocal killed
+        while not done.is_set() and killed < 50:
+            time.sleep(rng.uniform(0, 0.15))
+            with suppress(IndexError, ProcessLookupError, AttributeError, TypeError):
+                os.kill(rng.choice(iterator._processes()).pid, signal.SIGKILL)
+                killed += 1
+
+    while killed < 50:
+        done = threading.Event()
+        with loader.build(dataset(videos), sampler(total_steps=12), workers=2, pin_memory=False) as iterator:
+            module_recoveries, iterator.recoveries = module.RECOVERIES, -1000  # here they die faster than they read
+            killer = threading.Thread(target=kill_some, args=(iterator, done))
+            killer.start()
+            try:
+                found = []
+                for batch in iterator:
+                    found.append(batch)
+                    iterator.recoveries = -1000
+                    time.sleep(0.02)
+            finally:
+                done.set()
+                killer.join()
+        assert [rows for rows, *_ in flat(found)] == [rows for rows, *_ in expected]
+        assert module_recoveries == module.RECOVERIES
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "Connection reset by peer"), AuthenticationError()])
+def test_connection_that_breaks_before_its_process_counts_as_dead_ends_no_run(videos: Path, error: Exception) -> None:
+    expected = flat(list(loader.build(dataset(videos), sampler(total_steps=4), workers=0, pin_memory=False)))
+    with loader.build(dataset(videos), sampler(total_steps=4), workers=1, pin_memory=False) as iterator:
+        found = [next(iterator), next(iterator)]
+        queue = iterator._iterator._data_queue
+
+        def fail(timeout: float) -> None:
+            threading.Timer(0.5, iterator._processes()[0].kill).start()
+            raise error
+
+        queue.get = fail
+        found += list(iterator)
+    assert flat(found) == expected
+
+
+def test_process_that_was_stopped_between_two_reads_is_replaced(videos: Path) -> None:
+    """Nothing is being read, so that no video is to blame."""
+    expected = flat(list(loader.build(dataset(videos), sampler(total_steps=6), workers=0, pin_memory=False)))
+    with loader.build(dataset(videos), sampler(total_steps=6), workers=1, pin_memory=False, read_timeout=1.5) as iterator:
+        found = [next(iterator)]
+        iterator._end()
+        iterator._begin()
+        (process,) = iterator._processes()
+        os.kill(process.pid, signal.SIGSTOP)
+        assert iterator._notes[0, 0] == -1 or iterator.quarantine.reasons == {}
+        iterator._notes[0, 0] = -1
+        found += list(iterator)
+    assert flat(found) == expected
+    assert iterator.quarantine.reasons == {}
+
+
+def test_batches_in_flight_are_bounded_by_their_bytes(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with loader.build(dataset(videos), sampler(), workers=2, pin_memory=False) as iterator:
+        size = max(sum(view.pixels.nbytes for view in next(iterator).views) for _ in range(2))
+        assert iterator._iterator._prefetch_factor == 1, "until the size of a batch is known"
+        next(iterator)
+        assert iterator._iterator._prefetch_factor == 4
+        assert iterator._fit_prefetch(module.PREFETCH_BYTES // 5) == 2
+        assert iterator._fit_prefetch(module.PREFETCH_BYTES // 2) == 1
+        monkeypatch.setattr(module, "_free_memory", lambda: 3 * size)
+        assert iterator._fit_prefetch(size) == 1
+        monkeypatch.setattr(module, "_free_memory", lambda: size)
+        with pytest.raises(InputError, match=r"/dev/shm has .* MB free; batches of .* --shm-size=.*system\.workers"):
+            iterator._fit_prefetch(size)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="mounts a small /dev/shm")
+@pytest.mark.parametrize("size", ["60k", "200k", "600k"])
+def test_small_shared_memory_ends_the_run_with_one_line(videos: Path, tmp_path: Path, size: str) -> None:
+    """60k: not even the locks fit; 200k: the first batch cannot be sent; 600k: it can, but not one for each worker."""
+    program = [sys.executable, str(ROOT / "tools/pretrain.py"), "recipe=demo", *TINY_RECIPE, f"data.train={videos}/train.csv"]
+    program += ["system.workers=4", "system.device=cpu", f"out={tmp_path}/run", "optim.epochs=400", "data.num_frames=8"]
+    mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec {shlex.join(program)}"
+    ended = subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, text=True, timeout=120)
+    if "unshare" in ended.stderr or "mount:" in ended.stderr:
+        pytest.skip("no mounts here")
+    assert ended.returncode == 70, ended.stderr
+    (last,) = [line for line in ended.stderr.splitlines() if line.startswith("error: /dev/shm has ")]
+    assert "--shm-size=1g, or set fewer system.workers (0: none is needed)" in last
+    assert size == "60k" or "Traceback" not in ended.stderr  # there, torch prints that it cannot clean up

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 import sce_video
-from sce_video.errors import InputError
+from sce_video.errors import InputError, Stopped
 from sce_video.models import backbones
+from sce_video.models.encoder import Classifier
 from sce_video.runs import checkpoint
+from sce_video.runs.background_save import Saver
 from sce_video.weights import read as read_weights
 
 
@@ -49,6 +53,115 @@ def test_damaged_checkpoint_is_named_and_passed_over(damage: str, tmp_path: Path
     assert checkpoint.state_digest(loaded) == checkpoint.state_digest(state(1))
     assert len(said) == 1
     assert "step_00000002 is damaged" in said[0]
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_of_the_meta_data_is_accepted(tmp_path: Path) -> None:
+    meta = {"version": "0.1.0", "videos": 24, "encoder": {"backbone": "r3d18", "mean": 0.45}, "updates": {"skipped": 0}}
+    path = checkpoint.save(tmp_path, 1, state(1), meta, keep=1) / "meta.json"
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(InputError, match="is damaged"):
+            checkpoint.load(path.parent)
+    path.write_bytes(content)
+    assert checkpoint.load(path.parent)[1]["videos"] == 24
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "is damaged"),
+        ("null", "is damaged"),
+        ('{"format_version": 1}', "is damaged"),
+        ('{"format_version": 1, "step": "2", "sha256": "%"}', "holds other things than a checkpoint's"),
+        ('{"format_version": 1, "step": 2, "sha256": "%", "encoder": []}', "holds other things than a checkpoint's"),
+        ('{"format_version": 1, "step": 2, "sha256": "%"}', "meta.json has no updates"),
+        ('{"format_version": 2, "step": 2, "sha256": "%", "updates": {}}', "meta.json does not match its digest"),
+    ],
+)
+def test_meta_data_with_unexpected_content_gives_way_to_the_older_checkpoint(text: str, words: str, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, state(1), {"updates": {}}, keep=9)
+    newest = checkpoint.save(tmp_path, 2, state(2), {"updates": {}}, keep=9)
+    (newest / "meta.json").write_text(text.replace("%", checkpoint.file_digest(newest / "state.pt")))
+    said: list[str] = []
+    loaded, meta = checkpoint.load_newest(tmp_path, report=said.append, needed=["updates"])
+    assert meta["step"] == 1
+    assert words in said[0]
+
+
+def test_checkpoint_written_before_meta_data_had_a_digest_still_loads(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 1, state(1), {"updates": {}}, keep=9) / "meta.json"
+    meta = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256_of_meta"}
+    path.write_text(json.dumps({**meta, "format_version": 1}, indent=2))
+    loaded, found = checkpoint.load_newest(tmp_path)
+    assert found["step"] == 1
+    assert checkpoint.state_digest(loaded) == checkpoint.state_digest(state(1))
+
+
+def test_checkpoint_of_a_later_version_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, 1, state(1), {}, keep=9)
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 3)
+    checkpoint.save(tmp_path, 2, state(2), {}, keep=9)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="step_00000002 has format 3, this version reads up to 2: update sce_video"):
+        checkpoint.load_newest(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_state_that_is_not_finite_is_not_saved(value: float, tmp_path: Path) -> None:
+    good = {"method": {"w": torch.zeros(2), "mask": torch.full((2,), -torch.inf), "count": torch.tensor(3)}}
+    bad = {"method": {**good["method"], "norm.running_var": torch.tensor([1.0, value])}}
+    with Saver(keep=1, keep_every=0, report=print) as saver:
+        saver.save(tmp_path, 1, good, {})
+        saver.save(tmp_path, 2, bad, {})
+        with pytest.raises(Stopped, match=r"after step 2, 1 tensors are not finite, e\.g\. method/norm\.running_var: training"):
+            saver.finish()
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000001"]
+    checkpoint.save(tmp_path, 3, bad, {}, keep=9)  # as versions before did
+    said: list[str] = []
+    assert checkpoint.load_newest(tmp_path, report=said.append)[1]["step"] == 1
+    assert "1 tensors that are not finite, e.g. method/norm.running_var" in said[0]
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    weights = backbones.build("tiny3d")[0].state_dict()
+    weights["blocks.2.0.weight"][0] = float("nan")
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"w\.pt: 1 of 24 weights and statistics are not finite, e\.g\. blocks\.2\.0\.weight"):
+        sce_video.load_encoder(tmp_path / "w.pt", "tiny3d")
+
+
+@pytest.mark.parametrize("load", [sce_video.load_encoder, sce_video.load_classifier])
+def test_run_folder_does_not_choose_what_is_imported(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of its meta data is code that opening the folder would run."""
+    (tmp_path / "trap_module.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'marker')!r}).touch()\n"
+        "from sce_video.models.backbones import build as ours\ndef build():\n    return ours('tiny3d')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trap_module", raising=False)
+    network, width = backbones.build("tiny3d")
+    online = {f"online.backbone.{key}": value for key, value in network.state_dict().items()}
+    meta: dict[str, Any] = {
+        "backbone": "trap_module:build",
+        "mean": 0.5,
+        "std": 0.5,
+        "num_frames": 4,
+        "clip_seconds": 1,
+        "size": 32,
+    }
+    method = online
+    if load is sce_video.load_classifier:
+        method = Classifier(network, width, 2, dropout=0.0).state_dict()
+    checkpoint.save(tmp_path / "run/checkpoints", 1, {"method": method}, {"encoder": meta, "classes": ["a", "b"]}, keep=1)
+    with pytest.raises(InputError, match="run is for 'trap_module:build', which is not ours: if you trust it, add trust=true"):
+        load(tmp_path / "run")
+    assert not (tmp_path / "marker").exists()
+    load(tmp_path / "run", trust=True)
+    assert (tmp_path / "marker").exists()
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:

@@ -141,8 +141,8 @@ def test_bad_input_is_refused(weights: Path, videos: Path, tmp_path: Path) -> No
     (tmp_path / "flat.txt").write_text("a.mp4\n")
     for extra, message in (
         ([f"test={tmp_path / 'flat.txt'}"], "has no label"),
-        ([f"test={videos / 'val.csv'}", "k=0"], "k \\(0\\) must be at least 1"),
-        ([f"test={videos / 'val.csv'}", "shots=[0]"], "shots .* must be numbers of at least 1"),
+        ([f"test={videos / 'val.csv'}", "k=0"], "k \\(0\\) must be a number from 1"),
+        ([f"test={videos / 'val.csv'}", "shots=[0]"], "shots .* must be a number from 1"),
         ([f"test={videos / 'val.csv'}", f"out={weights}"], "exists: choose another file"),
         ([f"test={videos / 'val.csv'}", f"out={weights}/x.json"], "cannot be written: give out="),
     ):

@@ -291,9 +291,14 @@ BAD: list[tuple[list[str], str]] = [
     (["backbone=tiny3d", "train={v}/train.csv", "test=more.csv", *TINY], "classes of more.csv have no video in"),
     (["backbone=tiny3d", "train={v}/train.csv", "test=names.csv", *TINY], "the lists do not belong together"),
     (["backbone=tiny3d", "train={v}/train%.csv", "test={v}/val.csv", *TINY], "splits=[1,2,3] and the sign %"),
+    (
+        ["backbone=tiny3d", "train={v}/train.csv", "test={v}/no%.csv", "splits=[1,2]", *TINY],
+        "no1.csv, a list of split 1, does not exist: no split was trained",
+    ),
     (["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", "testing.select=val", *TINY], "needs val="),
     (["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "optim.batch=99"], "is larger than the data"),
-    (["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "model.dropout=1"], "must be in [0, 1)"),
+    (["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "model.dropout=1"], "model.dropout (1.0) must be a"),
+    (["backbone=tiny3d", "train={v}/train.csv", "test=gone.csv", *TINY], "none of 2 videos tried (of 2) can be read, e.g. "),
     (["backbone=r3d18", "checkpoint={w}", "train={v}/train.csv", "test={v}/val.csv", *TINY], "tiny3d"),
     (
         ["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "augment.short_side_min=20"],
@@ -306,7 +311,7 @@ BAD: list[tuple[list[str], str]] = [
     ),
     (
         ["backbone=tiny3d", "train={v}/train.csv", "test={v}/val.csv", *TINY, "augment.cutmix_alpha=-1"],
-        "augment.cutmix_alpha (-1.0) must be at least 0",
+        "augment.cutmix_alpha (-1.0) must be a number from 0 to 1000",
     ),
 ]
 
@@ -317,6 +322,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more.csv").write_text(f"path,label\n{videos}/class_0/00.mp4,0\nx.mp4,9\n")
+    (tmp_path / "gone.csv").write_text("path,label\nx.mp4,0\ny.mp4,1\n")
     (tmp_path / "names.csv").write_text("path,label\nx.mp4,archery\n")
     filled = [argument.format(v=videos, w=weights) for argument in arguments]
     with pytest.raises(InputError, match=re.escape(message)):

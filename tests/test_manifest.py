@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sce_video.errors import InputError
 
 
 def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())
     return path
 
@@ -131,3 +133,75 @@ def test_real_lists() -> None:
     assert {video.label for video in test} == {path.name for path in (SHARED / "clips/ucf101").iterdir()}
     assert all(Path(video.path).is_file() for video in (*train, *test))
     assert len(read(SHARED / "clips/ucf101")) == 127
+
+
+def test_search_of_a_folder_leaves_out_what_machines_write_and_follows_links_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [
+        "b/2.mp4",
+        "a/1.mkv",
+        "a/._1.mkv",
+        "a/@eaDir/1.mp4",
+        "a/.ipynb_checkpoints/1.mp4",
+        "__MACOSX/1.mp4",
+        "a/x.TXT",
+        "y",
+        "z",
+    ]
+    for name in names:
+        write(tmp_path / "in" / name, "")
+    write(tmp_path / "out/c/3.mp4", "")
+    (tmp_path / "in/zz").symlink_to(tmp_path / "out/c")
+    (tmp_path / "in/b/again").symlink_to(tmp_path / "out/c")
+    (tmp_path / "in/b/circle").symlink_to(tmp_path / "in")
+    (tmp_path / "in/itself").symlink_to(tmp_path / "in/itself")
+    (tmp_path / "in/a-b").symlink_to(tmp_path / "in/a")
+    found, passed = manifest.find_files(tmp_path / "in")
+    assert found[:2] == ["a/1.mkv", "b/2.mp4"]
+    assert found[2:] in (["b/again/3.mp4"], ["zz/3.mp4"]), "once, by one of its names"
+    assert passed == {".txt": 1, "no ending": 3}
+    assert len(manifest.read(tmp_path / "in")) == 3
+    assert "3 videos; passed over 4 other files (3 no ending, 1 .txt)" in capsys.readouterr().err
+
+
+def test_both_spellings_of_an_accent_name_the_file(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "\u00dcbung.mp4") for form in ("NFC", "NFD"))
+    (tmp_path / decomposed).touch()
+    assert [video.path for video in manifest.read(write(tmp_path / "x.txt", composed))] == [str(tmp_path / decomposed)]
+    (tmp_path / composed).touch()
+    assert [video.path for video in manifest.read(write(tmp_path / "x.txt", composed))] == [str(tmp_path / composed)]
+
+
+def test_videos_listed_again_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest.read(write(tmp_path / "x.txt", "a.mp4 1\nb.mp4 2\n./a.mp4 1\n"))
+    assert f"x.txt: 1 rows list a video again, e.g. {tmp_path}/a.mp4 (lines 1 and 3)" in capsys.readouterr().err
+    manifest.read(write(tmp_path / "x.txt", "a.mp4 1\nb.mp4 2\na.mp4 1\nb.mp4 3\n"))
+    assert (
+        f"x.txt: 2 rows list a video again, e.g. {tmp_path}/b.mp4 (lines 2 and 4, with another label)" in capsys.readouterr().err
+    )
+
+
+def test_video_in_both_lists_is_seen_through_links(tmp_path: Path) -> None:
+    for folder in ("pool", "train", "test"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "pool/a.mp4").touch()
+    (tmp_path / "train/a.mp4").symlink_to(tmp_path / "pool/a.mp4")
+    (tmp_path / "test/b.mp4").symlink_to("../pool/a.mp4")
+    (warning,) = manifest.compare([Video(f"{tmp_path}/train/a.mp4", "1", 1)], [Video(f"{tmp_path}/test/b.mp4", "1", 4)])
+    assert warning.startswith(f"1 of 1 test videos are in the train list too, e.g. {tmp_path}/test/b.mp4 (line 1 of the train")
+
+
+def test_lists_of_other_forms_are_read_right_or_refused_with_their_line(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "x.txt", '"a b.mp4","3"\n')) == [Video(str(tmp_path / "a b.mp4"), "3", 1)]
+    for text in ('{"path": "a.mp4", "label": 1}', '{"label": 1, "path": "a.mp4"}', '["a.mp4", 3]'):
+        with pytest.raises(InputError, match=r"x\.jsonl:2: .* is not `path label`"):
+            read(write(tmp_path / "x.jsonl", f"b.mp4 1\n{text}\n"))
+    with pytest.raises(InputError, match=r"x\.csv:1: the header is \['a\.mp4', '3'\], it must name `path`"):
+        read(write(tmp_path / "x.csv", '"a.mp4","3"\n'))
+    with pytest.raises(InputError, match=r"x\.csv:3: ' b\.mp4' begins or ends with a blank"):
+        read(write(tmp_path / "x.csv", "path,label\na.mp4,1\n b.mp4,2\n"))
+    (tmp_path / " b.mp4").touch()
+    assert len(read(write(tmp_path / "x.csv", "path,label\na.mp4,1\n b.mp4,2\n"))) == 2, "a file with such a name"
+    with pytest.raises(InputError, match="classes '01' and '1' are the same number"):
+        label_ids([Video("a", "1")], [Video("b", "01")])

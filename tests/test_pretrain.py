@@ -348,7 +348,7 @@ REFUSED = [
     (["augment.local.view.hue=0.7"], "hue (0.7) must be in [0, 0.5]"),
     (["sce.queue=15", *MULTI_CROP], "2 * optim.batch = 16"),
     (["data.speed_min=2"], "data.speed_min..speed_max (2.0..1.0) must be positive and rise"),
-    (["data.frame_jitter=1.5"], "data.frame_jitter (1.5) must be in [0, 1]"),
+    (["data.frame_jitter=1.5"], "data.frame_jitter (1.5) must be a number from 0 to 1"),
     (["system.bf16_clips=true"], "system.bf16_clips needs optim.precision=bf16, not fp32"),
 ]
 

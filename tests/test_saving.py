@@ -328,8 +328,8 @@ def test_hiccups_of_reading_do_not_make_a_checkpoint_damaged(tmp_path: Path, mon
     loaded, _ = checkpoint.load(path)
     monkeypatch.undo()
     assert torch.equal(loaded["method"]["w"], state(1)["method"]["w"])
-    assert opened == ["meta.json"] * 2 + ["state.pt"] * 4
-    assert waited == [1, 1, 1]
+    assert opened == ["meta.json"] * 2 + ["state.pt"] * 6
+    assert waited == [1, 1, 1, 1]
 
 
 def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:

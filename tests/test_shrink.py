@@ -280,8 +280,8 @@ def test_copies_are_measured_against_their_sources(small: Path, tmp_path: Path) 
 def test_the_sources_folder_is_not_written_to(sources: Path) -> None:
     for out in (sources, sources / "a/new"):
         result = shrink(sources, "--out", out)
-        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-        assert "choose a folder outside" in result.stderr
+        assert result.returncode == 2
+        assert "choose a folder outside" in result.stderr.splitlines()[-1], "after a line on the files passed over"
     result = shrink(sources / "list.csv", "--out", sources)
     assert "give a new or empty folder" in result.stderr
 

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, TINY_RECIPE, compose_finetune, compose_pretrain, losses, run_tool
 from test_finetune import TINY
 
-from sce_video.errors import InputError, Preempted
+from sce_video.errors import InputError, Preempted, Stopped
 from sce_video.finetune import finetune
 from sce_video.pretrain import pretrain
 from sce_video.runs import checkpoint
@@ -75,12 +75,12 @@ def straight(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_request_to_stop_saves_and_the_run_goes_on_exactly(straight: Path, videos: Path, tmp_path: Path) -> None:
-    """SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and a file STOP, one after the other: the same weights as without them."""
+    """SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 and a file STOP, one after the other: the same weights as without them."""
     out = tmp_path / "run"
     cfg = compose_pretrain(*options(videos, out))
     requests: list[tuple[str, Callable[[], object]]] = [
         (number.name, lambda number=number: os.kill(os.getpid(), number))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     ]
     requests.append(("STOP", (out / "STOP").touch))
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
@@ -304,6 +304,32 @@ def test_status_is_written_whole_and_a_damaged_one_is_nothing(tmp_path: Path) ->
     assert read_status(tmp_path) == {}
     (tmp_path / "status.json").write_text(json.dumps({"status": "running"}))
     assert read_status(tmp_path)["status"] == "running"
+
+
+def test_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest(tmp_path) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+@pytest.mark.parametrize("how", ["removed", "renamed"])
+def test_run_ends_when_its_folder_is_taken_away(how: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving would make the folder again, with nothing but a checkpoint in it."""
+    monkeypatch.setattr(status_file, "SECONDS", 0.0)
+    out = tmp_path / "run"
+
+    def take_away() -> None:
+        (out.rename(tmp_path / "elsewhere") if how == "renamed" else shutil.rmtree(out, ignore_errors=True))
+
+    thread = at_step(3, out, take_away)
+    with pytest.raises(Stopped, match=r"the run folder .*run was removed or renamed while the run was going"):
+        pretrain(compose_pretrain(*options(videos, out)))
+    thread.join()
 
 
 OUT_OF_MEMORY = """

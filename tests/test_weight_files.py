@@ -9,11 +9,14 @@ import contextlib
 import dataclasses
 import enum
 import gc
+import json
 import os
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -25,7 +28,8 @@ import torch
 from omegaconf import OmegaConf
 
 from sce_video.errors import InputError
-from sce_video.weights import files, layouts
+from sce_video.runs import checkpoint
+from sce_video.weights import files, layouts, read
 
 KEY = "trunk.model.blocks.0.conv.weight"
 WEIGHTS = {KEY: torch.arange(6.0).view(2, 3)}
@@ -258,3 +262,85 @@ def test_damaged_files_are_refused_and_never_crash(old_format: bool, tmp_path: P
         (tmp_path / "b.pt").write_bytes(damaged)
         with contextlib.suppress(InputError):
             files.read(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED], ids=["deflated", "overlapping"])
+def test_zip_that_unpacks_to_gigabytes_is_refused_before_it_does(method: int, tmp_path: Path) -> None:
+    torch.save({"blocks.0.weight": torch.zeros(64)}, tmp_path / "small.pt")
+    with zipfile.ZipFile(tmp_path / "small.pt") as source, zipfile.ZipFile(tmp_path / "w.pt", "w", method) as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            target.writestr(entry.filename, bytes(150_000_000) if entry.filename.endswith("/data/0") else content)
+        if method == zipfile.ZIP_STORED:  # the directory lists the same bytes many times
+            (one,) = [entry for entry in target.filelist if entry.filename.endswith("/data/0")]
+            target.filelist += [one] * 50
+    if method == zipfile.ZIP_DEFLATED:
+        assert (tmp_path / "w.pt").stat().st_size < 1_000_000
+    tracemalloc.start()
+    with pytest.raises(InputError, match="unpack to .* MB; torch.save does not compress"):
+        files.read(tmp_path / "w.pt")
+    folder = checkpoint.save(tmp_path / "checkpoints", 1, {}, {}, keep=1)
+    meta = json.loads((folder / "meta.json").read_text())
+    shutil.copy(tmp_path / "w.pt", folder / "state.pt")
+    (folder / "meta.json").write_text(checkpoint._meta_text({**meta, "sha256": checkpoint.file_digest(folder / "state.pt")}))
+    with pytest.raises(InputError, match="step_00000001 is damaged: .* unpack to"):
+        checkpoint.load(folder)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_contents_without_end_are_refused(tmp_path: Path) -> None:
+    inside: dict[str, Any] = {"w": torch.zeros(2)}
+    inside["state_dict"] = inside
+    doubled: list[Any] = [torch.zeros(1)]
+    for _ in range(60):
+        doubled = [doubled, doubled]
+    endless = torch.zeros(1).expand(10**12)
+    for name, content, words in (
+        ("itself", inside, "its containers hold each other"),
+        ("doubled", doubled, "its containers hold each other"),
+        ("stride", {"w": endless}, r"a tensor of \[1000000000000\] is stored as 4 bytes"),
+    ):
+        path = tmp_path / f"{name}.pt"
+        torch.save(content, path)
+        with pytest.raises(InputError, match=f"{name}.pt is not a weight file that can be read safely: {words}"):
+            files.read(path)
+        folder = tmp_path / name / "checkpoints"
+        checkpoint.save(folder, 1, {"method": content}, {}, keep=1)
+        with pytest.raises(InputError, match=f"step_00000001 is damaged: {words}"):
+            checkpoint.load(folder / "step_00000001")
+
+
+WRAPPED = [
+    {"model_state_dict": WEIGHTS},
+    {"module": WEIGHTS},
+    {"net": {"state_dict": WEIGHTS}},
+    {"epoch": 3, "ema": WEIGHTS},
+    {"model_ema": {"module": WEIGHTS}},
+    {"teacher": WEIGHTS},
+    {"state_dict": {f"_orig_mod.{key}": value for key, value in WEIGHTS.items()}},
+    {f"module._orig_mod.{key}": value for key, value in WEIGHTS.items()},
+    {key.replace("model.", "model._orig_mod."): value for key, value in WEIGHTS.items()},
+    {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in WEIGHTS.items()}},
+]
+
+
+@pytest.mark.parametrize("content", WRAPPED, ids=lambda content: "+".join(content)[:40])
+def test_wrappers_of_other_programs_are_taken_off(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    assert list(read.read_backbone(tmp_path / "w.pt")) == ["blocks.0.conv.weight"]
+
+
+def test_part_of_a_file_is_chosen_by_its_key(tmp_path: Path) -> None:
+    student, teacher = ({KEY: torch.full((1,), value)} for value in (1.0, 2.0))
+    torch.save({"student": student, "teacher": teacher, "mine": {"inner": student}}, tmp_path / "w.pt")
+    assert read.read(tmp_path / "w.pt").tensors[KEY] == 1, "the trained one, not its average"
+    assert read.read(tmp_path / "w.pt", "teacher").tensors[KEY] == 2
+    assert read.read(tmp_path / "w.pt", "mine.inner").tensors[KEY] == 1
+    with pytest.raises(
+        InputError, match=r"weights\.key=taecher: .*w\.pt has no such key, it has \['student', 'teacher', 'mine'\]"
+    ):
+        read.read(tmp_path / "w.pt", "taecher")
+    torch.save({"mine": {"inner": student}, "epoch": 1}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=r"its top-level keys are \['mine', 'epoch'\]: weights.key= takes one"):
+        read.read_backbone(tmp_path / "other.pt")

@@ -1,13 +1,12 @@
 """Find the video files below a folder without opening them, and match them with the entries of a list.
 
-A million files take seconds, since only folders are read. Symbolic links to folders are not followed, because a link can
-lead out of the data set or in a circle; they are counted and reported. Files `._*` of macOS and hidden folders are skipped.
+A million files take seconds, since only folders are read. `sce_video.data.manifest.find_files` is the search.
 """
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,22 +14,21 @@ from typing import NamedTuple
 from annotations.entries import Entry
 from sce_video.data import manifest
 from sce_video.data.manifest import Video
-from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP
+from sce_video.data.readers.media import FRAMES_ZIP
 from sce_video.errors import InputError
 
 
 class Found(NamedTuple):
-    """Video files below `root` (absolute): their sorted paths relative to it, and the linked folders that were skipped."""
+    """Video files below `root` (absolute): their sorted paths relative to it, and the other files, counted by ending."""
 
     root: str
     names: list[str]
-    links: list[str]
+    passed: Counter[str]
 
     def notes(self) -> list[str]:
         """Return sentences about the search for the user."""
-        if not self.links:
-            return []
-        return [f"{len(self.links)} linked folders were not searched, e.g. {self.links[0]!r}: give the linked folder itself"]
+        kinds = ", ".join(f"{count} {ending}" for ending, count in self.passed.most_common(8))
+        return [f"passed over {sum(self.passed.values())} other files ({kinds})"] if self.passed else []
 
 
 def find_videos(folder: str | Path) -> Found:
@@ -38,32 +36,8 @@ def find_videos(folder: str | Path) -> Found:
     root = os.path.abspath(folder)
     if not os.path.isdir(root):
         raise InputError(f"--videos {str(folder)!r} is not a folder: give the one that holds the videos")
-    names: list[str] = []
-    links: list[str] = []
-    waiting = [""]
-    while waiting:
-        below = waiting.pop()
-        try:
-            with os.scandir(os.path.join(root, below)) as items:
-                for item in items:
-                    name = os.path.join(below, item.name)
-                    if item.name.lower().endswith(FRAMES_FOLDER) and item.is_dir():
-                        names.append(name)
-                    elif item.is_dir(follow_symlinks=False):
-                        if not item.name.startswith(".") and item.name != "__MACOSX":
-                            waiting.append(name)
-                    elif is_video_name(item.name) and item.is_file():
-                        names.append(name)
-                    elif item.is_symlink() and item.is_dir():
-                        links.append(name)
-        except OSError as error:
-            raise InputError(f"cannot read {os.path.join(root, below)!r}: {error.strerror}") from error
-    return Found(root, sorted(names), sorted(links))
-
-
-def is_video_name(name: str) -> bool:
-    """Return whether a file name has a video suffix and is not a `._` companion file of macOS."""
-    return manifest.is_video_name(name) and not name.startswith("._")
+    names, passed = manifest.find_files(root, existing=True)
+    return Found(root, sorted(names), passed)
 
 
 class Matched(NamedTuple):

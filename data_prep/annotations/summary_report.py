@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from command_line import printable
 from output_files import csv_text, write_all
 
 from annotations.video_statistics import measure, table_of
 from sce_video.data.manifest import Video, compare
+from sce_video.errors import printable
 
 SHOWN_CLASSES = 20
 

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import command_line
-from command_line import printable
 
 from jobs.journal import Row
 from jobs.sharded_job import Job
 from jobs.shards import Shard
-from sce_video.errors import log
+from sce_video.errors import log, printable
 
 
 def main(

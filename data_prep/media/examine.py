@@ -25,11 +25,11 @@ import time
 from typing import Any
 
 import av
-from command_line import printable
 from jobs.workers import Alive
 
 from media.examine_pictures import examine_pictures
 from media.probe import measured_rate, opened, rotation_of, seconds_of, time_in
+from sce_video.data.decode import reading
 from sce_video.data.health import stamp
 from sce_video.data.readers.media import (
     HEAD,
@@ -42,6 +42,7 @@ from sce_video.data.readers.media import (
     is_frames,
     reason_of,
 )
+from sce_video.errors import printable
 
 STATUSES = ("ok", "short", "truncated", "no video stream", "unreadable", "not a video", "hang", "refused")
 NAMES_OTHERS = "a playlist: a decoder would open the files or addresses that it names"
@@ -57,6 +58,14 @@ def examine(path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
     """
     strike(path)
     row: Row = {"id": path, **stamped(path)}
+    try:
+        with reading(path):
+            return _examine(row, path, alive, quick=quick, min_frames=min_frames)
+    except DecodeError as error:  # what a library raised
+        return {**row, "status": "unreadable", "reason": without(path, error)}
+
+
+def _examine(row: Row, path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
     if is_frames(path):
         return {**row, **examine_pictures(path, alive, quick=quick, min_frames=min_frames)}
     try:

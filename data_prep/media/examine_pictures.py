@@ -6,12 +6,12 @@ import hashlib
 import os
 from typing import Any
 
-from command_line import printable
 from jobs.workers import Alive
 
 from sce_video.data.decode import FrameReader
 from sce_video.data.readers.frame_folder import FrameFolder
 from sce_video.data.readers.media import DecodeError, TooLarge
+from sce_video.errors import printable
 
 SAMPLE_FRAMES = 8  # decoded at each of three positions by --quick
 

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from command_line import printable
 from jinja2 import Environment
 from jobs.journal import Row
 from output_files import csv_bytes, csv_text
 
 from media.examine import STATUSES
 from sce_video.data.manifest import Video
+from sce_video.errors import printable
 from sce_video.runs.files import write_atomically
 
 COLUMNS: dict[str, type] = {

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import av
 
+from sce_video.data.decode import reading
 from sce_video.data.health import stamp
 from sce_video.data.readers import mp4
 from sce_video.data.readers.frame_folder import FrameFolder
@@ -87,10 +88,11 @@ def probe(path: str) -> Probe:
 
     Raises DecodeError with path and reason if it is not a video or its first frame cannot be decoded.
     """
-    if is_frames(path):
-        return _probe_pictures(path)
-    with opened(path) as (container, stream):
-        return _probe(path, container, stream)
+    with reading(path):
+        if is_frames(path):
+            return _probe_pictures(path)
+        with opened(path) as (container, stream):
+            return _probe(path, container, stream)
 
 
 def _probe_pictures(path: str) -> Probe:

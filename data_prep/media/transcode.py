@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-from command_line import printable
 from jobs.journal import Row
 from jobs.workers import Alive
 
@@ -29,7 +28,8 @@ from media import ffmpeg_copies, jpeg_copies
 from media.copy_form import MATRICES, Form, Shown, Timing, compared, frames_of, scaling_for, shown, timing_of
 from media.ffmpeg_copies import B_FRAMES, GOP, PRESET, X264
 from media.probe import opened
-from sce_video.data.readers.media import DecodeError
+from sce_video.data.decode import DecodeError, reading
+from sce_video.errors import printable
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -41,17 +41,18 @@ def shrink(source: str, target: Path, working: Path, form: Form, alive: Alive) -
     Raises OSError if the disk is full or cannot be written to.
     """
     try:
-        timing = timing_of(source)
-        with opened(source) as (container, stream):
-            before = _written(container, stream, working, form, timing, alive)
-        about, after = _read_again(working, form, timing, alive)
+        with reading(source):
+            timing = timing_of(source)
+            with opened(source) as (container, stream):
+                before = _written(container, stream, working, form, timing, alive)
+            about, after = _read_again(working, form, timing, alive)
         row = {**about, **compared(before, after), "bytes_before": os.path.getsize(source)}
         row["bytes_after"] = sum(path.stat().st_size for path in _files(working))
         if row["reason"]:
             return {"status": "failed", **row}
         _keep(working, target)
         return {"status": "ok", **row}
-    except (DecodeError, OSError, MemoryError) as error:
+    except (DecodeError, OSError) as error:
         cause = error.__cause__ if isinstance(error, DecodeError) else error
         if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             raise OSError(cause.errno, os.strerror(cause.errno), str(target)) from error

@@ -11,7 +11,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from ..errors import require
-from .shared import Decoder, Device, Labels, Precision
+from .shared import Decoder, Device, Labels, Precision, Weights
 
 
 @dataclass
@@ -20,6 +20,8 @@ class EncoderOptions:
 
     checkpoint: str = MISSING  # run folder, checkpoint folder, or weight file
     backbone: str = ""  # network of a weight file without a description
+    trust: bool = False  # allow the checkpoint to name a network outside sce_video, whose code is then run
+    weights: Weights = field(default_factory=Weights)
     root: str = ""  # base of the lists' relative paths; empty: each list's folder
     labels: Labels = Labels.file  # folder: a video's class is the name of its folder
     clips_per_video: int = 10
@@ -37,7 +39,6 @@ class EncoderOptions:
 
     def __post_init__(self) -> None:
         require(self.num_crops, "num_crops", lambda value: value in (1, 3), "1 or 3")
-        require(self.clips_per_video, "clips_per_video", lambda value: value >= 1, "at least 1")
 
 
 @dataclass
@@ -77,13 +78,6 @@ class EvaluateConfig(EncoderOptions):
     linear: bool = True  # also a linear classifier on all training features: hours for hundreds of thousands
     out: str = ""  # JSON file; empty: evaluate_<test>.json in the run folder, numbered if there is one already
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.k, "k", lambda value: value >= 1, "at least 1")
-        require(self.temp, "temp", lambda value: value > 0, "positive")
-        require(self.repeats, "repeats", lambda value: value >= 1, "at least 1")
-        require(self.shots, "shots", lambda value: all(shots >= 1 for shots in value), "numbers of at least 1")
-
 
 class Format(Enum):
     pytorchvideo, slowfast, torchvision, safetensors, onnx = "pytorchvideo", "slowfast", "torchvision", "safetensors", "onnx"
@@ -97,9 +91,7 @@ class ExportConfig:
     to: Format = MISSING
     out: str = MISSING  # file to write; must not exist
     backbone: str = ""  # of a weight file if its shapes fit several networks
+    trust: bool = False  # allow the checkpoint to name a network outside sce_video, whose code is then run
+    weights: Weights = field(default_factory=Weights)
     num_frames: int = 0  # of the verification clips and the ONNX input; 0: as in pretraining
     size: int = 0  # pixels, of the same clips; 0: as in pretraining
-
-    def __post_init__(self) -> None:
-        for name in ("num_frames", "size"):
-            require(getattr(self, name), name, lambda value: value >= 0, "at least 0")

@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 from ..augment.view import View
 from ..errors import InputError, given, require
-from .shared import Labels, Optim, Reading, System, check_clip_precision
+from .shared import Labels, Optim, Reading, System, Weights, check_clip_precision
 
 
 class Select(Enum):
@@ -45,8 +45,6 @@ class FinetuneAugment:
     cutmix_alpha: float = 0.0  # exchange a box, share as above; 0: off. With both, each applies to half of the pairs
 
     def __post_init__(self) -> None:
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            require(getattr(self, name), f"augment.{name}", lambda value: value >= 0, "at least 0")
         if self.short_side_min > self.short_side_max > 0:
             raise InputError(f"augment.short_side_min ({self.short_side_min}) is above short_side_max ({self.short_side_max})")
 
@@ -60,9 +58,6 @@ class FinetuneModel:
     freeze_norm: bool = False  # freeze the statistics and weights of batch norms
     dropout: float = MISSING  # before the last layer
 
-    def __post_init__(self) -> None:
-        require(self.dropout, "model.dropout", lambda value: 0 <= value < 1, "in [0, 1)")
-
 
 @dataclass
 class FinetuneOptim(Optim):
@@ -70,11 +65,6 @@ class FinetuneOptim(Optim):
 
     layer_decay: float = 1.0  # learning rate of a stage as a share of the next stage's; 1: all equal
     label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.layer_decay, "optim.layer_decay", lambda value: 0 < value <= 1, "in (0, 1]")
-        require(self.label_smoothing, "optim.label_smoothing", lambda value: 0 <= value < 1, "in [0, 1)")
 
 
 @dataclass
@@ -91,8 +81,6 @@ class Testing:
 
     def __post_init__(self) -> None:
         require(self.num_crops, "testing.num_crops", lambda value: value in (1, 3), "1 or 3")
-        require(self.clips_per_video, "testing.clips_per_video", lambda value: value >= 1, "at least 1")
-        require(self.every_epochs, "testing.every_epochs", lambda value: value >= 1, "at least 1")
 
 
 @dataclass
@@ -102,6 +90,8 @@ class FinetuneConfig:
     name: str = MISSING  # recipe name
     checkpoint: str = ""  # run folder, checkpoint folder or weight file; empty: from scratch
     backbone: str = ""  # network from scratch, or of a weight file without a description
+    trust: bool = False  # allow the checkpoint to name a network outside sce_video, whose code is then run
+    weights: Weights = field(default_factory=Weights)
     train: str = MISSING  # as data.train of pretraining, with labels; % stands for a split's number
     test: str = MISSING
     val: str = ""  # for testing.select=val

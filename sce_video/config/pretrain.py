@@ -63,12 +63,8 @@ class Augment:
 
     def __post_init__(self) -> None:
         require(self.size, "augment.size", lambda value: value >= 16, "at least 16 pixels")
-        require(self.area_min, "augment.area_min", lambda value: 0 < value <= 1, "in (0, 1]")
-        require(self.area_max, "augment.area_max", lambda value: 0 < value <= 1, "in (0, 1]")
         if given(self.area_min, self.area_max) and self.area_min > self.area_max:
             raise InputError(f"augment.area_min ({self.area_min}) is above augment.area_max ({self.area_max})")
-        name = "augment.temporal_difference_probability"
-        require(self.temporal_difference_probability, name, lambda value: 0 <= value <= 1, "in [0, 1]")
         for number, view in ((1, self.view1), (2, self.view2)):
             if isinstance(view, View) and given(self.size):
                 view.check_size(self.size, f"augment.view{number}")
@@ -115,8 +111,6 @@ class MonitorOptions:
     stop_on_collapse: bool = False  # end the run instead of warning
 
     def __post_init__(self) -> None:
-        require(self.collapse_steps, "monitor.collapse_steps", lambda value: value >= 0, "at least 0")
-        require(self.every_epochs, "monitor.every_epochs", lambda value: value >= 1, "at least 1")
         if bool(self.train) != bool(self.val):
             raise InputError("monitor.train (the bank) and monitor.val (the queries) must be given together")
 

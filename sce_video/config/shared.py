@@ -31,6 +31,10 @@ class Device(Enum):
     auto, cpu, cuda = "auto", "cpu", "cuda"
 
 
+class Changed(Enum):
+    refuse, accept = "refuse", "accept"
+
+
 class Backend(Enum):
     auto, nccl, gloo = "auto", "nccl", "gloo"
 
@@ -56,6 +60,13 @@ class Labels(Enum):
 
 
 @dataclass
+class Weights:
+    """The part of a weight file to load."""
+
+    key: str = ""  # dotted keys, e.g. model.ema; empty: the first that is known (weights.layouts.WRAPPERS)
+
+
+@dataclass
 class Timing:
     """Random speed and frame positions of a clip; off by default."""
 
@@ -66,7 +77,6 @@ class Timing:
     def __post_init__(self) -> None:
         if not 0 < self.speed_min <= self.speed_max:
             raise InputError(f"data.speed_min..speed_max ({self.speed_min}..{self.speed_max}) must be positive and rise")
-        require(self.frame_jitter, "data.frame_jitter", lambda value: 0 <= value <= 1, "in [0, 1]")
 
 
 @dataclass
@@ -77,13 +87,10 @@ class Reading(Timing):
     loop_filter: LoopFilter = LoopFilter.exact  # reference, off: faster H.264, approximate pixels (docs/decoding.md)
     transport: Transport = Transport.auto  # of clips to the device; planes: YUV planes, half the bytes; auto: on GPUs
     resize_on: ResizeOn = ResizeOn.device  # worker: workers scale crops larger than augment.size, and round them
+    changed: Changed = Changed.refuse  # rows of the list that differ when a run is continued; accept: train on them
     max_bad_fraction: float = 0.01  # share of unreadable videos above which the run stops
     # Results of data_prep/doctor.py: its health.csv or folder, `none`, or `auto`: the one beside the list, if any.
     health: str = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_bad_fraction, "data.max_bad_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
 
 
 @dataclass
@@ -104,9 +111,10 @@ class Optim:
 
     def __post_init__(self) -> None:
         require(self.batch, "optim.batch", lambda value: value >= 2, "at least 2, for batch norm")
-        require(self.epochs, "optim.epochs", lambda value: value >= 1, "at least 1")
-        require(self.lr_per_256, "optim.lr_per_256", lambda value: value > 0, "positive")
-        require(self.accumulate, "optim.accumulate", lambda value: value >= 1, "at least 1")
+        if given(self.batch, self.accumulate) and self.batch < 2 * self.accumulate:
+            raise InputError(
+                f"optim.accumulate ({self.accumulate}) leaves micro-batches of 1 of {self.batch}; batch norm needs 2"
+            )
         if given(self.epochs, self.warmup_epochs) and not 0 <= self.warmup_epochs <= self.epochs:
             raise InputError(f"optim.warmup_epochs ({self.warmup_epochs}) must be between 0 and optim.epochs ({self.epochs})")
 
@@ -144,18 +152,11 @@ class System:
     agree_every: int = 1000  # steps between checks that all ranks hold equal tensors; 0: never
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "save_every", "keep"):
-            require(getattr(self, name), f"system.{name}", lambda value: value >= 1, "at least 1")
-        for name in ("keep_every", "worker_videos", "agree_every"):
-            require(getattr(self, name), f"system.{name}", lambda value: value >= 0, "at least 0")
-        for name in ("read_timeout", "step_timeout"):
-            require(getattr(self, name), f"system.{name}", lambda value: value > 0, "positive seconds")
         if given(self.read_timeout, self.step_timeout) and self.step_timeout <= self.read_timeout + 10:
             raise InputError(
                 f"system.step_timeout ({self.step_timeout:g}) must be more than 10 s above system.read_timeout "
                 f"({self.read_timeout:g}): a step waits that long for a video that hangs"
             )
-        require(self.workers, "system.workers", lambda value: value >= -1, "at least -1")
 
 
 def check_clip_precision(system: Any, optim: Any) -> None:

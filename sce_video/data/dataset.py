@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from ..randomness import generator
 from . import clips as clip_times
 from . import crops, health
-from .decode import DecodeError, open_video
+from .decode import DecodeError, open_video, reading
 from .manifest import Video
 from .packed import Clip, Packed
 from .readers.planes import PlanarClip
@@ -156,15 +156,16 @@ class ClipDataset(Dataset[Sample]):
                 source = int(torch.randint(len(self.videos), (), generator=draw))
             path = self.videos[source].path
             try:
-                if self.before_reading is not None:
-                    self.before_reading(source)
-                clips, differences = self._read_views(path, epoch, row)
+                with reading(path):
+                    if self.before_reading is not None:
+                        self.before_reading(source)
+                    clips, differences = self._read_views(path, epoch, row)
             except DecodeError as error:
                 failures.append(Failure(path, str(error)))
                 continue
             return Sample(row, path, source, epoch, clips, differences, failures)
-        tried = "\n  ".join(failure.reason for failure in failures)
-        raise DecodeError(f"row {row} and {ATTEMPTS - 1} substitutes could not be read:\n  {tried}")
+        tried = "; ".join(failure.reason for failure in failures)
+        raise DecodeError(f"row {row} and {ATTEMPTS - 1} substitutes could not be read: {tried}")
 
     def _read_views(self, path: str, epoch: int, row: int) -> tuple[list[Clip], list[bool]]:
         with open_video(path, self.decoder, loop_filter=self.loop_filter) as video:
@@ -243,7 +244,7 @@ class EvaluationDataset(Dataset[Sample]):
             reason = f"{path}: {self.videos[row].health} (as data_prep/doctor.py found)"
             return Sample(row, path, failures=[Failure(path, reason)])
         try:
-            with open_video(path, self.decoder) as video:
+            with reading(path), open_video(path, self.decoder) as video:
                 times = clip_times.constant_clips(video.seconds, self.clip_seconds, self.clips_per_video)
                 windows = [video.window(*time) for time in times]
                 indices = [first + clip_times.uniform_subsample(last - first, self.num_frames) for first, last in windows]

@@ -8,19 +8,49 @@ one in use. `media.check_media` checks every file before a decoder opens it.
 
 from __future__ import annotations
 
+import mmap
 import os
+import traceback
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from ..errors import InputError, Preempted, Stopped, log
 from .readers.decord import DecordReader
 from .readers.exactness import warn_inexact
 from .readers.frame_folder import FrameFolder
-from .readers.media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames
+from .readers.media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames, reason_of
 from .readers.pyav import LOOP_FILTERS, PyAVReader
 from .readers.reader import FrameReader
 from .readers.torchcodec import TorchcodecReader
 
-__all__ = ["DECODERS", "FORMATS", "LOOP_FILTERS", "DecodeError", "FrameReader", "Limits", "check_media", "open_video"]
+__all__ = ["DECODERS", "FORMATS", "LOOP_FILTERS", "DecodeError", "FrameReader", "Limits", "check_media", "open_video", "reading"]
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
+_logged = mmap.mmap(-1, 1 << 12)  # a byte per kind of exception, shared with forked workers: its stack was logged
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Raise every exception of the block as a DecodeError that names `path`; log the stack of each kind once.
+
+    Libraries raise anything on damaged files, MemoryError too, and no file may end a run. Where memory is short, or where we
+    have a bug, all videos become unreadable, and `data.max_bad_fraction` ends the run with the exception's name.
+    """
+    try:
+        yield
+    except (DecodeError, InputError, Stopped, Preempted):  # the last three are about the run, not the file
+        raise
+    except Exception as error:  # broad on purpose, and only here: see above
+        frames = traceback.format_tb(error.__traceback__)
+        kind = zlib.crc32(f"{type(error)} {frames[-1]}".encode()) % len(_logged)
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        if not _logged[kind]:
+            _logged[kind] = 1
+            for line in (f"{path}: {reason}; later ones are only counted", *"".join(frames).splitlines()):
+                log.warning(line)
+        # contextlib takes an error caused by StopIteration for that StopIteration.
+        raise DecodeError(f"{path}: {reason}") from (None if isinstance(error, StopIteration) else error)
 
 
 def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", limits: Limits = LIMITS) -> FrameReader:

@@ -23,7 +23,7 @@ from ..errors import InputError, log
 from ..randomness import generator
 from . import health, manifest, synthetic
 from .dataset import ClipDataset
-from .decode import DecodeError, open_video
+from .decode import DecodeError, open_video, reading
 from .manifest import Video
 from .workers import Batches, Quarantine
 
@@ -165,7 +165,8 @@ def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
 
 
 def _open_and_close(path: str, decoder: str) -> None:
-    open_video(path, decoder).close()
+    with reading(path):
+        open_video(path, decoder).close()
 
 
 def _print_progress(done: int, total: int) -> None:

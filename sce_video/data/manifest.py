@@ -19,11 +19,15 @@ from __future__ import annotations
 import csv
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import InputError
+from .. import distributed
+from ..errors import InputError, log
 from .readers.media import FRAMES_FOLDER, FRAMES_ZIP
 
 VIDEO_SUFFIXES = frozenset([
@@ -58,6 +62,7 @@ def read(path: str | Path, root: str | Path | None = None, *, labels: str = "fil
         raise InputError(f"manifest {str(path)!r} does not exist: give a .csv, a list of videos or a folder")
     if not videos:
         raise InputError(f"{str(path)!r} holds no video (known extensions: {' '.join(sorted(VIDEO_SUFFIXES))})")
+    _warn_of_repeats(path, videos)
     if labels == "folder":
         videos = [video._replace(label=Path(video.path).parent.name) for video in videos]
     return videos
@@ -72,21 +77,37 @@ def label_ids(*lists: Iterable[Video]) -> tuple[list[str], list[list[int]]]:
                 f"{video.path} has no label: evaluation needs one for every video; if its folder is its class, add labels=folder"
             )
     names = {video.label for videos in rows for video in videos if video.label is not None}
+    numbers: dict[int, str] = {}
+    for name in sorted(name for name in names if name.isdecimal()):
+        if (other := numbers.setdefault(int(name), name)) != name:
+            raise InputError(f"classes {other!r} and {name!r} are the same number: write it one way in all lists")
     names_sorted = sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
     index = {name: i for i, name in enumerate(names_sorted)}
     return names_sorted, [[index[video.label] for video in videos if video.label is not None] for videos in rows]
 
 
+def _warn_of_repeats(path: Path, videos: Sequence[Video]) -> None:
+    first: dict[str, Video] = {}
+    again = [(one, video) for video in videos if (one := first.setdefault(os.path.normpath(video.path), video)) is not video]
+    if again:
+        one, video = max(again, key=lambda pair: pair[0].label != pair[1].label)
+        labels = ", with another label" if one.label != video.label else ""
+        text = f"{len(again)} rows list a video again, e.g. {one.path} (lines {one.line} and {video.line}{labels})"
+        distributed.warn([f"{path}: {text}"])
+
+
 def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:
     """Return warnings about two labelled lists: videos in both, classes in one only, gaps in numbered classes."""
     warnings = []
-    in_train = {os.path.normpath(video.path): video.line for video in train}
-    shared = [video for video in test if os.path.normpath(video.path) in in_train]
+    with ThreadPoolExecutor(16) as pool:  # a look at each file is slow on network disks
+        resolved = [list(pool.map(os.path.realpath, (video.path for video in videos))) for videos in (train, test)]
+    in_train = dict(zip(resolved[0], train, strict=True))
+    shared = [(video, in_train[path]) for video, path in zip(test, resolved[1], strict=True) if path in in_train]
     if shared:
-        first = shared[0]
+        first, same = shared[0]
         warnings.append(
             f"{len(shared)} of {len(test)} test videos are in the train list too, e.g. {first.path} (line "
-            f"{in_train[os.path.normpath(first.path)]} of the train list, line {first.line} of the test list)"
+            f"{same.line} of the train list, line {first.line} of the test list)"
         )
     classes = [{video.label for video in videos if video.label is not None} for videos in (train, test)]
     for name, own, others in (("test", classes[0], classes[1]), ("train", classes[1], classes[0])):
@@ -105,24 +126,61 @@ def is_video_name(name: str) -> bool:
     return Path(name).suffix.lower() in (*VIDEO_SUFFIXES, FRAMES_FOLDER) or name.lower().endswith(FRAMES_ZIP)
 
 
+def find_files(folder: str | Path, *, existing: bool = False) -> tuple[list[str], Counter[str]]:
+    """Return the videos below a folder, as paths relative to it, and the number of other files by ending.
+
+    Linked folders are searched too, after the others, and each folder once. Hidden folders, `._*` and the folders that NAS
+    and notebooks leave are not looked at. existing: leave out broken links and pipes.
+
+    Raises InputError for a folder that cannot be read.
+    """
+    root, found, passed = os.path.abspath(folder), list[str](), Counter[str]()
+    waiting, linked, seen = [""], list[str](), set[tuple[int, int]]()
+    while waiting or linked:
+        below = (waiting or linked).pop()
+        try:
+            here = os.stat(os.path.join(root, below))
+            if (here.st_dev, here.st_ino) in seen:
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            with os.scandir(os.path.join(root, below)) as items:
+                for item in items:
+                    name, is_folder = os.path.join(below, item.name), os.path.isdir(item) if item.is_symlink() else item.is_dir()
+                    pictures = item.name.lower().endswith(FRAMES_FOLDER)
+                    if item.name.startswith("._") or (is_folder and item.name.startswith((".", "@eaDir", "__MACOSX"))):
+                        continue
+                    if is_folder and not pictures:
+                        (linked if item.is_symlink() else waiting).append(name)
+                    elif (
+                        is_video_name(item.name) and is_folder == pictures and (not existing or is_folder or os.path.isfile(item))
+                    ):
+                        found.append(name)
+                    else:
+                        passed[os.path.splitext(item.name)[1].lower() or "no ending"] += 1
+        except OSError as error:
+            raise InputError(f"cannot read {os.path.join(root, below)!r}: {error.strerror}") from error
+    return sorted(found, key=lambda name: name.split(os.sep)), passed
+
+
 def _read_folder(folder: Path) -> list[Video]:
-    found: list[tuple[str, ...]] = []
-    for parent, folders, files in os.walk(os.path.abspath(folder)):
-        pictures = {name for name in folders if name.lower().endswith(FRAMES_FOLDER)}
-        folders[:] = sorted(set(folders) - pictures)  # the folders that os.walk enters
-        below = os.path.relpath(parent, folder)
-        parts = () if below == "." else tuple(below.split(os.sep))
-        videos = [name for name in files if is_video_name(name) and not name.lower().endswith(FRAMES_FOLDER)]
-        found += [(*parts, name) for name in sorted([*videos, *pictures])]
-    classes = all(len(parts) == 2 for parts in found)
-    base = os.path.abspath(folder)
-    return [Video(os.path.join(base, *parts), parts[0] if classes else None) for parts in sorted(found)]
+    names, passed = find_files(folder)
+    if passed and distributed.rank() == 0:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in passed.most_common(8))
+        log.info(f"{folder}: {len(names)} videos; passed over {passed.total()} other files ({kinds})")
+    classes = all(name.count(os.sep) == 1 for name in names)
+    return [Video(os.path.join(os.path.abspath(folder), name), name.split(os.sep)[0] if classes else None) for name in names]
 
 
 def _resolve_path(path: str, base: Path, where: str) -> str:
     if not path or "\0" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|subfile,", path):
         raise InputError(f"{where}: {path!r} is not a file path (URLs and protocols are not supported)")
-    return os.path.join(base, path)
+    whole = os.path.join(base, path)
+    if not whole.isascii() and not os.path.lexists(whole):  # macOS writes accents as two characters (NFD), others as one
+        forms = [unicodedata.normalize(form, whole) for form in ("NFC", "NFD")]
+        whole = next((form for form in forms if os.path.lexists(form)), whole)
+    elif path != path.strip() and not os.path.lexists(whole):
+        raise InputError(f"{where}: {path!r} begins or ends with a blank, and there is no such file: remove the blank")
+    return whole
 
 
 def _read_csv(path: Path, base: Path) -> list[Video]:
@@ -157,7 +215,8 @@ def _read_list(path: Path, base: Path) -> list[Video]:
             if not is_video_name(line):  # `a b.mp4` is one path, `a b.mp4 3` has a label
                 *names, label = re.split(r"[\s,]+", line)
                 name = line[: line.rindex(label)].rstrip(" \t,") if names else ""
-                if not is_video_name(name.strip("\"'")):
+                label = label.strip("\"'")
+                if not is_video_name(name.strip("\"'")) or line.startswith('["'):
                     raise InputError(
                         f"{where}: {line!r} is not `path label` or `path` with a video's extension "
                         f"({' '.join(sorted(VIDEO_SUFFIXES))}); for a table use a .csv with the header path,label"

@@ -4,11 +4,19 @@ Each worker records in shared memory the video that it reads and the start time.
 its video is added to `quarantine.jsonl` and replaced like an unreadable one, and new workers continue at the next batch.
 Samples are functions of (seed, epoch, row), so no other sample changes. Workers are also restarted after a number of
 videos, because some libraries leak memory.
+
+Batches travel through shared memory (/dev/shm), of which containers often have 64 MB. The first workers decode one batch
+each; its size then bounds the batches in flight, and the run ends with one line where not even one per worker fits.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import multiprocessing.queues
+import os
+import shutil
 import signal
 import socket
 import threading
@@ -17,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +35,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from .. import distributed
-from ..errors import Stopped
+from ..errors import InputError, Stopped, log
 from ..runs import fault_injection
 from ..runs.files import AppendFile
 from ..runs.stop import SIGNALS, die_with_parent
@@ -36,6 +45,10 @@ from .decode import DecodeError
 STALL_SECONDS = 600  # longest wait for a batch: after it the storage counts as unavailable
 POLL_SECONDS = 2  # interval of checks on the workers while waiting for a batch
 RECOVERIES = 5  # restarts in a row without a batch between them
+DEATH_SECONDS = 5  # the connection of a process that is killed closes that long before it counts as dead, at most
+PREFETCH, PREFETCH_BYTES = 4, 2 << 30  # batches per worker that wait for training; bytes of all of them, per rank
+SEND_FAILED = 74  # exit code of a worker that could not send a batch (EX_IOERR)
+SHARED_MEMORY = "/dev/shm"
 # Signals that quarantine a video at once; others, such as the kernel's SIGKILL when memory runs out, when they recur.
 OWN_FAULT = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
@@ -49,6 +62,14 @@ def prepare_worker(_: int) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_after_failed_send)  # type: ignore[attr-defined]
+
+
+def _end_after_failed_send(error: BaseException, _: object) -> None:
+    """End a worker that cannot send a batch: by default its thread only prints, and the batch never arrives."""
+    if "No space left" not in str(error):  # the parent words that
+        log.error(f"a decoding process cannot send a batch: {error}")
+    os._exit(SEND_FAILED)
 
 
 class Quarantine:
@@ -74,8 +95,14 @@ class Quarantine:
             self._lines.add(json.dumps(record))
 
 
+def _free_memory() -> float:
+    """Return the free bytes of shared memory for this process's share of the machine; infinity where it has no folder."""
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return shutil.disk_usage(SHARED_MEMORY).free / share if os.path.isdir(SHARED_MEMORY) else math.inf
+
+
 class _Watched(Dataset[Sample]):
-    """Records in `notes` [workers, 2] each worker's current row (-1: none) and the time at which it began to read it."""
+    """Records in `notes` [workers, 3]: a worker's row (-1: none), since when, and the bytes of its largest batch."""
 
     def __init__(self, dataset: ClipDataset, notes: Tensor, quarantined: dict[str, str]) -> None:
         self.dataset = dataset
@@ -91,12 +118,19 @@ class _Watched(Dataset[Sample]):
             self.notes[worker.id, 0], self.notes[worker.id, 1] = row, time.monotonic()
             fault_injection.in_worker(row)
 
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        batch = collate(samples)
+        if (worker := get_worker_info()) is not None:
+            size = float(sum(view.pixels.nbytes for view in batch.views))
+            self.notes[worker.id, 2] = max(size, self.notes[worker.id, 2].item())
+        return batch
+
     def __getitem__(self, index: tuple[int, int]) -> Sample:
         try:
             return self.dataset[index]
         finally:
             if (worker := get_worker_info()) is not None:
-                self.notes[worker.id, 0] = -1
+                self.notes[worker.id, 0], self.notes[worker.id, 1] = -1, time.monotonic()
 
 
 class _Part(Sampler[list[tuple[int, int]]]):
@@ -144,7 +178,7 @@ class Batches:
         self.done = 0
         self.recoveries = 0  # since the last batch
         self._deaths: Counter[str] = Counter()
-        self._notes = torch.full((max(workers, 1), 2), -1.0, dtype=torch.float64).share_memory_()
+        self._notes = torch.full((max(workers, 1), 3), -1.0, dtype=torch.float64).share_memory_()
         self._watched = _Watched(dataset, self._notes, quarantine.reasons)
         self._iterator: Any = None
         self._last = 0  # the current workers end before this batch
@@ -158,12 +192,12 @@ class Batches:
             raise StopIteration
         began = time.monotonic()
         while True:
-            if self._iterator is None or self.done == self._last:
-                self._end()
-                self._begin()
             try:
+                if self._iterator is None or self.done == self._last:
+                    self._end()
+                    self._begin()
                 batch: Batch = next(self._iterator)
-            except (RuntimeError, OSError, EOFError) as error:
+            except (RuntimeError, OSError, EOFError, multiprocessing.AuthenticationError) as error:
                 if isinstance(error, DecodeError) or not self._mend(error, time.monotonic() - began):
                     raise
                 continue
@@ -172,22 +206,50 @@ class Batches:
             return batch
 
     def _begin(self) -> None:
+        size = int(self._notes[:, 2].max())
+        prefetch = self._fit_prefetch(size) if size > 0 else 1
         self._last = min(self.done + self.recycle, self.total)
-        self._notes[:, 0] = -1
+        if self.workers and size < 0:
+            self._last = min(self.done + self.workers, self._last)
+        self._notes[:, 0], self._notes[:, 1] = -1, time.monotonic()
         loader: DataLoader[Batch] = DataLoader(
             self._watched,  # type: ignore[arg-type]  # Dataset's type allows no (epoch, row) index
             batch_sampler=_Part(self.sampler, self.done, self._last),
-            collate_fn=collate,
+            collate_fn=self._watched.collate,
             num_workers=self.workers,
             pin_memory=self.pin_memory,
             worker_init_fn=prepare_worker if self.workers else None,
             timeout=POLL_SECONDS if self.workers else 0,
-            prefetch_factor=4 if self.workers else None,
+            prefetch_factor=prefetch if self.workers else None,
         )
-        self._iterator = iter(loader)
+        others = set(multiprocessing.active_children())
+        try:
+            self._iterator = iter(loader)
+        except OSError as error:
+            for process in set(multiprocessing.active_children()) - others:  # those that did start ignore requests to end
+                process.kill()
+            if error.errno == errno.ENOSPC:
+                raise self._too_little_memory(max(size, 0)) from error
+            raise
         if self.workers and threading.current_thread() is threading.main_thread():
             # torch's handler would raise in the middle of an optimiser step; __next__ detects dead workers instead.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def _fit_prefetch(self, size: int) -> int:
+        """Return the batches that each worker prepares, by their bytes. Raises InputError where one for each does not fit."""
+        free = _free_memory()
+        if size * self.workers > free:
+            raise self._too_little_memory(size)
+        return max(1, min(PREFETCH, int(min(PREFETCH_BYTES, free)) // (size * self.workers)))
+
+    def _too_little_memory(self, size: int) -> InputError:
+        total, _, free = (value / 1e6 for value in shutil.disk_usage(SHARED_MEMORY))
+        processes = self.workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return InputError(
+            f"{SHARED_MEMORY} has {total:.0f} MB, {free:.0f} MB free; batches of {size / 1e6:.1f} MB from {processes} decoding "
+            f"processes need {size * processes / 1e6:.0f} MB: start the container with "
+            f"--shm-size={1 + 2 * size * processes // 10**9}g, or set fewer system.workers (0: none is needed)"
+        )
 
     def _processes(self) -> Sequence[Any]:
         return self._iterator._workers if self.workers and self._iterator is not None else []
@@ -205,19 +267,14 @@ class Batches:
 
     def _mend(self, error: Exception, waited: float) -> bool:
         """Quarantine the videos of dead and hung workers and end all; return whether to wait for the batch again."""
-        now = time.monotonic()
-        guilty: dict[int, str] = {}
-        dead = False
-        for number, process in enumerate(self._processes()):
-            row, since = self._notes[number].tolist()
-            if not process.is_alive():
-                dead = True
-                if row >= 0 and self._is_guilty(int(row), -(process.exitcode or 0)):
-                    guilty[int(row)] = f"signal {-process.exitcode}" if process.exitcode < 0 else "exit"
-            elif row >= 0 and now - since > self.read_timeout:
-                guilty[int(row)] = "timeout"
-                process.kill()
-        if not guilty and not dead:  # all workers are alive, only slow
+        torn = bool(self.workers) and not isinstance(error, RuntimeError) and not str(error).startswith("Caught ")
+        if torn:
+            wait([process.sentinel for process in self._processes()], DEATH_SECONDS)
+        guilty = self._find_guilty()
+        dead = any(not process.is_alive() for process in self._processes())
+        # Workers that read nothing and send nothing: stopped, or waiting for a lock that a dead one held.
+        quiet = bool(self.workers) and time.monotonic() - self._notes[:, 1].max().item() > self.read_timeout < waited
+        if not (guilty or dead or torn or quiet):  # all workers are alive, only slow
             return "timed out" in str(error) and waited < STALL_SECONDS
         for row, reason in guilty.items():
             self.quarantine.add(self._watched.dataset.videos[row].path, reason)
@@ -229,6 +286,22 @@ class Batches:
             ) from error
         self._end(at_once=True)
         return True
+
+    def _find_guilty(self) -> dict[int, str]:
+        """Return the rows that dead workers were reading, with the reason, and those of hung ones, which are killed."""
+        guilty: dict[int, str] = {}
+        for number, process in enumerate(self._processes()):
+            row, since = self._notes[number, :2].tolist()
+            if not process.is_alive():
+                size = int(self._notes[:, 2].max())
+                if process.exitcode in (SEND_FAILED, -signal.SIGBUS) and _free_memory() < size * self.workers:
+                    raise self._too_little_memory(size)
+                if row >= 0 and process.exitcode != SEND_FAILED and self._is_guilty(int(row), -(process.exitcode or 0)):
+                    guilty[int(row)] = f"signal {-process.exitcode}" if process.exitcode < 0 else "exit"
+            elif row >= 0 and time.monotonic() - since > self.read_timeout:
+                guilty[int(row)] = "timeout"
+                process.kill()
+        return guilty
 
     def _is_guilty(self, row: int, number: int) -> bool:
         path = self._watched.dataset.videos[row].path

@@ -38,6 +38,16 @@ def snapshot(value: Any) -> Any:
     return value
 
 
+def _check_and_save(folder: Path, step: int, state: checkpoint.State, meta: dict[str, Any], **options: int) -> Path:
+    """Save a state that is finite; raise Stopped for another, which no later step can mend."""
+    if bad := checkpoint.not_finite(state):
+        raise Stopped(
+            f"after step {step}, {len(bad)} tensors are not finite, e.g. {bad[0]}: training has diverged. This step is not "
+            f"saved, and the checkpoints before it in {folder} are kept: lower optim.lr_per_256, or take a longer warm-up"
+        )
+    return checkpoint.save(folder, step, state, meta, **options)
+
+
 class Saver:
     """Save in a thread. Leaving the context manager waits for the save in progress.
 
@@ -66,14 +76,15 @@ class Saver:
         def write() -> Path:
             if event:
                 event.synchronize()
-            return checkpoint.save(folder, step, copied, meta, keep=keep or self.keep, keep_every=self.keep_every)
+            return _check_and_save(folder, step, copied, meta, keep=keep or self.keep, keep_every=self.keep_every)
 
         self._pending = self._thread.submit(write)
 
     def check(self) -> None:
         """Handle a finished save; called every step.
 
-        Raises Stopped after ALLOWED_FAILURES failed saves in a row, and any exception other than OSError at once.
+        Raises Stopped after ALLOWED_FAILURES failed saves in a row, and for a state that is not finite; any exception other
+        than OSError at once.
         """
         if self._pending is not None and self._pending.done():
             self.wait()

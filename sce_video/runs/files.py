@@ -6,13 +6,14 @@ import csv
 import errno
 import io
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import log
+from ..errors import log, printable
 
 T = TypeVar("T")
 
@@ -50,10 +51,21 @@ def write_atomically(path: Path, content: str | bytes, *, flush: bool = False) -
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file atomically."""
+    """Write a CSV file atomically. Control characters become \\x escapes: people print such reports."""
     text = io.StringIO()
-    csv.writer(text).writerows([header, *rows])
+    csv.writer(text).writerow(header)
+    for row in rows:
+        odd = (isinstance(cell, str) and re.search(r"[\x00-\x1f\x7f-\x9f]", cell) for cell in row)
+        csv.writer(text).writerow([printable(cell) if is_odd else cell for cell, is_odd in zip(row, odd, strict=True)])
     write_atomically(path, text.getvalue())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file that `write_rows` wrote; empty without one."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
 
 
 class AppendFile:

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from .. import distributed
-from ..errors import InputError
+from ..errors import InputError, Stopped
 from .files import write_atomically
 from .lock import LOCK_FILE, RunLock
 from .status import Status, owner
@@ -72,11 +72,18 @@ class RunFolder:
         """Note that the run is at `step`. Called every step; writes every few seconds and starts the step's time limit."""
         self._watch.at(step)
         if distributed.rank() == 0 and self.status.at(step):
+            self._require_folder()
             self._lock.keep()
+
+    def _require_folder(self) -> None:
+        if not (self.path / "config.yaml").is_file():
+            raise Stopped(f"the run folder {self.path} was removed or renamed while the run was going: its files are not there")
 
     def pause(self) -> None:
         """Suspend the time limit of a step, e.g. for an evaluation; `at` ends the pause."""
         self._watch.pause()
+        if distributed.rank() == 0:
+            self._require_folder()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._watch.end()
@@ -101,7 +108,7 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
     differing = [
         f"{key}: {old.get(key)} there, {new.get(key)} here"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key.split(".")[0] not in ("system", "monitor", "out")
+        if old.get(key) != new.get(key) and key.split(".")[0] not in ("system", "monitor", "out") and key != "data.changed"
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

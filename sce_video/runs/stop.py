@@ -24,7 +24,7 @@ from typing import Any
 from .. import distributed
 from ..errors import Preempted
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STOP_FILE = "STOP"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -56,7 +56,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers; the file works
-            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # such a run outlives its terminal
+            taken = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+            self._before = {number: signal.signal(number, self._on_signal) for number in taken}
         if distributed.launched():  # a run below a shell may outlive it (nohup); below torchrun it would be an orphan
             die_with_parent(signal.SIGTERM)
         return self

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..config.finetune import FinetuneConfig, Select
-from ..config.shared import ResizeOn
+from ..config.shared import Changed, ResizeOn
 from ..data import loader, manifest
 from ..data.dataset import ClipDataset, RandomScaled
 from ..data.manifest import Video
@@ -27,7 +27,7 @@ from ..runs import checkpoint
 from ..runs.folder import RunFolder
 from ..runs.rank_check import together
 from ..weights import load
-from . import optim
+from . import optim, rows
 from .augmenter import Augmenter
 from .loop import Run
 from .setup import build_run, check_machine, check_videos, how_to_augment, reading_arguments, resume, synchronise
@@ -117,6 +117,7 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
         max_bad_fraction=cfg.data.max_bad_fraction,
         about={
             "videos": len(lists.videos["train"]),
+            "rows": rows.digest(lists.videos["train"]),
             "classes": lists.classes,
             "encoder": {"backbone": encoder.name, "mean": encoder.mean, "std": encoder.std, **clip},
         },
@@ -131,15 +132,17 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
                     f"{cfg.train} is not the list that the run in {folder.path} began with ({what}: {_short(meta[what])} "
                     f"then, {_short(value)} now): restore the list, or choose another out="
                 )
+        rows.check(folder.path, lists.videos["train"], meta, accept=cfg.data.changed is Changed.accept)
 
     resume(run, check_list)
+    rows.keep(folder.path, lists.videos["train"])
     return Finetuning(cfg, run, lists, encoder, clip, workers)
 
 
 def load_or_build(cfg: FinetuneConfig) -> FrozenEncoder:
     """Return the encoder to start from: the checkpoint's, its network with random weights, or one from scratch."""
     if cfg.checkpoint:
-        encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None)
+        encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key)
         return load.untrained_like(encoder, seed=cfg.seed) if cfg.model.random_weights else encoder
     clip = {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
     usual = load.USUAL
@@ -173,6 +176,7 @@ def read_lists(cfg: FinetuneConfig) -> Lists:
             )
         if name != "train":
             warn(manifest.compare(videos["train"], videos[name]))
+            loader.check_readable(videos[name], seed=cfg.seed, decoder=cfg.data.decoder.value)  # not after days of training
     return Lists(videos, dict(zip(videos, ids, strict=True)), classes)
 
 
@@ -251,6 +255,8 @@ def split_configs(cfg: FinetuneConfig, out: Path) -> list[FinetuneConfig]:
     for split in cfg.splits:
         lists = {name: getattr(cfg, name).replace("%", str(split)) for name in ("train", "test", "val")}
         # Copies of the sections, so that the runs share nothing; replace() checks the options again.
+        if missing := [source for source in lists.values() if source not in ("", "synthetic") and not Path(source).exists()]:
+            raise InputError(f"{missing[0]}, a list of split {split}, does not exist: no split was trained")
         configs.append(replace(copy.deepcopy(cfg), **lists, splits=[], out=str(out / f"split_{split}")))
     return configs
 

@@ -6,7 +6,6 @@ again are dropped, so the file reads as if the run had never stopped.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import sys
@@ -21,9 +20,9 @@ import torch
 from tqdm import tqdm
 
 from .. import distributed
-from ..errors import Stopped, log
+from ..errors import Stopped, log, printable
 from ..runs import resources
-from ..runs.files import AppendFile, write_atomically, write_rows
+from ..runs.files import AppendFile, read_rows, write_atomically, write_rows
 
 T = TypeVar("T")
 
@@ -48,11 +47,9 @@ class SkippedVideos:
         self.reasons: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self._noted: list[tuple[str, str]] = []
-        if self.path.is_file():
-            with open(self.path, newline="", errors="surrogateescape") as file:
-                for row in csv.DictReader(file):
-                    self.reasons[row["path"]] = row["reason"]
-                    self.counts[row["path"]] = int(row["count"])
+        for row in read_rows(self.path):
+            self.reasons[row["path"]] = row["reason"]
+            self.counts[row["path"]] = int(row["count"])
 
     def add(self, failures: Iterable[tuple[str, str]], *, write: bool) -> list[str]:
         """Count (path, reason) pairs of all ranks and return the reasons of videos not met before.
@@ -60,7 +57,7 @@ class SkippedVideos:
         Raises Stopped when more than max_fraction of the videos are unreadable.
         """
         new = []
-        failures = list(failures)
+        failures = [(printable(path), printable(reason)) for path, reason in failures]
         for path, reason in failures:
             if path not in self.reasons:
                 new.append(reason)
@@ -164,7 +161,7 @@ class RunLog:
         if self.folder is None:
             return
         log.info(text)
-        self._messages.add(text)
+        self._messages.add(printable(text))
 
     def due(self, step: int) -> bool:
         """Return whether `step` (counted from 1) is logged; reading figures waits for the device, so do it only then."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from .. import __version__, distributed
 from ..config.pretrain import Fit, PretrainConfig
-from ..config.shared import Augmentation, Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
+from ..config.shared import Augmentation, Changed, Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
 from ..data import loader
 from ..data.dataset import ClipDataset, RandomResized
 from ..data.decode import DecodeError
@@ -30,7 +30,7 @@ from ..runs import checkpoint
 from ..runs.background_save import Saver
 from ..runs.folder import RunFolder
 from ..runs.rank_check import check_ranks_are_equal, together
-from . import optim
+from . import optim, rows
 from .augmenter import Augmenter
 from .log import RunLog, SkippedVideos
 from .loop import Run
@@ -121,6 +121,7 @@ def set_up_pretraining(
         max_bad_fraction=cfg.data.max_bad_fraction,
         about={
             "videos": len(videos),
+            "rows": rows.digest(videos),
             "encoder": {"backbone": cfg.model.backbone, "mean": cfg.augment.mean, "std": cfg.augment.std} | clip(cfg),
         },
         notes={"untrained": {}},
@@ -134,8 +135,10 @@ def set_up_pretraining(
                 f"{cfg.data.train} lists {len(videos)} videos, the run in {folder.path} began with {meta['videos']}: "
                 "the order of the data would change; restore the list, or choose another out="
             )
+        rows.check(folder.path, videos, meta, accept=cfg.data.changed is Changed.accept)
 
     resume(run, check_list)
+    rows.keep(folder.path, videos)
     return run, monitor
 
 
@@ -310,7 +313,7 @@ def resume(run: Run, check_list: Callable[[Mapping[str, Any]], None]) -> None:
 
     check_list: raises InputError if the list of videos is not the one that a checkpoint's meta data names.
     """
-    found = checkpoint.load_newest(run.folder.path / "checkpoints")
+    found = checkpoint.load_newest(run.folder.path / "checkpoints", needed=("updates", "videos", *run.notes))
     if found is not None:
         state, meta = found
         check_list(meta)
@@ -331,7 +334,8 @@ def restore(state: checkpoint.State, module: nn.Module, optimizer: torch.optim.O
     try:
         module.load_state_dict(state["method"])
     except RuntimeError as error:
-        raise InputError(f"the checkpoint does not fit this network: {error}; choose another out=") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"the checkpoint does not fit this network: {reason}; choose another out=") from error
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
 

@@ -11,7 +11,6 @@ below. torch still refuses a file that names `os` or `sys`.
 from __future__ import annotations
 
 import json
-import struct
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -21,14 +20,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import InputError
+from ..runs.checkpoint import DAMAGED, check_contents, check_unpacked
 
 _ZIP = b"PK\x03\x04"
 _OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number 0x1950a86a20f9469cfc6c, pickled
-# Errors that a damaged pickle can raise; torch turns only some of them into UnpicklingError.
-_DAMAGED = (
-    *(UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError, IndexError, AttributeError, TypeError),
-    *(AssertionError, struct.error),
-)
 
 
 class WeightFile(NamedTuple):
@@ -83,7 +78,7 @@ def read(path: str | Path) -> WeightFile:
                 # Another pickle protocol is read; TorchScript is refused below.
                 warnings.filterwarnings("ignore", message="Detected pickle protocol|'torch.load' received a zip file")
                 return WeightFile(_load(path, zipped=start[:4] == _ZIP), {})
-        except _DAMAGED as error:
+        except DAMAGED as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path} is not a weight file that can be read safely: {reason}") from error
     if start[8:9] == b"{":
@@ -95,6 +90,14 @@ def read(path: str | Path) -> WeightFile:
 
 
 def _load(path: Path, *, zipped: bool) -> Any:
+    if zipped:
+        check_unpacked(path)
+    content = _load_safely(path, zipped=zipped)
+    check_contents(content)
+    return content
+
+
+def _load_safely(path: Path, *, zipped: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:

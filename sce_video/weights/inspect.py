@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..runs import checkpoint
 from . import files
 
@@ -41,10 +40,11 @@ def describe(path: str | Path) -> str:
             lines.append(str(error))
     state, meta = shown or read_state(path)
     lines += [f"{name}: {value}" for name, value in meta.items()]
-    tensors = list(iterate_tensors(state))
+    tensors = [(name.lstrip("/"), value) for name, value in checkpoint.leaves("", state) if isinstance(value, Tensor)]
     width = max((len(name) for name, _ in tensors), default=0)
     lines += [f"{name:<{width}}  {str(value.dtype).removeprefix('torch.')} {list(value.shape)}" for name, value in tensors]
     size = sum(value.numel() * value.element_size() for _, value in tensors)
+    lines = [printable(line) for line in lines]
     return "\n".join([*lines, f"{len(tensors)} tensors, {size / 1e6:.1f} MB", f"digest {checkpoint.state_digest(state)}"])
 
 
@@ -52,15 +52,3 @@ def list_checkpoints(path: Path) -> list[Path]:
     """Return all checkpoints of a run folder, newest first, or the given checkpoint folder."""
     newest = checkpoint.find(path)
     return [newest] if newest == path else checkpoint.checkpoints(newest.parent)
-
-
-def iterate_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of nested containers with their paths, in order."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from iterate_tensors(item, f"{name}/{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from iterate_tensors(item, f"{name}/{index}")

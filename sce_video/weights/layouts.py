@@ -6,9 +6,11 @@ Files differ in three ways:
 
 | what      | known                                                                                          |
 |-----------|------------------------------------------------------------------------------------------------|
-| wrapper   | `method` (ours), `state_dict` (Lightning), `model_state` (pytorchvideo, SlowFast), `model`       |
+| wrapper   | `method` (ours), `state_dict` (Lightning), `model_state` (pytorchvideo, SlowFast), `model` and    |
+|           | others of WRAPPERS, which is also the order of choice                                          |
 | prefix    | `online.backbone.` (ours), `trunk.model.` (eztorch, the reference), `backbone.` (SlowFast's      |
-|           | contrastive models), `model.`, none; all of them after `module.` if DDP was saved                |
+|           | contrastive models), `model.`, none; all after DDP's or AveragedModel's `module.` and             |
+|           | torch.compile's `_orig_mod.`, which may stand anywhere                                          |
 | names     | `blocks.N` (pytorchvideo), `sN.pathway0_` (SlowFast), `stem.`, `layerN.` (torchvision)           |
 
 The momentum branches (`target.`, `momentum_trunk.`, `backbone_hist.`) never match: only the online network is read.
@@ -28,7 +30,11 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 
-WRAPPERS = ("method", "state_dict", "model_state", "model")
+# Averaged weights come after trained ones: a file that holds both gives the trained ones, unless its reader names a key.
+WRAPPERS = (
+    *("method", "state_dict", "model_state", "model_state_dict", "model", "module", "net", "network", "encoder"),
+    *("student", "teacher", "model_ema", "ema", "ema_state_dict", "state_dict_ema", "averaged_model"),
+)
 PREFIXES = ("online.backbone.", "trunk.model.", "backbone.", "model.", "")
 PROJECTOR_PREFIXES = ("online.projector.", "projector.")
 OURS = "sce_video"
@@ -57,8 +63,15 @@ class Found(NamedTuple):
     ignored: list[str]
 
 
-def unwrap(container: Any) -> Tensors:
-    """Return the tensors by name, without wrappers and DDP's `module.`; empty if there are none."""
+def unwrap(container: Any, key: str = "") -> Tensors:
+    """Return the tensors by name, without wrappers, `module.` and `_orig_mod.`; empty if there are none.
+
+    key: dotted path of the wrapper to take, e.g. `model.ema`. Raises KeyError with the keys that are there if it is missing.
+    """
+    for name in key.split(".") if key else ():
+        if not isinstance(container, dict) or name not in container:
+            raise KeyError(list(container) if isinstance(container, dict) else [])
+        container = container[name]
     while isinstance(container, dict):
         inner = [container[name] for name in WRAPPERS if isinstance(container.get(name), dict)]
         if not inner:
@@ -66,9 +79,13 @@ def unwrap(container: Any) -> Tensors:
         container = inner[0]
     if not isinstance(container, dict):
         return {}
-    tensors = {key: value for key, value in container.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if tensors and all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    tensors = {name: value for name, value in container.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}
+    counter = tensors.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
+    if tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    elif counter is not None:
+        tensors["n_averaged"] = counter
     return tensors
 
 

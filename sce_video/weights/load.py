@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..models import backbones
 from ..models.encoder import MLP, Classifier, FrozenEncoder
 from ..runs import checkpoint
@@ -53,23 +53,27 @@ def fit(weights: dict[str, Tensor], network: nn.Module) -> Fit:
     return Fit(matched, len(expected), missing, differing, unexpected)
 
 
-def load_encoder(path: str | Path, backbone: str | None = None) -> FrozenEncoder:
+def load_encoder(path: str | Path, backbone: str | None = None, *, trust: bool = False, key: str = "") -> FrozenEncoder:
     """Return the encoder of a run folder, checkpoint folder or weight file, in evaluation mode on the CPU.
 
     It maps uint8 or float (0..1) clips [B, 3, T, H, W] to features [B, width]. Its `report` lists the loaded and the ignored
     tensors in one line. See layouts for the supported weight files. `backbone` names the network if neither the file's
-    description nor its shapes do. Without a description, SCE's normalisation and clip length are used.
+    description nor its shapes do. Without a description, SCE's normalisation and clip length are used. `trust` allows the
+    description to name a network of other code, which is imported and called; without it, only built-in networks load.
+    `key` names the part of a weight file to take, e.g. `ema` (option `weights.key`).
 
-    Raises InputError for a missing file, an unknown layout, another architecture, or an incomplete network.
+    Raises InputError for a missing file, an unknown layout, another architecture, an incomplete network, or weights that are
+    not finite.
     """
-    contents = read.read(path)
-    found = read.find_backbone(path, contents.tensors)
+    contents = read.read(path, key)
+    found = read.find_backbone(path, contents)
     about = contents.about or {}
-    name = _choose_backbone(path, about.get("backbone"), backbone) or recognise(path, found)
+    name = _choose_backbone(path, about.get("backbone"), backbone, trust=trust) or recognise(path, found)
     network, width = backbones.build(name)
     fitting = fit(found.backbone, network)
     if not fitting.whole:
         raise InputError(_explain_misfit(path, found, name, fitting, network))
+    _require_finite(path, found.backbone)
     network.load_state_dict(found.backbone, strict=False)
     projector, note = _load_projector(contents.tensors, width)
     ignored = [key for key in found.ignored if not (projector and key.startswith(layouts.PROJECTOR_PREFIXES))]
@@ -107,19 +111,21 @@ def untrained_like(encoder: FrozenEncoder, *, seed: int) -> FrozenEncoder:
     return twin
 
 
-def load_classifier(path: str | Path) -> tuple[FrozenEncoder, list[str]]:
+def load_classifier(path: str | Path, *, trust: bool = False) -> tuple[FrozenEncoder, list[str]]:
     """Return the classifier of a run of tools/finetune.py, in evaluation mode on the CPU, and its class names.
 
     path: the run folder (its last weights), `<run>/best`, or a checkpoint folder. The module maps uint8 or float (0..1)
-    clips [B, 3, T, H, W] to logits [B, classes]; `clip` holds the length and size of its training clips.
+    clips [B, 3, T, H, W] to logits [B, classes]; `clip` holds the length and size of its training clips. trust: see
+    `load_encoder`.
 
-    Raises InputError for a run without classes.
+    Raises InputError for a run without classes, and as `load_encoder` does.
     """
     state, meta = checkpoint.load(checkpoint.find(path))
     if "classes" not in meta:
         raise InputError(f"{path} was not trained with labels: use load_encoder, or train a classifier with tools/finetune.py")
     about = meta["encoder"]
-    network, width = backbones.build(about["backbone"])
+    network, width = backbones.build(str(_choose_backbone(path, about["backbone"], None, trust=trust)))
+    _require_finite(path, state["method"])
     classifier = Classifier(network, width, len(meta["classes"]), dropout=0.0)
     classifier.load_state_dict(state["method"])
     clip = {key: about[key] for key in ("num_frames", "clip_seconds", "size")}
@@ -143,12 +149,22 @@ def recognise(path: str | Path, found: layouts.Found) -> str:
     )
 
 
-def _choose_backbone(path: str | Path, described: str | None, given: str | None) -> str | None:
+def _require_finite(path: str | Path, weights: dict[str, Tensor]) -> None:
+    if bad := checkpoint.not_finite(weights):
+        raise InputError(
+            f"{path}: {len(bad)} of {len(weights)} weights and statistics are not finite, e.g. {bad[0]}: training had "
+            "diverged before they were saved; take an earlier checkpoint"
+        )
+
+
+def _choose_backbone(path: str | Path, described: str | None, given: str | None, *, trust: bool) -> str | None:
     if described and given and described != given:
         raise InputError(f"{path} holds {described}, not backbone={given}: leave backbone= out, or give another file")
-    if described and described not in backbones.BACKBONES and not given and Path(path).is_file():
-        # Users trust their own run folders; a downloaded file must not choose which module is imported.
-        raise InputError(f"{path} is for {described!r}, which is not ours: if you trust it, give backbone={described}")
+    if described and described not in backbones.BACKBONES and not given and not trust:
+        # A downloaded file or run folder must not choose which module is imported and called.
+        raise InputError(
+            f"{path} is for {described!r}, which is not ours: if you trust it, add trust=true (it is imported and called)"
+        )
     return given or described
 
 
@@ -206,4 +222,5 @@ def _describe_ignored(keys: list[str]) -> str:
     kinds = Counter(".".join(key.split(".")[:2]) if key.startswith("online.") else key.split(".")[0] for key in keys)
     if not kinds:
         return "nothing ignored"
-    return f"{len(keys)} other tensors ignored (" + ", ".join(f"{kind} {count}" for kind, count in kinds.items()) + ")"
+    counts = ", ".join(f"{printable(kind)} {count}" for kind, count in kinds.items())
+    return f"{len(keys)} other tensors ignored ({counts})"

@@ -23,16 +23,22 @@ class Contents(NamedTuple):
 
     tensors: dict[str, Tensor]
     about: dict[str, Any] | None
+    parts: list[str] = []  # top-level keys of a weight file
 
 
-def read(path: str | Path) -> Contents:
+def read(path: str | Path, key: str = "") -> Contents:
     """Return the contents of a run folder, a checkpoint folder or a weight file (see files.py for the formats).
 
-    Raises InputError if it is missing, damaged, or cannot be read safely.
+    key: the part of a weight file to take, see `layouts.unwrap`. Raises InputError if it is missing, damaged, or cannot be
+    read safely.
     """
     if Path(path).is_file():
         file = files.read(path)
-        return Contents(layouts.unwrap(file.content), _read_description(path, file.metadata))
+        parts = [name for name in file.content if isinstance(name, str)] if isinstance(file.content, dict) else []
+        try:
+            return Contents(layouts.unwrap(file.content, key), _read_description(path, file.metadata), parts)
+        except KeyError as error:
+            raise InputError(f"weights.key={key}: {path} has no such key, it has {error.args[0][:8]}") from error
     state, meta = load(find(path))
     return Contents(layouts.unwrap(state), meta.get("encoder"))
 
@@ -51,13 +57,14 @@ def _read_description(path: str | Path, metadata: dict[str, str]) -> dict[str, A
         raise InputError(f"{path}: its {DESCRIPTION} metadata does not describe an encoder ({error!r})") from error
 
 
-def find_backbone(path: str | Path, tensors: dict[str, Tensor]) -> layouts.Found:
-    """Return the backbone in `tensors`, read from `path`. Raises InputError for an unknown layout."""
-    found = layouts.to_backbone(tensors)
+def find_backbone(path: str | Path, contents: Contents) -> layouts.Found:
+    """Return the backbone in `contents`, read from `path`. Raises InputError for an unknown layout."""
+    found = layouts.to_backbone(contents.tensors)
     if found is None:
-        begin = sorted({key.split(".")[0] for key in tensors})[:8]
+        begin = sorted({key.split(".")[0] for key in contents.tensors})[:8]
+        parts = "" if begin or not contents.parts else f" (its top-level keys are {contents.parts[:12]}: weights.key= takes one)"
         raise InputError(
-            f"no backbone in {path}: its keys begin with {begin}; supported are the prefixes "
+            f"no backbone in {path}: its keys begin with {begin}{parts}; supported are the prefixes "
             f"{', '.join(p for p in layouts.PREFIXES if p)} or none, before pytorchvideo's, SlowFast's or torchvision's names"
         )
     return found
@@ -71,7 +78,7 @@ def read_backbone(path: str | Path) -> dict[str, Tensor]:
 
     Raises InputError if it holds no backbone.
     """
-    return find_backbone(path, read(path).tensors).backbone
+    return find_backbone(path, read(path)).backbone
 
 
 def read_projector(path: str | Path) -> dict[str, Tensor] | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from ...errors import InputError
 from .media import DecodeError
 from .reader import FrameReader, first_line
 
@@ -24,7 +25,7 @@ class DecordReader(FrameReader):
         try:
             import decord
         except ImportError as error:
-            raise ValueError("decord is not installed: use decoder=pyav, or decoder=auto") from error
+            raise InputError("decord is not installed: use decoder=pyav, or decoder=auto") from error
         # DECORDError is a plain Exception; UnicodeError is raised for file names that are not UTF-8.
         self._errors: tuple[type[Exception], ...] = (RuntimeError, decord.DECORDError, UnicodeError)
         try:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import warnings
 
+from ...errors import printable
+
 TORCHCODEC_IS_EXACT_ON = ("mp4", "matroska")  # as named by `media.check_media`
 _warned: set[tuple[int, str]] = set()  # (process id, decoder)
 
@@ -23,8 +25,8 @@ def warn_inexact(decoder: str, path: str) -> None:
     if (os.getpid(), decoder) not in _warned:
         _warned.add((os.getpid(), decoder))
         warnings.warn(
-            f"{path}: {decoder} may return other frames of this file than those asked for (and of others like it, which "
-            f"are not named); decoder=auto reads every file exactly",
+            f"{printable(path)}: {decoder} may return other frames of this file than those asked for (and of others like it, "
+            f"which are not named); decoder=auto reads every file exactly",
             Inexact,
             stacklevel=3,
         )

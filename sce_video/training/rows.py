@@ -1,0 +1,44 @@
+"""The rows of a run's list, kept in its folder: a continued run draws the same videos only from the same rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import distributed
+from ..data.manifest import Video
+from ..errors import InputError, printable
+from ..runs.files import read_rows, write_rows
+
+LIST = "train_rows.csv"
+
+
+def digest(videos: Sequence[Video]) -> str:
+    """Return a SHA-256 over paths and labels in their order."""
+    text = "".join(f"{video.path}\0{video.label}\n" for video in videos)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def keep(folder: Path, videos: Sequence[Video]) -> None:
+    """Write the rows into the run folder, once for all ranks."""
+    if distributed.rank() == 0:
+        write_rows(folder / LIST, ("path", "label"), ((printable(video.path), video.label or "") for video in videos))
+
+
+def check(folder: Path, videos: Sequence[Video], meta: Mapping[str, Any], *, accept: bool) -> None:
+    """Raise InputError, or with `accept` warn, if the rows are not those that a checkpoint's meta data names by `digest`."""
+    if meta.get("rows", own := digest(videos)) == own:  # checkpoints of earlier versions name none
+        return
+    now = [(printable(video.path), video.label or "") for video in videos]
+    then = [(row["path"], row["label"]) for row in read_rows(folder / LIST)]
+    if then == now:  # accepted before, and no checkpoint was written since
+        return
+    changed = [number for number, (old, new) in enumerate(zip(then, now), start=1) if old != new]  # noqa: B905
+    how = "in another order" if sorted(then) == sorted(now) else "exchanged, moved or labelled anew"
+    example = f", e.g. row {changed[0]}: {then[changed[0] - 1]} then, {now[changed[0] - 1]} now" if changed else ""
+    text = f"{len(changed) or 'some'} of {len(now)} rows are {how} since the run in {folder} began{example}"
+    if not accept:
+        raise InputError(f"{text}: restore the list, choose another out=, or add data.changed=accept to train on it as it is")
+    distributed.warn([f"{text}; accepted, as data.changed says"])
