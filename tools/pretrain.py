@@ -1,6 +1,7 @@
 """Pretrain a video encoder without labels.
 
 python tools/pretrain.py                                   # the demo: minutes on a laptop
+python tools/pretrain.py data.train=/data/my_videos        # your own videos, with values that fit them
 python tools/pretrain.py recipe=sce_r3d18_ucf101 data.train=/data/ucf101/train.csv out=runs/ucf
 torchrun --nproc-per-node 8 tools/pretrain.py recipe=sce_r3d50_k400_16f data.train=/data/k400/train.csv
 """
@@ -8,6 +9,7 @@ torchrun --nproc-per-node 8 tools/pretrain.py recipe=sce_r3d50_k400_16f data.tra
 from sce_video.command_line import run_program
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.pretrain import pretrain
+from sce_video.training.own_videos import complete
 
 if __name__ == "__main__":
-    run_program("pretrain", PretrainConfig, pretrain)
+    run_program("pretrain", PretrainConfig, pretrain, complete)

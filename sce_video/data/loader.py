@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -122,6 +123,12 @@ def read_videos(
     return manifest.read(synthetic.build() / f"{split}.csv")
 
 
+def spread(videos: Sequence[Video], count: int) -> list[Video]:
+    """Return at most `count` videos at equal distances in the list."""
+    count = min(count, len(videos))
+    return [videos[index * len(videos) // count] for index in range(count)]
+
+
 def _apply_health(videos: list[Video], table: Path, *, training: bool) -> list[Video]:
     """Return the videos with their health as rank 0 reads it: a shared disk may look different to other ranks."""
     own = health.add_health(videos, table) if distributed.rank() == 0 else []
@@ -152,6 +159,15 @@ def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
     )
 
 
+def sampled_hours(videos: Sequence[Video], decoder: str, sample: int = 16) -> float:
+    """Return the hours of all videos as estimated from a few; 0 if none of those can be read."""
+    seconds = []
+    for video in spread(videos, sample):
+        with suppress(DecodeError), open_video(video.path, decoder) as reader:
+            seconds.append(float(reader.seconds))
+    return sum(seconds) / max(1, len(seconds)) * len(videos) / 3600
+
+
 def _print_progress(done: int, total: int) -> None:
     if done == 1:
         log.info(f"making {total} demo videos in {synthetic.cache_folder()} (once, about a minute)")
@@ -166,13 +182,21 @@ def share_cores(device: torch.device, workers: int) -> int:
     than free cores wait for each other in every operation (measured 6 times slower on 2 cores). The number of threads
     does not depend on `workers`, so neither do results. OMP_NUM_THREADS, if set, is kept.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = own_cores()
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores - cores // 2))
-    if workers >= 0:
-        return workers
-    return cores if device.type == "cuda" else max(1, cores // 2)
+    return workers if workers >= 0 else default_workers(cores, device.type)
+
+
+def default_workers(cores: int, device: str) -> int:
+    """Return the decoding workers of a process with so many cores: all of them beside a GPU, half on a CPU."""
+    return cores if device == "cuda" else max(1, cores // 2)
+
+
+def own_cores() -> int:
+    """Return this process's share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def build(

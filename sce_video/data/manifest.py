@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +76,21 @@ def label_ids(*lists: Iterable[Video]) -> tuple[list[str], list[list[int]]]:
     names_sorted = sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
     index = {name: i for i, name in enumerate(names_sorted)}
     return names_sorted, [[index[video.label] for video in videos if video.label is not None] for videos in rows]
+
+
+def hold_out(videos: Sequence[Video], share: float) -> tuple[list[Video], list[Video]]:
+    """Split into videos to train on and held-out ones: of each class, in the list's order, every round(1 / share)-th.
+
+    share: in [0, 0.5]; 0 holds none out. Videos without a label are one class.
+    """
+    every = round(1 / share) if share else len(videos) + 1
+    kept: list[Video] = []
+    held: list[Video] = []
+    met: Counter[str | None] = Counter()
+    for video in videos:
+        met[video.label] += 1
+        (kept if met[video.label] % every else held).append(video)
+    return kept, held
 
 
 def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:

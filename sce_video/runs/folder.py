@@ -95,9 +95,9 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
     if not path.is_file():
         raise InputError(f"out={folder} is not empty and no run folder (no config.yaml in it): choose another out=")
     # An option that the earlier version did not have had its default.
-    old = _flat(OmegaConf.to_container(OmegaConf.structured(type(cfg)), enum_to_str=True))
-    old |= _flat(OmegaConf.to_container(OmegaConf.load(path)))
-    new = _flat(OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
+    old = flatten(OmegaConf.to_container(OmegaConf.structured(type(cfg)), enum_to_str=True))
+    old |= flatten(OmegaConf.to_container(OmegaConf.load(path)))
+    new = flatten(OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
     differing = [
         f"{key}: {old.get(key)} there, {new.get(key)} here"
         for key in sorted(old.keys() | new.keys())
@@ -112,12 +112,19 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
     return True
 
 
+def stored_options(folder: Path) -> dict[str, Any]:
+    """Return the options of the run in `folder` by dotted name; empty without one."""
+    path = folder / "config.yaml"
+    return flatten(OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else {}
+
+
 def _is_left_over(name: str) -> bool:
     """Whether an interrupted start may leave such a file."""
     return name == STOP_FILE or name.startswith((LOCK_FILE, ".writing_", ".config.yaml"))  # .lock.held, too
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections by dotted name."""
     if not isinstance(values, dict):
         return {prefix[:-1]: values}
-    return {k: v for name, value in values.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+    return {k: v for name, value in values.items() for k, v in flatten(value, f"{prefix}{name}.").items()}

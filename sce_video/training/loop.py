@@ -61,6 +61,7 @@ class Run:
     evaluate_every: int = 1
     alarm: CollapseAlarm | None = None
     notes: dict[str, Any] = field(default_factory=dict)  # figures that a checkpoint keeps beside the tensors
+    needs: str = ""  # a line on the size of the run, for its start
     step: int = 0  # batches trained on
 
     @property
@@ -89,6 +90,7 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> None:
             run.optimizer.zero_grad(set_to_none=True)
             run.step += 1
             run.folder.at(run.step)
+            log.progress(run.step, shared.loss, lr)
 
             if log.due(run.step):
                 record(run, log, steps, shared, lr)

@@ -63,7 +63,7 @@ def preview(cfg: PretrainConfig) -> Path:
 
 
 def _rows(cfg: PretrainConfig) -> Iterator[Row]:
-    videos = read_training_videos(cfg)
+    videos, _ = read_training_videos(cfg)
     loader.check_batch(len(videos), cfg.optim.batch, cfg.optim.accumulate, 1)
     dataset = build_dataset(cfg, videos, torch.device("cpu"))
     augmenter = build_augmenter(cfg, torch.device("cpu"))

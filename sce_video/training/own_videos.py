@@ -1,0 +1,168 @@
+"""Complete the command of a run on the user's own videos, before its options are composed.
+
+Where no recipe is named, the rules of `config/fit.py` choose one and the values to change in it; a run that has begun goes
+on with its own values instead. Where a recipe is named, nothing is changed: everything in it that does not fit is refused at
+once, with a command that does. The list of videos and the machine are looked at, no video is opened.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..command_line import composed_values, given_values, option_names, override
+from ..config.fit import HELD_OUT, Choice, Machine, fit, refusals
+from ..config.pretrain import PretrainConfig
+from ..config.shared import Labels
+from ..data import health, loader, manifest
+from ..data.manifest import Video
+from ..errors import InputError, log
+from ..runs.files import write_rows
+from ..runs.folder import stored_options
+
+FOLDERS = ("runs/own", "runs/demo")  # where a run without `out=` and `recipe=` may have begun
+ASKS_ONLY = frozenset(("-h", "--help", "--hydra-help", "--version", "--info", "-i", "-m", "--multirun"))
+MIN_QUERIES = 5  # held-out videos below which a score by label says nothing
+
+
+def complete(arguments: list[str]) -> list[str]:
+    """Return the command line with the values that fit added; log them.
+
+    Raises InputError with every option that does not fit, and one command that does.
+    """
+    given = given_values(arguments)
+    source = str(given.get("data.train", ""))
+    if ASKS_ONLY & set(arguments) or source in ("", "synthetic"):
+        return arguments
+    added: list[str] = []
+    machine = look_at_machine(str(given.get("system.device", "auto")))
+    fitted = "recipe" not in given
+    began = begun(source, str(given.get("out", ""))) if fitted else {}
+    if began:
+        added = [override(key, value) for key, value in began.items() if key not in given]
+    else:
+        videos = list_videos(given)
+        if fitted:
+            by_label = has_classes(videos) and "monitor.train" not in given
+            choices = fit(count(videos, given), scored_by_label=by_label, machine=machine, given=given)
+            added = [override(choice.option, choice.value) for choice in choices]
+            if "monitor.train" not in given:
+                added += ["monitor.train=''", "monitor.val=''"]  # the demo's
+            report(choices, f"{source}: {len(videos)} videos; values that fit them and this machine:")
+        if "preview" not in given:
+            values = composed_values("pretrain", PretrainConfig, [*added, *arguments])
+            refuse(refusals(values, count(videos, values), machine), arguments)
+    return [*added, *arguments]  # before the flags
+
+
+def list_videos(given: Mapping[str, Any]) -> list[Video]:
+    """Return the videos of data.train without those that the doctor found broken. Raises InputError as `manifest.read`."""
+    source, root = str(given["data.train"]), str(given.get("data.root") or "") or None
+    videos = manifest.read(source, root)
+    table = health.find(source, str(given.get("data.health", "auto")))
+    return videos if table is None else health.drop_bad(health.add_health(videos, table))
+
+
+def count(videos: Sequence[Video], given: Mapping[str, Any]) -> int:
+    """Return how many videos are trained on."""
+    share = given.get("data.held_out", HELD_OUT if has_classes(videos) else 0)
+    valid = isinstance(share, (int, float)) and 0 <= share <= 0.5
+    return len(manifest.hold_out(videos, share)[0]) if valid else len(videos)
+
+
+def has_classes(videos: Sequence[Video]) -> bool:
+    """Whether every video has a label and enough of them can be held out to be scored."""
+    held = manifest.hold_out(videos, HELD_OUT)[1]
+    return all(video.label is not None for video in videos) and len(held) >= MIN_QUERIES and len({v.label for v in held}) > 1
+
+
+def look_at_machine(device: str) -> Machine:
+    """Return the machine as this process may use it. device: cpu, cuda or auto."""
+    cuda = device != "cpu" and torch.cuda.is_available()
+    about = torch.cuda.get_device_properties(0) if cuda else None
+    return Machine(
+        device="cuda" if cuda else "cpu",
+        cores=loader.own_cores(),
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        memory_gib=about.total_memory / 2**30 if about else 0.0,
+        half="bf16" if about is None or about.major >= 8 else "fp16",
+    )
+
+
+def begun(source: str, out: str) -> dict[str, Any]:
+    """Return the options, by dotted name, of the run that a command without `recipe=` continues; empty if there is none."""
+    for folder in [out] if out else FOLDERS:
+        stored = stored_options(Path(folder))
+        if stored and (out or stored.get("data.train") == source):
+            if first_process():
+                log.info(f"{folder}: the run goes on with the values that it began with ({folder}/config.yaml)")
+            known = option_names(PretrainConfig)  # not those of another version
+            kept = {key: value for key, value in stored.items() if key in known and not key.startswith("system.")}
+            return {"recipe": "demo", **kept, "out": folder}
+    return {}
+
+
+def first_process() -> bool:
+    """Whether this process is the one that speaks for all, before they have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def report(choices: Sequence[Choice], title: str) -> None:
+    """Log the chosen values in one block."""
+    if not first_process():
+        return
+    names = [f"{choice.option}={choice.value}" for choice in choices]
+    width = max(map(len, names), default=0)
+    rows = [f"  {name:<{width}}  {choice.why}" for name, choice in zip(names, choices, strict=True)]
+    log.info("\n".join([title, *rows, "  (say an option yourself to override it; docs/own_videos.md has the rules)"]))
+
+
+def refuse(choices: Sequence[Choice], arguments: Sequence[str]) -> None:
+    """Raise InputError with all refusals and the command that would do, if there are any."""
+    if not choices:
+        return
+    new = [f"{choice.option}={choice.value}" for choice in choices]
+    given, keys = given_values(arguments), {choice.option for choice in choices}
+    kept = [f"{key}={given.get(key, value)}" if sign else key for key, sign, value in (word.partition("=") for word in arguments)]
+    kept = [word for word in kept if word.partition("=")[0] not in keys]
+    program = ["python", sys.argv[0]]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        program = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), sys.argv[0]]
+    parts = [choice.why for choice in choices]
+    separator = "; " if len(parts) == 1 else "\n  "
+    raise InputError(separator.join([*parts, f"this fits: {shlex.join([*program, *kept, *new])}"]))
+
+
+def next_command(cfg: PretrainConfig, folder: Path, held_out: Path | None) -> str:
+    """Return the command that uses a finished run, quoted for the shell. held_out: folder of the lists of a scored split."""
+    monitor, scored = cfg.monitor, {}
+    if held_out is not None:
+        scored = {"train": str(held_out / "train.csv"), "test": str(held_out / "held_out.csv")}
+    elif monitor.train and (monitor.train != "synthetic" or cfg.data.train == "synthetic"):
+        scored = {"train": monitor.train, "test": monitor.val, "root": monitor.root}
+        scored |= {"labels": monitor.labels.value} if monitor.labels is not Labels.file else {}
+    program, options = "retrieval", scored
+    if not scored:
+        out = next(path for path in _features_files(folder) if not path.exists())
+        program, options = "features", {"data": cfg.data.train, "root": cfg.data.root, "out": str(out)}
+    words = [f"checkpoint={folder}", *(f"{name}={value}" for name, value in options.items() if value)]
+    return f"python tools/{program}.py {shlex.join(words)}"
+
+
+def _features_files(folder: Path) -> Iterator[Path]:
+    yield folder / "features.npz"
+    yield from (folder / f"features_{number}.npz" for number in itertools.count(2))
+
+
+def write_lists(folder: Path, videos: Sequence[Video], held: Sequence[Video]) -> None:
+    """Write train.csv and held_out.csv, of absolute paths and labels, for the programs that score a run."""
+    folder.mkdir(exist_ok=True)
+    for name, part in (("train", videos), ("held_out", held)):
+        write_rows(folder / f"{name}.csv", ("path", "label"), ((video.path, video.label or "") for video in part))
