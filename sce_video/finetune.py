@@ -20,7 +20,7 @@ from . import distributed
 from .config.finetune import FinetuneConfig, Select
 from .evaluation import classify
 from .runs.background_save import Saver
-from .runs.files import write_atomically
+from .runs.files import to_json, write_atomically
 from .runs.folder import RunFolder
 from .runs.status import Status
 from .runs.stop import StopRequest
@@ -122,7 +122,7 @@ def test(task: Finetuning, log: RunLog) -> dict[str, Any]:
     folder = run.folder.path
     if distributed.rank() == 0:
         result["per_class"] = classify.write_report(folder, predictions, lists.videos["test"], lists.ids["test"], lists.classes)
-        write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        write_atomically(folder / "result.json", to_json(result) + "\n")
     missing = figures["listed"] - figures["scored"]
     log.message(
         f"test: top-1 {100 * figures['top1']:.2f} %, top-5 {100 * figures['top5']:.2f} % of "
@@ -158,5 +158,5 @@ def print_splits(out: Path, splits: list[int], results: list[dict[str, Any]]) ->
     means = {name: math.fsum(values) / len(values) for name, values in top.items()}
     print(f"{'mean':<8}{means['top1']:8.2f}{means['top5']:8.2f}")
     summary = {"splits": dict(zip(map(str, splits), results, strict=True)), "mean": means}
-    write_atomically(out / "splits.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(out / "splits.json", to_json(summary) + "\n")
     print(f"written: {out / 'splits.json'}")

@@ -19,7 +19,7 @@ FOLDERS = "sce_video|configs|docs|tools|tests|examples|data_prep|" + "|".join(
     path.parent.name for path in sorted((ROOT / "sce_video").glob("*/__init__.py"))
 )
 # Folders that a user's run or program writes, not ours.
-WRITTEN = ("runs/mine", "runs/demo", "runs/k400", "runs/x", "runs/soak")
+WRITTEN = ("runs/mine", "runs/own", "runs/demo", "runs/k400", "runs/x", "runs/soak")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -12,11 +12,12 @@ import argparse
 
 from sce_video.command_line import errors_as_exit_codes
 from sce_video.config.evaluate import ExportConfig, Format
+from sce_video.errors import ArgumentParser
 from sce_video.export import export
 from sce_video.weights import inspect
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, many in (("digest", "+"), ("inspect", 1)):
         command = commands.add_parser(name)
@@ -25,8 +26,8 @@ if __name__ == "__main__":
     command.add_argument("checkpoint")
     command.add_argument("out", help="file to write; must not exist")
     command.add_argument("--to", required=True, type=Format, choices=list(Format), metavar="|".join(f.value for f in Format))
-    options = parser.parse_args()
     with errors_as_exit_codes():
+        options = parser.parse_args()
         if options.command == "export":
             export(ExportConfig(checkpoint=options.checkpoint, to=options.to, out=options.out))
         for path in options.paths if options.command == "digest" else ():

@@ -3,6 +3,7 @@
 | given                                        | read as                                                               |
 |----------------------------------------------|-----------------------------------------------------------------------|
 | `x.csv` with a header that has `path`        | columns `path` and optionally `label`; other columns are ignored      |
+| a video                                      | a list of one                                                         |
 | any other file                               | one video per line: `path label` or `path`; skips blank lines and `#` |
 | a folder whose videos all lie one level down | one class per subfolder                                               |
 | any other folder                             | its videos at any depth, without labels                               |
@@ -52,7 +53,10 @@ def read(path: str | Path, root: str | Path | None = None, *, labels: str = "fil
         raise InputError(f"root {str(root)!r} is not a folder: it is where the manifest's relative paths start")
     if path.is_dir():
         videos = _read_folder(path)
+    elif path.is_file() and is_video_name(path.name):
+        videos = [Video(os.path.abspath(path), None)]
     elif path.is_file():
+        _refuse_binary(path)
         base = Path(os.path.abspath(root if root is not None else path.parent))
         videos = _read_csv(path, base) if path.suffix.lower() == ".csv" else _read_list(path, base)
     else:
@@ -139,6 +143,12 @@ def _resolve_path(path: str, base: Path, where: str) -> str:
     if not path or "\0" in path or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:|subfile,", path):
         raise InputError(f"{where}: {path!r} is not a file path (URLs and protocols are not supported)")
     return os.path.join(base, path)
+
+
+def _refuse_binary(path: Path) -> None:
+    with open(path, "rb") as file:
+        if b"\0" in file.read(4096):
+            raise InputError(f"{str(path)!r} is no list but a binary file: give a .csv, a list of videos, a folder or a video")
 
 
 def _read_csv(path: Path, base: Path) -> list[Video]:

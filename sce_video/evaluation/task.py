@@ -5,7 +5,6 @@ The second encoder is the same network with random weights, the baseline of ever
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ..distributed import warn
 from ..errors import InputError, log
 from ..models.encoder import FrozenEncoder
 from ..runs import checkpoint
-from ..runs.files import write_atomically
+from ..runs.files import to_json, write_atomically
 from ..weights.load import load_encoder, untrained_like
 from .extract import Features, extract_all
 from .views import Views, test_size
@@ -183,5 +182,5 @@ def create_folder_for(path: Path) -> Path:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write a result and print its path."""
-    write_atomically(path, json.dumps(result, indent=2) + "\n")
+    write_atomically(path, to_json(result) + "\n")
     print(f"written: {path}")

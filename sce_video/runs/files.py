@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +56,12 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
     text = io.StringIO()
     csv.writer(text).writerows([header, *rows])
     write_atomically(path, text.getvalue())
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """Return JSON text with names as they are; only bytes of file names that are not UTF-8 become escapes."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class AppendFile:
