@@ -25,10 +25,10 @@ from .randomness import generator
 from .runs.background_save import Saver
 from .runs.folder import RunFolder
 from .runs.stop import StopRequest
+from .training.handing_on import next_command
 from .training.log import RunLog
 from .training.loop import Run, train
 from .training.monitor import Monitor
-from .training.own_videos import next_command
 from .training.preview import preview
 from .training.setup import open_log, set_up_pretraining
 

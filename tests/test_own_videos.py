@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import compose_pretrain, losses, records, run_tool
+from conftest import TESTS_TOO, compose_pretrain, losses, records, run_tool
+from start.fit import Machine, fit, power_of_two, refusals
 
-from sce_video.config.fit import Machine, fit, power_of_two, refusals
 from sce_video.data.manifest import Video, hold_out
 from sce_video.errors import InputError
 from sce_video.evaluation.metrics import pair_scores
@@ -201,11 +202,13 @@ def test_all_refusals_of_a_named_recipe_come_at_once_with_a_command_that_works(v
 def refusals_of(command: str, folder: Path) -> str:
     """The refusal of a command, found without training."""
     code = (
-        "import sys\nfrom sce_video.training.own_videos import complete\nfrom sce_video.command_line import read_words\n"
+        "import sys\nfrom start.own_videos import complete\nfrom sce_video.command_line import read_words\n"
         "from sce_video.config.pretrain import PretrainConfig\ncomplete(read_words(sys.argv[1:], PretrainConfig))\n"
     )
     words = [sys.executable, "-c", code, *shlex.split(command)]
-    return subprocess.run(words, cwd=folder, env=None, capture_output=True, text=True, check=False).stderr
+    return subprocess.run(
+        words, cwd=folder, env={**os.environ, "PYTHONPATH": TESTS_TOO}, capture_output=True, text=True, check=False
+    ).stderr
 
 
 def test_the_log_has_times_and_log_txt_the_steps(own: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -6,10 +6,11 @@ python tools/pretrain.py recipe=sce_r3d18_ucf101 data.train=/data/ucf101/train.c
 torchrun --nproc-per-node 8 tools/pretrain.py recipe=sce_r3d50_k400_16f data.train=/data/k400/train.csv
 """
 
+from start.own_videos import complete
+
 from sce_video.command_line import run_program
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.pretrain import pretrain
-from sce_video.training.own_videos import complete
 
 if __name__ == "__main__":
     run_program("pretrain", PretrainConfig, pretrain, complete)

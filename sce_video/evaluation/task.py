@@ -152,17 +152,17 @@ def print_unreadable(result: dict[str, Any]) -> None:
         log.info(f"not scored, unreadable: {path}")
 
 
-def choose_output_file(out: str, source: str, stem: str) -> Path:
+def choose_output_file(out: str, source: str, stem: str, ending: str = ".json") -> Path:
     """Return the path of the result file. Never overwrites a file.
 
-    out: the option's value; empty: `stem`.json beside the checkpoints, numbered if that exists.
+    out: the option's value; empty: `stem` and `ending` beside the checkpoints, numbered if that exists.
     Raises InputError if the file cannot be written.
     """
     if out:
         return create_folder_for(Path(out))
     path = Path(source)
     folder = path.parent if path.is_file() else checkpoint.find(path).parent.parent
-    names = [f"{stem}.json", *(f"{stem}_{number}.json" for number in range(2, 10_000))]
+    names = [f"{stem}{ending}", *(f"{stem}_{number}{ending}" for number in range(2, 10_000))]
     return create_folder_for(next(folder / name for name in names if not (folder / name).exists()))
 
 

@@ -31,10 +31,10 @@ from ..runs.folder import RunFolder
 from ..runs.rank_check import check_ranks_are_equal, together
 from . import optim
 from .augmenter import Augmenter
+from .handing_on import write_lists
 from .log import RunLog, SkippedVideos
 from .loop import Run
 from .monitor import CollapseAlarm, Monitor
-from .own_videos import write_lists
 from .update import Updates
 
 EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}

@@ -1,7 +1,7 @@
 """Values that fit the user's own videos and machine: pure rules, in the order of the table in docs/own_videos.md.
 
 `fit` chooses them where no recipe was named; `refusals` lists what does not fit in a recipe that was named, with the values
-that would do. Sizes are powers of two. Nothing is read here: `training/own_videos.py` counts videos and looks at the machine.
+that would do. Sizes are powers of two. Nothing is read here: `own_videos.py` counts videos and looks at the machine.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..data.loader import default_workers
-from ..errors import InputError
+from sce_video.data.loader import default_workers
+from sce_video.errors import InputError
 
 STEPS = {"cpu": 300, "cuda": 10_000}  # of training, about
 MAX_EPOCHS = 200

@@ -1,31 +1,28 @@
 """Complete the command of a run on the user's own videos, before its options are composed.
 
-Where no recipe is named, the rules of `config/fit.py` choose one and the values to change in it; a run that has begun goes
+Where no recipe is named, the rules of `fit.py` choose one and the values to change in it; a run that has begun goes
 on with its own values instead. Where a recipe is named, nothing is changed: everything in it that does not fit is refused at
 once, with a command that does. The list of videos and the machine are looked at, no video is opened.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..command_line import composed_values, given_values, option_names, override
-from ..config.fit import HELD_OUT, Choice, Machine, fit, refusals
-from ..config.pretrain import PretrainConfig
-from ..config.shared import Labels
-from ..data import health, loader, manifest
-from ..data.manifest import Video
-from ..errors import InputError, log
-from ..runs.files import write_rows
-from ..runs.folder import stored_options
+from sce_video.command_line import composed_values, given_values, option_names, override
+from sce_video.config.pretrain import PretrainConfig
+from sce_video.data import health, loader, manifest
+from sce_video.data.manifest import Video
+from sce_video.errors import InputError, log
+from sce_video.runs.folder import stored_options
+from start.fit import HELD_OUT, Choice, Machine, fit, refusals
 
 FOLDERS = ("runs/own", "runs/demo")  # where a run without `out=` and `recipe=` may have begun
 ASKS_ONLY = frozenset(("-h", "--help", "--hydra-help", "--version", "--info", "-i", "-m", "--multirun"))
@@ -138,31 +135,3 @@ def refuse(choices: Sequence[Choice], arguments: Sequence[str]) -> None:
     parts = [choice.why for choice in choices]
     separator = "; " if len(parts) == 1 else "\n  "
     raise InputError(separator.join([*parts, f"this fits: {shlex.join([*program, *kept, *new])}"]))
-
-
-def next_command(cfg: PretrainConfig, folder: Path, held_out: Path | None) -> str:
-    """Return the command that uses a finished run, quoted for the shell. held_out: folder of the lists of a scored split."""
-    monitor, scored = cfg.monitor, {}
-    if held_out is not None:
-        scored = {"train": str(held_out / "train.csv"), "test": str(held_out / "held_out.csv")}
-    elif monitor.train and (monitor.train != "synthetic" or cfg.data.train == "synthetic"):
-        scored = {"train": monitor.train, "test": monitor.val, "root": monitor.root}
-        scored |= {"labels": monitor.labels.value} if monitor.labels is not Labels.file else {}
-    program, options = "retrieval", scored
-    if not scored:
-        out = next(path for path in _features_files(folder) if not path.exists())
-        program, options = "features", {"data": cfg.data.train, "root": cfg.data.root, "out": str(out)}
-    words = [f"checkpoint={folder}", *(f"{name}={value}" for name, value in options.items() if value)]
-    return f"python tools/{program}.py {shlex.join(words)}"
-
-
-def _features_files(folder: Path) -> Iterator[Path]:
-    yield folder / "features.npz"
-    yield from (folder / f"features_{number}.npz" for number in itertools.count(2))
-
-
-def write_lists(folder: Path, videos: Sequence[Video], held: Sequence[Video]) -> None:
-    """Write train.csv and held_out.csv, of absolute paths and labels, for the programs that score a run."""
-    folder.mkdir(exist_ok=True)
-    for name, part in (("train", videos), ("held_out", held)):
-        write_rows(folder / f"{name}.csv", ("path", "label"), ((video.path, video.label or "") for video in part))
