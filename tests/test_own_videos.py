@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TESTS_TOO, compose_pretrain, losses, records, run_tool
+from PIL import Image
 from start.fit import Machine, fit, power_of_two, refusals
 
 from sce_video.data.manifest import Video, hold_out
@@ -217,6 +218,9 @@ def test_the_log_has_times_and_log_txt_the_steps(own: tuple[Path, subprocess.Com
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", record["time"]) for record in found)
     elapsed = [record["elapsed_s"] for record in found]
     assert elapsed == sorted(elapsed)
+    for name in ("curves.png", "views.png"):
+        with Image.open(run / name) as picture:
+            assert picture.width == 800, name
     text = (run / "log.txt").read_text()
     assert re.search(r"^ep 1/2 it 1/\d+ \| loss", text, re.M), "the first step, though a record comes every 20"
     assert re.search(r"^needs: \S+ hours of video; 0\.\d M trained parameters; \d+ MB of memory .* disk", text, re.M)

@@ -25,7 +25,7 @@ from ..data.decode import DecodeError, open_video
 from ..data.manifest import Video
 from ..errors import InputError
 from ..runs.files import write_rows
-from . import metrics
+from . import metrics, pictures
 from .views import Views, view_outputs
 
 TOP = 5  # classes in a row of predictions.csv
@@ -94,7 +94,7 @@ def scores(predictions: Predictions, ids: Sequence[int], listed: int) -> dict[st
 def write_report(
     folder: Path, predictions: Predictions, videos: Sequence[Video], ids: Sequence[int], classes: Sequence[str]
 ) -> dict[str, float]:
-    """Write predictions.csv, per_class.csv and confusion.csv into `folder`; return the accuracy per class name."""
+    """Write predictions.csv, per_class.csv, confusion.csv and confusion.png into `folder`; return the accuracy per class name."""
     labels = torch.tensor([ids[row] for row in predictions.rows])
     best = predictions.probabilities.max(dim=1)
     accuracy = metrics.per_class_accuracy(best.indices, labels)
@@ -116,6 +116,9 @@ def write_report(
         ["true \\ predicted", *classes],
         [[name, *row] for name, row in zip(classes, counts, strict=True)],
     )
+    right = sum(row[index] for index, row in enumerate(counts))
+    title = f"{right} of {len(predictions.rows)} videos right: true classes in rows"
+    pictures.save(pictures.confusion(counts, classes, title), folder / "confusion.png")
     return {classes[index]: value for index, value in accuracy.items()}
 
 

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,10 +23,13 @@ from tqdm import tqdm
 
 from .. import distributed
 from ..errors import Stopped, log
+from ..evaluation import pictures
 from ..runs import resources
 from ..runs.files import AppendFile, write_atomically, write_rows
 from ..runs.status import now
 
+CURVES_SECONDS = 60.0  # between two drawings of curves.png at least
+COUNTS = ("eval/videos_read", "eval/videos_listed", "eval/pairs", "eval/feature_spread", "eval/effective_rank")  # no shares
 LINE_SECONDS = 15.0  # between two lines at most, while steps end
 ESTIMATE_STEPS = 10  # after which the duration of a run is estimated
 
@@ -38,6 +41,13 @@ def _duration(seconds: float) -> str:
     if minutes >= 60 * 24:
         return f"{minutes // 1440}d{minutes // 60 % 24:02d}h"
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{int(seconds) % 60:02d}s"
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a log.jsonl, without a line that a kill has cut off."""
+    for line in path.read_text().splitlines():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 class SkippedVideos:
@@ -132,7 +142,7 @@ class RunLog:
         self._bar: tqdm[Any] | None = None
         self._board: Any = None
         self.start_step, self._elapsed = start_step, 0.0
-        self._started = self._last_line = time.perf_counter()
+        self._started = self._last_line = self._drawn = time.perf_counter()
         self.restart_clock(start_step)
         if folder is None:
             return
@@ -156,16 +166,9 @@ class RunLog:
         path = self.folder / "log.jsonl"
         if not path.exists():
             return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that a kill cut off
-            if 0 < step >= record.get("step", 0):  # a run without checkpoint begins anew
-                kept.append(line + "\n")
-                self._elapsed = float(record.get("elapsed_s", 0.0))
-        write_atomically(path, "".join(kept))
+        kept = [record for record in _records(path) if 0 < step >= record.get("step", 0)]  # without checkpoint it begins anew
+        self._elapsed = float(kept[-1].get("elapsed_s", 0.0)) if kept else 0.0
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def message(self, text: str) -> None:
         """Print a line above the progress bar and keep it in log.txt."""
@@ -239,6 +242,8 @@ class RunLog:
         momentum = f" m {figures['ema_momentum']:.4f}" if "ema_momentum" in figures else ""
         self._keep(self._line(step, figures["loss"], f"lr {lr:.2e}{momentum}", memory))
         self.restart_clock(step)
+        if time.perf_counter() - self._drawn > CURVES_SECONDS:
+            self._draw_curves()
         self._record(
             step,
             {**{f"train/{name}": value for name, value in figures.items()}, "train/lr": lr},
@@ -254,6 +259,22 @@ class RunLog:
         """Log figures of an evaluation after `step` steps."""
         if self.folder is not None:
             self._record(step, {f"eval/{name}": value for name, value in figures.items()}, {})
+            self._draw_curves()
+
+    def _draw_curves(self) -> None:
+        """Write curves.png from the records so far."""
+        assert self.folder is not None
+        self._drawn = time.perf_counter()
+        found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for record in _records(self.folder / "log.jsonl"):
+            for name, value in record.items():
+                if name.startswith(("train/", "eval/")):
+                    found[name].append((record["step"], value))
+        scores = {name[5:]: line for name, line in found.items() if name.startswith("eval/") and name not in COUNTS}
+        spread = {"keys": found["train/feature_std"], "features": found["eval/feature_spread"]}
+        panels = {"loss": {"training": found["train/loss"]}, "learning rate": {"": found["train/lr"]}}
+        panels |= {"scores, 0 to 1": scores, "feature spread": {name: line for name, line in spread.items() if line}}
+        pictures.save(pictures.curves(panels, "step"), self.folder / "curves.png")
 
     def _record(self, step: int, figures: dict[str, float], speed: dict[str, float]) -> None:
         assert self.folder is not None
@@ -270,6 +291,8 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and end the bar."""
+        if self.folder is not None and (self.folder / "log.jsonl").exists():
+            self._draw_curves()
         if self._bar is not None:
             self._bar.close()
         if self._board is not None:

@@ -61,6 +61,7 @@ class Run:
     evaluate_every: int = 1
     alarm: CollapseAlarm | None = None
     notes: dict[str, Any] = field(default_factory=dict)  # figures that a checkpoint keeps beside the tensors
+    look: Callable[[Sequence[Tensor], Sequence[str]], None] | None = None  # called with the first batch's views and files
     needs: str = ""  # a line on the size of the run, for its start
     step: int = 0  # batches trained on
 
@@ -122,6 +123,8 @@ def accumulate_gradients(
         run.skipped.note(batch.failures)
         paths += batch.paths
         views = fault_injection.poisoned(run.augment(batch), run.step)
+        if run.look and run.step == micro == 0:
+            run.look(views, batch.paths)
         last = micro == run.accumulate - 1
         # DDP averages the gradients over ranks in the backward pass of the last micro-batch only.
         with nullcontext() if last or network is run.method else network.no_sync():  # type: ignore[operator]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import __version__, distributed
 from ..config.pretrain import PretrainConfig
@@ -24,6 +24,7 @@ from ..data.dataset import ClipDataset, RandomResized
 from ..data.decode import DecodeError
 from ..data.manifest import Video
 from ..errors import InputError, Stopped
+from ..evaluation import pictures
 from ..methods import check_method
 from ..runs import checkpoint
 from ..runs.background_save import Saver
@@ -40,6 +41,7 @@ from .update import Updates
 EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}
 AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 QUARANTINE = "quarantine.jsonl"
+SHOWN_VIDEOS = 4  # in views.png
 HELD_OUT_BANK, HELD_OUT_QUERIES = 2048, 512  # videos scored at most, so that scoring stays cheap
 
 
@@ -117,6 +119,7 @@ def set_up_pretraining(
         notes={"untrained": {}},
     )
     run.needs = describe_needs(run, loader.sampled_hours(videos, cfg.data.decoder.value), cfg.system)
+    run.look = partial(draw_views, folder.path, cfg) if distributed.rank() == 0 else None
     run.alarm = CollapseAlarm(cfg.monitor.collapse_std, cfg.monitor.collapse_steps, stop=cfg.monitor.stop_on_collapse)
     run.evaluate_every = cfg.monitor.every_epochs * run.steps_per_epoch
 
@@ -132,6 +135,12 @@ def set_up_pretraining(
     if lists is not None and distributed.rank() == 0:
         write_lists(lists, videos, held)
     return run, monitor, lists
+
+
+def draw_views(folder: Path, cfg: PretrainConfig, views: Sequence[Tensor], paths: Sequence[str]) -> None:
+    """Write views.png: the views of the first videos of a batch, as the network gets them."""
+    shown = [view[:SHOWN_VIDEOS].float() * cfg.augment.std + cfg.augment.mean for view in views]
+    pictures.save(pictures.views(shown, paths[:SHOWN_VIDEOS]), folder / "views.png")
 
 
 def describe_needs(run: Run, hours: float, system: System) -> str:
