@@ -267,7 +267,8 @@ def _end_process(kind: type[BaseException] | None, error: BaseException | None, 
         if distributed.rank() == 0:
             log.info(f"stopped: {error}")
     elif isinstance(error, (InputError, Stopped)):
-        log.error(str(error))
+        if distributed.active() or os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine before ranks have met
+            log.error(str(error))
     elif distributed.active():
         traceback.print_exception(kind, error, trace)
     else:

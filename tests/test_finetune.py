@@ -29,6 +29,7 @@ from sce_video.training.optim import by_depth
 from sce_video.weights import load
 
 TINY = [
+    "recipe=demo",
     "data.num_frames=4",
     "data.clip_seconds=0.8",
     "augment.size=32",

@@ -239,3 +239,24 @@ def test_a_run_begun_with_the_demo_recipe_on_own_videos_continues(videos: Path, 
     assert "runs/demo: the run goes on" in again.stderr
     assert len(losses(tmp_path / "runs/demo")) == 6
     assert json.loads((tmp_path / "runs/demo/status.json").read_text())["restarts"] == 1
+
+
+def test_finetuning_fits_its_lists_too_and_continues(videos: Path, tmp_path: Path) -> None:
+    lists = [f"train={videos / 'train.csv'}", f"test={videos / 'val.csv'}"]
+    options = [*lists, "backbone=tiny3d", "data.num_frames=2", "data.clip_seconds=0.5", "optim.epochs=2", "optim.batch=8"]
+    result = run_tool("finetune", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^  optim.warmup_epochs=0.2 +a tenth of the epochs$", result.stderr, re.M)
+    again = run_tool("finetune", *lists, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "runs/finetune_own: the run goes on" in again.stderr
+    assert "runs/finetune_own is done" in again.stdout
+
+
+def test_all_refusals_of_finetuning_come_at_once(videos: Path, tmp_path: Path) -> None:
+    wrong = ["recipe=ucf101", "optim.warmup_epochs=300", "optim.precision=bf16", "system.device=cpu", "backbone=tiny3d"]
+    result = run_tool("finetune", f"train={videos / 'train.csv'}", f"test={videos / 'val.csv'}", *wrong, cwd=tmp_path)
+    assert result.returncode == 70
+    for words in ("precision=bf16 needs a GPU", "batch (64) is larger", "warmup_epochs (300) must"):
+        assert words in result.stderr
+    assert "this fits: python" in result.stderr

@@ -6,11 +6,11 @@ python tools/finetune.py predict=/data/more_videos checkpoint=runs/k400_ucf101
 torchrun --nproc-per-node 8 tools/finetune.py recipe=linear_k400 checkpoint=runs/k400 train=train.csv test=val.csv
 """
 
-from start.prediction import complete
+from start.own_videos import complete_finetuning
 
 from sce_video.command_line import run_program
 from sce_video.config.finetune import FinetuneConfig
 from sce_video.finetune import finetune
 
 if __name__ == "__main__":
-    run_program("finetune", FinetuneConfig, finetune, complete)
+    run_program("finetune", FinetuneConfig, finetune, complete_finetuning)

@@ -1,6 +1,6 @@
 """Pictures of a run and of its tests, drawn with Pillow: curves, confusion, retrieved videos, views.
 
-Each function returns a picture on white, readable at 800 pixels; `save` writes it whole or not at all, and never ends a run.
+Each function returns a picture on white, readable at 800 pixels; `save` is atomic, and never ends a run.
 """
 
 from __future__ import annotations

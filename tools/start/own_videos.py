@@ -17,20 +17,23 @@ from typing import Any
 import torch
 
 from sce_video.command_line import composed_values, given_values, option_names, override
+from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.data import health, loader, manifest
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError, log
 from sce_video.runs.folder import stored_options
-from start.fit import HELD_OUT, Choice, Machine, fit, refusals
+from start.fit import HELD_OUT, Choice, Machine, fit, fit_labels, refusals
 
-FOLDERS = ("runs/own", "runs/demo")  # where a run without `out=` and `recipe=` may have begun
+# Where a run without `out=` and `recipe=` may have begun.
+FOLDERS, FINETUNED = ("runs/own", "runs/demo"), ("runs/finetune_own", "runs/finetune_demo")
+TESTING = ("testing.clips_per_video", "testing.num_crops", "testing.size")
 ASKS_ONLY = frozenset(("-h", "--help", "--hydra-help", "--version", "--info", "-i", "-m", "--multirun"))
 MIN_QUERIES = 5  # held-out videos below which a score by label says nothing
 
 
 def complete(arguments: list[str]) -> list[str]:
-    """Return the command line with the values that fit added; log them.
+    """Return the command line of tools/pretrain.py with the values that fit added; log them.
 
     Raises InputError with every option that does not fit, and one command that does.
     """
@@ -39,31 +42,64 @@ def complete(arguments: list[str]) -> list[str]:
     if ASKS_ONLY & set(arguments) or source in ("", "synthetic"):
         return arguments
     added: list[str] = []
-    machine = look_at_machine(str(given.get("system.device", "auto")))
     fitted = "recipe" not in given
-    began = begun(source, str(given.get("out", ""))) if fitted else {}
+    machine = look_at_machine(str(given.get("system.device", "auto")), memory=fitted)
+    began = begun("data.train", given, FOLDERS, PretrainConfig) if fitted else []
     if began:
-        added = [override(key, value) for key, value in began.items() if key not in given]
-    else:
-        videos = list_videos(given)
-        if fitted:
-            by_label = has_classes(videos) and "monitor.train" not in given
-            choices = fit(count(videos, given), scored_by_label=by_label, machine=machine, given=given)
-            added = [override(choice.option, choice.value) for choice in choices]
-            if "monitor.train" not in given:
-                added += ["monitor.train=''", "monitor.val=''"]  # the demo's
-            report(choices, f"{source}: {len(videos)} videos; values that fit them and this machine:")
-        if "preview" not in given:
-            values = composed_values("pretrain", PretrainConfig, [*added, *arguments])
-            refuse(refusals(values, count(videos, values), machine), arguments)
+        return [*began, *arguments]
+    videos = list_videos(source, given.get("data.root"), given.get("data.health", "auto"))
+    if fitted:
+        by_label = has_classes(videos) and "monitor.train" not in given
+        choices = fit(count(videos, given), scored_by_label=by_label, machine=machine, given=given)
+        added = [override(choice.option, choice.value) for choice in choices]
+        if "monitor.train" not in given:
+            added += ["monitor.train=''", "monitor.val=''"]  # the demo's
+        report(choices, f"{source}: {len(videos)} videos; values that fit them and this machine:")
+    if "preview" not in given:
+        values = composed_values("pretrain", PretrainConfig, [*added, *arguments])
+        refuse(refusals(values, count(videos, values), machine), arguments)
     return [*added, *arguments]  # before the flags
 
 
-def list_videos(given: Mapping[str, Any]) -> list[Video]:
-    """Return the videos of data.train without those that the doctor found broken. Raises InputError as `manifest.read`."""
-    source, root = str(given["data.train"]), str(given.get("data.root") or "") or None
-    videos = manifest.read(source, root)
-    table = health.find(source, str(given.get("data.health", "auto")))
+def complete_finetuning(arguments: list[str]) -> list[str]:
+    """Return the command line of tools/finetune.py with the values that fit added, as `complete` does.
+
+    `predict=` needs no lists, and tests as the run of the classifier did.
+    """
+    given = given_values(arguments)
+    source = str(given.get("train", ""))
+    stored = stored_options(folder := Path(str(given.get("checkpoint", "")))) or stored_options(folder.parent)  # RUN/best
+    if given.get("predict"):
+        known = {name: stored[name] for name in TESTING if name in stored}
+        return [
+            *(override(key, value) for key, value in ({"train": "", "test": ""} | known).items() if key not in given),
+            *arguments,
+        ]
+    if ASKS_ONLY & set(arguments) or source in ("", "synthetic"):
+        return arguments
+    added: list[str] = []
+    fitted = "recipe" not in given
+    machine = look_at_machine(str(given.get("system.device", "auto")), memory=fitted)
+    began = begun("train", given, FINETUNED, FinetuneConfig) if fitted else []
+    if began:
+        return [*began, *arguments]
+    splits = given.get("splits")
+    first = source.replace("%", str(splits[0])) if isinstance(splits, list) and splits else source
+    videos = list_videos(first, given.get("root"), given.get("data.health", "auto"))
+    if fitted:
+        small = str(given.get("backbone") or stored.get("model.backbone") or "tiny3d") == "tiny3d"
+        choices = fit_labels(len(videos), small=small, machine=machine, given=given)
+        added = [override(choice.option, choice.value) for choice in choices]
+        report(choices, f"{source}: {len(videos)} videos; values that fit them and this machine:")
+    values = composed_values("finetune", FinetuneConfig, [*added, *arguments])
+    refuse(refusals(values, len(videos), machine), arguments)
+    return [*added, *arguments]
+
+
+def list_videos(source: str, root: Any, known_health: Any) -> list[Video]:
+    """Return the videos to train on without those that the doctor found broken. Raises InputError as `manifest.read`."""
+    videos = manifest.read(source, str(root) if root else None)
+    table = health.find(source, str(known_health))
     return videos if table is None else health.drop_bad(health.add_health(videos, table))
 
 
@@ -80,10 +116,10 @@ def has_classes(videos: Sequence[Video]) -> bool:
     return all(video.label is not None for video in videos) and len(held) >= MIN_QUERIES and len({v.label for v in held}) > 1
 
 
-def look_at_machine(device: str) -> Machine:
-    """Return the machine as this process may use it. device: cpu, cuda or auto."""
+def look_at_machine(device: str, *, memory: bool) -> Machine:
+    """Return the machine as this process may use it. device: cpu, cuda or auto. memory: whether to ask the GPU for its size."""
     cuda = device != "cpu" and torch.cuda.is_available()
-    about = torch.cuda.get_device_properties(0) if cuda else None
+    about = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))) if cuda and memory else None
     return Machine(
         device="cuda" if cuda else "cpu",
         cores=loader.own_cores(),
@@ -93,17 +129,19 @@ def look_at_machine(device: str) -> Machine:
     )
 
 
-def begun(source: str, out: str) -> dict[str, Any]:
-    """Return the options, by dotted name, of the run that a command without `recipe=` continues; empty if there is none."""
-    for folder in [out] if out else FOLDERS:
+def begun(key: str, given: Mapping[str, Any], folders: Sequence[str], schema: type) -> list[str]:
+    """Return the options of the run that a command without `recipe=` continues, less those given; empty if there is none."""
+    out = str(given.get("out", ""))
+    for folder in [out] if out else folders:
         stored = stored_options(Path(folder))
-        if stored and (out or stored.get("data.train") == source):
+        if stored and (out or stored.get(key) == str(given[key])):
             if first_process():
                 log.info(f"{folder}: the run goes on with the values that it began with ({folder}/config.yaml)")
-            known = option_names(PretrainConfig)  # not those of another version
-            kept = {key: value for key, value in stored.items() if key in known and not key.startswith("system.")}
-            return {"recipe": "demo", **kept, "out": folder}
-    return {}
+            known = option_names(schema)  # not those of another version
+            kept = {name: value for name, value in stored.items() if name in known and not name.startswith("system.")}
+            kept = {"recipe": "demo", **kept, "out": folder}
+            return [override(name, value) for name, value in kept.items() if name not in given]
+    return []
 
 
 def first_process() -> bool:
