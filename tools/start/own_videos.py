@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sce_video.command_line import composed_values, given_values, option_names, override
+from sce_video.command_line import compose_options, composed_values, given_values, option_names, override
 from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.data import health, loader, manifest
@@ -57,7 +57,7 @@ def complete(arguments: list[str]) -> list[str]:
         report(choices, f"{source}: {len(videos)} videos; values that fit them and this machine:")
     if "preview" not in given:
         values = composed_values("pretrain", PretrainConfig, [*added, *arguments])
-        refuse(refusals(values, count(videos, values), machine), arguments)
+        refuse(refusals(values, count(videos, values), machine), added, arguments, "pretrain", PretrainConfig)
     return [*added, *arguments]  # before the flags
 
 
@@ -77,22 +77,25 @@ def complete_finetuning(arguments: list[str]) -> list[str]:
         ]
     if ASKS_ONLY & set(arguments) or source in ("", "synthetic"):
         return arguments
+    splits = given.get("splits")
+    if "%" in source and not (isinstance(splits, list) and splits):
+        return arguments  # which the schema refuses
     added: list[str] = []
     fitted = "recipe" not in given
     machine = look_at_machine(str(given.get("system.device", "auto")), memory=fitted)
     began = begun("train", given, FINETUNED, FinetuneConfig) if fitted else []
     if began:
         return [*began, *arguments]
-    splits = given.get("splits")
-    first = source.replace("%", str(splits[0])) if isinstance(splits, list) and splits else source
-    videos = list_videos(first, given.get("root"), given.get("data.health", "auto"))
+    videos = list_videos(
+        source.replace("%", str(splits[0])) if splits else source, given.get("root"), given.get("data.health", "auto")
+    )
     if fitted:
         small = str(given.get("backbone") or stored.get("model.backbone") or "tiny3d") == "tiny3d"
         choices = fit_labels(len(videos), small=small, machine=machine, given=given)
         added = [override(choice.option, choice.value) for choice in choices]
         report(choices, f"{source}: {len(videos)} videos; values that fit them and this machine:")
     values = composed_values("finetune", FinetuneConfig, [*added, *arguments])
-    refuse(refusals(values, len(videos), machine), arguments)
+    refuse(refusals(values, len(videos), machine), added, arguments, "finetune", FinetuneConfig)
     return [*added, *arguments]
 
 
@@ -159,17 +162,22 @@ def report(choices: Sequence[Choice], title: str) -> None:
     log.info("\n".join([title, *rows, "  (say an option yourself to override it; docs/own_videos.md has the rules)"]))
 
 
-def refuse(choices: Sequence[Choice], arguments: Sequence[str]) -> None:
-    """Raise InputError with all refusals and the command that would do, if there are any."""
+def refuse(choices: Sequence[Choice], added: Sequence[str], arguments: Sequence[str], program: str, schema: type) -> None:
+    """Raise InputError with all refusals and the command that would do, if there are any. added: the values that were fitted."""
     if not choices:
         return
     new = [f"{choice.option}={choice.value}" for choice in choices]
     given, keys = given_values(arguments), {choice.option for choice in choices}
     kept = [f"{key}={given.get(key, value)}" if sign else key for key, sign, value in (word.partition("=") for word in arguments)]
     kept = [word for word in kept if word.partition("=")[0] not in keys]
-    program = ["python", sys.argv[0]]
+    start = ["python", sys.argv[0]]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        program = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), sys.argv[0]]
+        start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), sys.argv[0]]
     parts = [choice.why for choice in choices]
-    separator = "; " if len(parts) == 1 else "\n  "
-    raise InputError(separator.join([*parts, f"this fits: {shlex.join([*program, *kept, *new])}"]))
+    command = f"this fits: {shlex.join([*start, *kept, *new])}"
+    try:
+        compose_options(program, schema, [*added, *kept, *new])
+    except InputError as error:  # what else is wrong with it, at once too
+        parts.append(str(error))
+        command = command.replace("this fits:", "that apart, this fits:")
+    raise InputError(("; " if len(parts) == 1 else "\n  ").join([*parts, command]))
