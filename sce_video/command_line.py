@@ -23,6 +23,7 @@ import hydra
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -154,12 +155,8 @@ CONFIGS = Path(str(resources.files("sce_video.configs")))
 
 def check_overrides(arguments: Sequence[str], schema: type, recipes: Path) -> None:
     """Refuse unknown options, wrong types and unknown recipes on the command line before Hydra sees them."""
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     own_folder = any(argument.startswith(("--config-dir", "-cd")) for argument in arguments)
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except OverrideParseException as error:
-        raise InputError(f"cannot read {error.override!r}: write key=value, with quotes around odd characters") from error
+    parsed = _parsed(arguments)
     names = set(option_names(schema))
     for override in parsed:
         key = override.key_or_group
@@ -198,6 +195,8 @@ def compose_values(program: str, schema: type, arguments: Sequence[str]) -> Dict
             folders.append(next(words, ""))
         elif word.startswith("--config-dir="):
             folders.append(word.partition("=")[2])
+        elif word in FLAGS_WITH_VALUE:
+            next(words, "")
         elif not word.startswith("-"):
             overrides.append(word)
     if folders:
@@ -217,8 +216,15 @@ def composed_values(program: str, schema: type, arguments: Sequence[str]) -> dic
 
 def given_values(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the options of a command line by dotted name, as Hydra parses them."""
+    return {one.key_or_group: one.value() for one in _parsed(arguments)}
+
+
+def _parsed(arguments: Sequence[str]) -> list[Override]:
     words = [word for word in arguments if "=" in word and not word.startswith("-")]
-    return {one.key_or_group: one.value() for one in OverridesParser.create().parse_overrides(words)}
+    try:
+        return OverridesParser.create().parse_overrides(words)
+    except OverrideParseException as error:
+        raise InputError(f"cannot read {error.override!r}: write key=value, with quotes around odd characters") from error
 
 
 def compose_options(program: str, schema: type[S], arguments: Sequence[str]) -> S:

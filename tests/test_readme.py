@@ -63,7 +63,7 @@ def test_commands_name_tools_and_options_that_exist() -> None:
             assert (ROOT / f"tools/benchmarks/{arguments.split()[0]}.py").exists(), arguments
             continue
         if tool == "checkpoint":
-            assert arguments.split()[0] in ("digest", "inspect", "export")
+            assert arguments.split()[0] in ("digest", "inspect", "export", "cache")
             continue
         if tool == "launch":
             tool, _, arguments = arguments.partition(" -- tools/")[2].partition(".py ")

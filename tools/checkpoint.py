@@ -3,12 +3,16 @@
 python tools/checkpoint.py inspect runs/demo
 python tools/checkpoint.py digest runs/demo runs/copy/checkpoints/step_00000300
 python tools/checkpoint.py export runs/demo encoder.safetensors --to safetensors
+python tools/checkpoint.py cache
 
 digest prints a SHA-256 over names, dtypes, shapes and bytes of all tensors: equal states have equal digests.
+cache lists what the programs keep outside run folders (features, built-in videos) with sizes; cache --clear NAME removes it.
 inspect checks every checkpoint of a run against its digest, and lists the tensors of the newest intact one.
 """
 
 import argparse
+
+from start.caches import clear_cache, list_cache
 
 from sce_video.command_line import errors_as_exit_codes
 from sce_video.config.evaluate import ExportConfig, Format
@@ -26,6 +30,8 @@ if __name__ == "__main__":
     command.add_argument("checkpoint")
     command.add_argument("out", help="file to write; must not exist")
     command.add_argument("--to", required=True, type=Format, choices=list(Format), metavar="|".join(f.value for f in Format))
+    command = commands.add_parser("cache", help="list or clear what the programs keep in $SCE_VIDEO_CACHE")
+    command.add_argument("--clear", metavar="NAME", help="remove an entry of the list, or all of them: `all`")
     with errors_as_exit_codes():
         options = parser.parse_args()
         if options.command == "export":
@@ -34,3 +40,5 @@ if __name__ == "__main__":
             print(f"{inspect.digest(path)}  {path}")
         for path in options.paths if options.command == "inspect" else ():
             print(inspect.describe(path))
+        if options.command == "cache":
+            print("\n".join(clear_cache(options.clear) if options.clear else list_cache()))

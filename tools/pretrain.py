@@ -6,11 +6,18 @@ python tools/pretrain.py recipe=sce_r3d18_ucf101 data.train=/data/ucf101/train.c
 torchrun --nproc-per-node 8 tools/pretrain.py recipe=sce_r3d50_k400_16f data.train=/data/k400/train.csv
 """
 
+import sys
+
+from start import new_recipe
 from start.own_videos import complete
 
-from sce_video.command_line import run_program
+from sce_video.command_line import errors_as_exit_codes, run_program
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.pretrain import pretrain
 
 if __name__ == "__main__":
-    run_program("pretrain", PretrainConfig, pretrain, complete)
+    if any(word.startswith(new_recipe.FLAG) for word in sys.argv[1:]):
+        with errors_as_exit_codes():
+            new_recipe.write_recipe("pretrain", sys.argv[1:])
+    else:
+        run_program("pretrain", PretrainConfig, pretrain, complete)

@@ -20,6 +20,8 @@ from .status import Status, owner
 from .stop import STOP_FILE, StopRequest
 from .watchdog import StepWatch
 
+LONGER = "; a run cannot be made longer, for its learning rate ends at 0: begin one of more epochs elsewhere"
+
 
 class RunFolder:
     """A context manager around a run from its set-up to its end.
@@ -107,7 +109,7 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise InputError(
             f"out={folder} holds a run of another recipe ({'; '.join(differing[:3])}{more}): choose another out=, or "
-            "give the same options to continue it"
+            "give the same options to continue it" + (LONGER if old.get("optim.epochs") != new.get("optim.epochs") else "")
         )
     return True
 

@@ -28,6 +28,7 @@ from start.fit import HELD_OUT, Choice, Machine, fit, fit_labels, refusals
 # Where a run without `out=` and `recipe=` may have begun.
 FOLDERS, FINETUNED = ("runs/own", "runs/demo"), ("runs/finetune_own", "runs/finetune_demo")
 TESTING = ("testing.clips_per_video", "testing.num_crops", "testing.size")
+SHOWS = frozenset(("-c", "--cfg"))  # the options, whether they fit or not
 ASKS_ONLY = frozenset(("-h", "--help", "--hydra-help", "--version", "--info", "-i", "-m", "--multirun"))
 MIN_QUERIES = 5  # held-out videos below which a score by label says nothing
 
@@ -55,7 +56,7 @@ def complete(arguments: list[str]) -> list[str]:
         if "monitor.train" not in given:
             added += ["monitor.train=''", "monitor.val=''"]  # the demo's
         report(choices, f"{source}: {len(videos)} videos; values that fit them and this machine:")
-    if "preview" not in given:
+    if "preview" not in given and not SHOWS & set(arguments):
         values = composed_values("pretrain", PretrainConfig, [*added, *arguments])
         refuse(refusals(values, count(videos, values), machine), added, arguments, "pretrain", PretrainConfig)
     return [*added, *arguments]  # before the flags
@@ -97,6 +98,13 @@ def complete_finetuning(arguments: list[str]) -> list[str]:
     values = composed_values("finetune", FinetuneConfig, [*added, *arguments])
     refuse(refusals(values, len(videos), machine), added, arguments, "finetune", FinetuneConfig)
     return [*added, *arguments]
+
+
+def fits(program: str, arguments: Sequence[str]) -> bool:
+    """Whether the program will choose values itself: no recipe is named, and the videos are the user's own."""
+    given = given_values(arguments)
+    source = given.get({"pretrain": "data.train", "finetune": "train"}.get(program, ""), "")
+    return "recipe" not in given and str(source) not in ("", "synthetic")
 
 
 def list_videos(source: str, root: Any, known_health: Any) -> list[Video]:
