@@ -271,7 +271,8 @@ def _end_process(kind: type[BaseException] | None, error: BaseException | None, 
         return
     if isinstance(error, Preempted):
         if distributed.rank() == 0:
-            log.info(f"stopped: {error}")
+            block = " (torchrun's report below is of this stop)" if distributed.launched() else ""
+            log.info(f"stopped: {error}; the same command continues{block}")
     elif isinstance(error, (InputError, Stopped)):
         if distributed.active() or os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine before ranks have met
             log.error(str(error))
