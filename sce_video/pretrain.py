@@ -82,6 +82,8 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Mo
                 run.evaluate = score_with(monitor)
                 if not run.step:
                     score_untrained(run, monitor, log)
+            elif cfg.monitor.train:
+                log.message("not scored: built-in videos only in runs on them; data.held_out=, monitor.videos= score your own")
             train(run, log, stop)
             log.message(f"done: run folder {folder.path}; next: {next_command(cfg, folder.path, lists)}")
         return folder.path
