@@ -1,7 +1,6 @@
 """The command line of the programs here: common options, and errors as one line on stderr with an exit code.
 
-The exit code of bad input is 2, as it is for argparse's own errors; the codes 70 and 75 of `sce_video.errors` tell a
-scheduler whether to start a training run again, which these programs do not need.
+The exit code of bad input is that of all programs (`sce_video.errors`); docs/troubleshooting.md has the table.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from sce_video.errors import InputError, log
+from sce_video.errors import EXIT_DO_NOT_REPEAT, ArgumentParser, InputError, log
 
-EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
 
@@ -31,7 +29,7 @@ _ADVICE = {
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return an argument parser whose help is the docstring of the program (commands first), then the options."""
-    return argparse.ArgumentParser(
+    return ArgumentParser(
         usage=argparse.SUPPRESS, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
 
@@ -66,7 +64,7 @@ def positive(text: str) -> int:
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Call `main` with the arguments of the command line; exit with one line on stderr if the user can mend the error.
 
-    Exit codes: 2 for InputError and for a disk that is full or read-only, 130 for Ctrl-C, 141 for a closed pipe. Every
+    Exit codes: 70 for InputError and for a disk that is full or read-only, 130 for Ctrl-C, 141 for a closed pipe. Every
     other exception keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -92,4 +90,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 def _exit_with(message: str) -> None:
     log.error(message)
-    sys.exit(EXIT_BAD_INPUT)
+    sys.exit(EXIT_DO_NOT_REPEAT)
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        "command_line.py is no program: it reads command lines for the programs beside it; data_prep/README.md lists them"
+    )

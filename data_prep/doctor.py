@@ -12,9 +12,11 @@ path, status and reason, and summary.html. The videos are only read. media/exami
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import command_line
@@ -28,9 +30,10 @@ from media import health_report
 from media.examine import STATUSES, examine, stamped
 
 from sce_video.data import manifest
-from sce_video.errors import printable
+from sce_video.errors import log, printable
 
 PROGRAM = "doctor.py"
+TINY = 64  # pixels of the shorter side
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,10 +57,22 @@ def check(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     shard = shard_of(given)
     items = items_of(manifest.read(given.manifest, given.root))
+    passed_over(given.manifest)
     plan = {name: getattr(given, name) for name in ("quick", "hang_seconds", "min_frames", "drop_short")}
     job = Job(given.out, PROGRAM, items, plan, shard.count)
     looked = partial(examine, quick=given.quick, min_frames=given.min_frames)
     shard_command.do_shard(job, shard, lambda left: _examined(left, looked, given.jobs, given.hang_seconds), finish)
+
+
+def passed_over(folder: str) -> None:
+    """Say which files below a folder are no videos by their ending; nothing for a list."""
+    others: Counter[str] = Counter()
+    for _, folders, files in os.walk(folder):  # nothing for a list
+        folders[:] = [name for name in folders if not manifest.is_video_name(name)]  # pictures of a video
+        others.update(Path(name).suffix.lower() or "no ending" for name in files if not manifest.is_video_name(name))
+    if others:
+        named = ", ".join(f"{count} {printable(ending)}" for ending, count in others.most_common(8))
+        log.info(f"passed over by ending: {named}")
 
 
 def _examined(left: Sequence[Row], looked: Any, jobs: int, hang_seconds: float) -> Iterator[Row]:
@@ -83,7 +98,17 @@ def finish(job: Job) -> None:
         print(f"  {row['status']}: {printable(row['path'])}: {row['reason']}")
     if len(bad) > 20:
         print(f"  and {len(bad) - 20} more")
+    kept = [row for row in rows if row not in bad and row["status"] in ("ok", "short")]
+    name_some("short", [row for row in kept if row["status"] == "short"])
+    name_some(f"tiny, below {TINY} pixels", [row for row in kept if min(row["width"], row["height"]) < TINY])
     print(f"train on {printable(str(job.out / 'clean.csv'))}; the rest is in quarantine.csv, all of it in summary.html")
+
+
+def name_some(what: str, rows: Sequence[Row]) -> None:
+    """Print the names of the first of these videos, which are kept."""
+    if rows:
+        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+        print(f"{what}, kept: {', '.join(printable(row['id']) for row in rows[:5])}{more}")
 
 
 if __name__ == "__main__":

@@ -75,3 +75,7 @@ def csv_bytes(columns: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> byte
     writer.writerow(names)
     writer.writerows([["" if row.get(name) is None else row[name] for name in names] for row in rows])
     return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+if __name__ == "__main__":
+    raise SystemExit("output_files.py is no program: it serves those that data_prep/README.md lists")

@@ -168,10 +168,12 @@ def estimate(items: Sequence[Row], form: Form, given: Any) -> tuple[str, int]:
         raise InputError(f"none of the {len(some)} files tried can be shrunk: look at them with data_prep/doctor.py")
     before = sum(row["bytes_before"] for row in rows)
     needed = round(sum(sizes) * sum(row["bytes_after"] for row in rows) / before)
-    hours = sum(sizes) * sum(row["processor_seconds"] for row in rows) / before / 3600
+    seconds = sum(sizes) * sum(row["processor_seconds"] for row in rows) / before
+    hours, minutes = seconds / 3600, seconds / given.jobs / 60
+    duration = f"{minutes:.1f} minutes" if minutes >= 1 else f"{60 * minutes:.0f} seconds"
     sentence = (
         f"{len(items)} files, {sum(sizes) / 1e9:.2f} GB: copies will take about {needed / 1e9:.2f} GB and "
-        f"{hours:.2f} processor hours, {hours / given.jobs * 60:.1f} minutes with {given.jobs} jobs "
+        f"{hours:.2f} processor hours, {duration} with {given.jobs} jobs "
         f"(from {len(rows)} files tried)"
     )
     return sentence, needed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +25,14 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from . import distributed
 from .errors import InputError, Preempted, Stopped, exit_code, log
+from .runs.folder import flatten
 
 # Hydra 1.3 warns without version_base, 1.4 warns with it.
 _VERSION: dict[str, Any] = {"version_base": None} if hydra.__version__.startswith("1.3") else {}
@@ -78,15 +81,89 @@ def _check_ranges(options: Any, prefix: str = "") -> None:
                 raise InputError(f"{name} ({number}) must be a number from {low:g} to {high:g}")
 
 
-def option_names(schema: type, prefix: str = "") -> list[str]:
-    """Return the dotted names of all options of a schema, sections included."""
-    names = []
+# Hydra's own flags that a user may give, and those of them that the next word belongs to.
+FLAGS = frozenset(
+    ("-h", "--help", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "-p", "--package", "-m", "--multirun", "-cd")
+    + ("--config-dir", "--info", "-i")
+)
+FLAGS_WITH_VALUE = frozenset(["--cfg", "-c", "-p", "--package", "-cd", "--config-dir"])
+_PLAIN = re.compile(r"[\w./:@%+-]*", re.ASCII)  # values that Hydra reads as they are
+
+
+def option_types(schema: type, prefix: str = "") -> dict[str, Any]:
+    """Return the types of all options of a schema by dotted name, sections included."""
+    found: dict[str, Any] = {}
     hints = get_type_hints(schema)
     for item in fields(schema):
-        names.append(prefix + item.name)
+        found[prefix + item.name] = hints[item.name]
         if is_dataclass(hints[item.name]):
-            names += option_names(hints[item.name], f"{prefix}{item.name}.")  # type: ignore[arg-type]
-    return names
+            found |= option_types(hints[item.name], f"{prefix}{item.name}.")  # type: ignore[arg-type]
+    return found
+
+
+def option_names(schema: type) -> list[str]:
+    """Return the dotted names of all options of a schema, sections included."""
+    return list(option_types(schema))
+
+
+def override(key: str, value: object) -> str:
+    """Return `key=value` as Hydra reads it: text with odd characters in quotes."""
+    if not isinstance(value, str):
+        return f"{key}={str(value).lower() if isinstance(value, bool) or value is None else value}".replace("=none", "=null")
+    return f"{key}={value}" if value and _PLAIN.fullmatch(value) else f"{key}={_quoted(value)}"
+
+
+def _quoted(value: str) -> str:
+    """Quote text for Hydra: backslashes count only before a quote, where they are doubled."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
+
+
+def read_words(arguments: Sequence[str], schema: type) -> list[str]:
+    """Return the command line as Hydra reads it: `key = value` and `--key value` are `key=value`, odd text is quoted.
+
+    Raises InputError for a word that is neither an option nor a flag.
+    """
+    types = {**option_types(schema), "recipe": None}
+    sweep = bool({"-m", "--multirun"} & set(arguments))
+    words: list[str] = []
+    flags: list[str] = []  # last, for Hydra reads no options after them
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word.partition("=")[0] in FLAGS:
+            flags += [word, *([rest.pop(0)] if word in FLAGS_WITH_VALUE and rest else [])]
+            continue
+        bare = word.lstrip("-")
+        alone = "=" not in bare and bool(rest) and rest[0].startswith("=")
+        bare += rest.pop(0) if alone else ""
+        key, sign, value = bare.partition("=")
+        if word.startswith("-") and key not in types:
+            raise _unknown(key, schema)
+        waits = key.strip() in types and not value and (bool(sign) or word.startswith("-"))
+        if waits and rest and rest[0] not in FLAGS and (alone or "=" not in rest[0]):
+            sign, value = "=", rest.pop(0)
+        if not sign and not word.startswith("~"):
+            raise _no_option(word, words, types)
+        words.append(_for_hydra(key, value, types, sweep=sweep) if sign else word)
+    return [*words, *flags]
+
+
+def _for_hydra(key: str, value: str, types: Mapping[str, Any], *, sweep: bool) -> str:
+    """Return `key=value`, quoted where the option is text with odd characters."""
+    key, value = key.strip(), value.strip() if types.get(key.strip()) is not str else value
+    given_as_hydra_reads = value[:1] in ("'", '"') and value[-1:] == value[:1] or "${" in value or (sweep and "," in value)
+    if types.get(key.lstrip("+")) is not str or not value or given_as_hydra_reads:
+        return f"{key}={value}"
+    return override(key, os.path.expanduser(value) if value.startswith("~/") else value)
+
+
+def _no_option(word: str, before: Sequence[str], types: Mapping[str, Any]) -> InputError:
+    if word in types:
+        return InputError(f"option {word} has no value: write {word}=VALUE")
+    if before and os.path.exists(f"{before[-1].partition('=')[2]} {word}"):
+        return InputError(f"a name with blanks needs quotes for the shell: write '{before[-1]} {word}'")
+    first = next(name for name in ("data.train", "data", "checkpoint") if name in types)
+    return InputError(f"cannot read {word!r}: write option=value, e.g. {first}={word}")
 
 
 def _unknown(key: str, schema: type) -> InputError:
@@ -134,12 +211,8 @@ CONFIGS = _find_configs()
 
 def check_overrides(arguments: Sequence[str], schema: type, recipes: Path) -> None:
     """Refuse unknown options, wrong types and unknown recipes on the command line before Hydra sees them."""
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     own_folder = any(argument.startswith(("--config-dir", "-cd")) for argument in arguments)
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except OverrideParseException as error:
-        raise InputError(f"cannot read {error.override!r}: write key=value, with quotes around odd characters") from error
+    parsed = _parsed(arguments)
     names = set(option_names(schema))
     for override in parsed:
         key = override.key_or_group
@@ -170,33 +243,66 @@ def given_options(values: Mapping[str, str], schema: type[S]) -> S:
     return typed(OmegaConf.create(dict(values)), schema)
 
 
-def compose_options(program: str, schema: type[S], arguments: Sequence[str]) -> S:
-    """Return the options that tools/<program>.py would run with; InputError where it would refuse them."""
-    check_overrides(arguments, schema, CONFIGS / program / "recipe")
+def compose_values(program: str, schema: type, arguments: Sequence[str]) -> DictConfig:
+    """Return the options that Hydra composes from a command line, unchecked; InputError where it refuses."""
     folders, overrides, words = [], [], iter(arguments)
     for word in words:
         if word in ("--config-dir", "-cd"):
             folders.append(next(words, ""))
         elif word.startswith("--config-dir="):
             folders.append(word.partition("=")[2])
-        else:
+        elif word in FLAGS_WITH_VALUE:
+            next(words, "")
+        elif not word.startswith("-"):
             overrides.append(word)
     if folders:
         overrides.append(f"hydra.searchpath=[{','.join(f'file://{Path(folder).resolve()}' for folder in folders)}]")
     ConfigStore.instance().store(name=f"{program}_schema", node=schema)
     with initialize_config_module(f"sce_video.configs.{program}", **_VERSION):
         try:
-            return typed(compose("base", overrides), schema)
+            return compose("base", overrides)
         except HydraException as error:
             raise InputError(f"{program}: {str(error).splitlines()[0]}") from error
 
 
-def run_program(program: str, schema: type[S], action: Callable[[S], object]) -> None:
-    """Compose `configs/<program>/base.yaml` with the command line and call `action` with the checked options."""
+def composed_values(program: str, schema: type, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return all options of a command line by dotted name, unchecked; `???` stands for a missing one."""
+    return flatten(OmegaConf.to_container(compose_values(program, schema, arguments), enum_to_str=True))
+
+
+def given_values(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a command line by dotted name, as Hydra parses them."""
+    return {one.key_or_group: one.value() for one in _parsed(arguments)}
+
+
+def _parsed(arguments: Sequence[str]) -> list[Override]:
+    words = [word for word in arguments if "=" in word and not word.startswith("-")]
+    try:
+        return OverridesParser.create().parse_overrides(words)
+    except OverrideParseException as error:
+        raise InputError(f"cannot read {error.override!r}: write key=value, with quotes around odd characters") from error
+
+
+def compose_options(program: str, schema: type[S], arguments: Sequence[str]) -> S:
+    """Return the options that tools/<program>.py would run with; InputError where it would refuse them."""
+    words = read_words(arguments, schema)
+    check_overrides(words, schema, CONFIGS / program / "recipe")
+    return typed(compose_values(program, schema, words), schema)
+
+
+def run_program(
+    program: str, schema: type[S], action: Callable[[S], object], complete: Callable[[list[str]], list[str]] | None = None
+) -> None:
+    """Compose `configs/<program>/base.yaml` with the command line and call `action` with the checked options.
+
+    complete: adds options to those of the command line, before they are composed.
+    """
     ConfigStore.instance().store(name=f"{program}_schema", node=schema)
     with errors_as_exit_codes():
         check_launcher(os.environ)
-        check_overrides(sys.argv[1:], schema, CONFIGS / program / "recipe")
+        words = read_words(sys.argv[1:], schema)
+        check_overrides(words, schema, CONFIGS / program / "recipe")
+        sys.argv[1:] = complete(words) if complete else words
 
     @hydra.main(config_path=f"pkg://sce_video.configs.{program}", config_name="base", **_VERSION)
     def main(composed: DictConfig) -> None:
@@ -233,7 +339,8 @@ def _end_process(kind: type[BaseException] | None, error: BaseException | None, 
         return
     if isinstance(error, Preempted):
         if distributed.rank() == 0:
-            log.info(f"stopped: {error}")
+            block = " (torchrun's report below is of this stop)" if distributed.launched() else ""
+            log.info(f"stopped: {error}; the same command continues{block}")
     elif isinstance(error, torch.OutOfMemoryError):
         # "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB of which 1.0 GiB is free. ..."
         facts = ". ".join(str(error).split(". ")[:3])
@@ -242,7 +349,8 @@ def _end_process(kind: type[BaseException] | None, error: BaseException | None, 
             "tools/plan.py says what fits"
         )
     elif isinstance(error, (InputError, Stopped)):
-        log.error(str(error))
+        if distributed.active() or os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine before ranks have met
+            log.error(str(error))
     elif distributed.active():
         traceback.print_exception(kind, error, trace)
     else:

@@ -66,8 +66,8 @@ def write(out: Path, found: extract.Features, videos: list[Video]) -> None:
                 np.savez(file, **{name: tensor.numpy() for name, tensor in arrays.items()}, paths=paths, labels=labels)  # type: ignore[arg-type]
         else:
             try:
-                from safetensors.torch import save_file
+                from safetensors.torch import save  # its save_file makes files that only the owner reads
             except ModuleNotFoundError as error:
                 raise InputError("writing .safetensors needs safetensors: pip install safetensors, or out=x.npz") from error
-            save_file(arrays, work)
+            work.write_bytes(save(arrays))
             write_rows(out.with_suffix(".csv"), ("path", "label"), ((video.path, video.label or "") for video in videos))

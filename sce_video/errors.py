@@ -7,10 +7,11 @@ or of the machine, keeps its traceback and ends with 1. Batch scripts start the 
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 EXIT_UNEXPECTED = 1
 EXIT_DO_NOT_REPEAT = 70  # EX_SOFTWARE: the same would happen again
@@ -55,6 +56,13 @@ def _escape(char: str) -> str:
 
 class InputError(ValueError):
     """Bad input: an option, a file, a folder. The message is all that the user is shown. Exit code 70."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, with InputError for a command that it cannot read, so that bad input has one exit code everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}: --help shows commands and options")
 
 
 class Stopped(RuntimeError):

@@ -7,12 +7,13 @@ second row is the same network with random weights.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from . import distributed
 from .config.evaluate import EvaluateConfig
 from .errors import InputError
-from .evaluation import low_shot, metrics
+from .evaluation import low_shot, metrics, pictures
 from .evaluation.extract import Features
 from .evaluation.task import (
     Task,
@@ -39,12 +40,25 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
         task = prepare(cfg, cfg.train, cfg.test)
         out = choose_output_file(cfg.out, cfg.checkpoint, f"evaluate_{task.test_name}")
         result: dict[str, Any] = describe(task) | {"knn": {"k": cfg.k, "temp": cfg.temp}, "repeats": cfg.repeats, "rows": {}}
-        for name, (train, test) in extract(task, cfg, device, kinds=("backbone",)).items():
+        found = extract(task, cfg, device, kinds=("backbone",))
+        for name, (train, test) in found.items():
             result["rows"][name] = score(train, test, task, cfg)
         if distributed.rank() == 0:
             print_table(result, cfg)
             write_json(out, result)
+            draw(out.with_name(f"{out.stem}_confusion.png"), *found["checkpoint"], task, cfg)
         return result
+
+
+def draw(path: Path, train: Features, test: Features, task: Task, cfg: EvaluateConfig) -> None:
+    """Draw the confusion of the nearest neighbours' votes."""
+    labels = task.labels(test, "test")
+    bank = train.features["backbone"], task.labels(train, "train")
+    found = metrics.weighted_knn(test.features["backbone"], labels, *bank, k=cfg.k, temp=cfg.temp)
+    counts = metrics.confusion_matrix(found.predicted, labels, len(task.classes)).tolist()
+    title = f"kNN {100 * found.accuracy:.1f} % of {len(labels)} videos: true classes in rows"
+    pictures.save(pictures.confusion(counts, task.classes, title), path)
+    print(f"written: {path}")
 
 
 def score(train: Features, test: Features, task: Task, cfg: EvaluateConfig) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def write_torchvision(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None
 
 def write_safetensors(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None:
     """Write backbone and projector, and the encoder's description as metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save  # its save_file makes files that only the owner reads
 
     backbone = encoder.backbone.state_dict()
     found = layouts.to_backbone(backbone)
@@ -115,7 +115,7 @@ def write_safetensors(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None
     tensors = {**backbone, **{f"projector.{key}": value for key, value in projector.items()}}
     about = {"backbone": encoder.name, "mean": encoder.mean, "std": encoder.std, **encoder.clip}
     metadata = {"format": "pt", read.DESCRIPTION: json.dumps(about)}
-    save_file({key: value.clone().contiguous() for key, value in tensors.items()}, path, metadata=metadata)
+    path.write_bytes(save({key: value.clone().contiguous() for key, value in tensors.items()}, metadata=metadata))
 
 
 def write_onnx(encoder: FrozenEncoder, path: Path, clips: Tensor) -> None:

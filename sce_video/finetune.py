@@ -13,14 +13,19 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
 from . import distributed
 from .config.finetune import FinetuneConfig, Select
+from .data import loader
+from .errors import InputError, log
 from .evaluation import classify
+from .evaluation.task import choose_output_file
+from .evaluation.views import Views, test_size
 from .runs.background_save import Saver
-from .runs.files import write_atomically
+from .runs.files import to_json, write_atomically
 from .runs.folder import RunFolder
 from .runs.status import Status
 from .runs.stop import StopRequest
@@ -28,6 +33,7 @@ from .training.finetune_setup import Finetuning, load_best, set_up_finetuning, s
 from .training.log import RunLog
 from .training.loop import train
 from .training.setup import open_log, open_session
+from .weights.load import load_classifier
 
 SELECTED = {
     Select.last: "the last weights",
@@ -37,7 +43,13 @@ SELECTED = {
 
 
 def finetune(cfg: FinetuneConfig) -> list[dict[str, Any]]:
-    """Train and test as cfg says, or continue; with splits, one after another. Return result.json's content per split."""
+    """Train and test as cfg says, or continue; with splits, one after another. Return result.json's content per split.
+
+    With cfg.predict only videos are classified, and nothing is returned.
+    """
+    if cfg.predict:
+        classify_videos(cfg)
+        return []
     out = cfg.run_folder
     with open_session(cfg.system, cfg.optim.precision) as device, StopRequest(out) as stop, Status(out) as whole:
         results = []
@@ -122,7 +134,7 @@ def test(task: Finetuning, log: RunLog) -> dict[str, Any]:
     folder = run.folder.path
     if distributed.rank() == 0:
         result["per_class"] = classify.write_report(folder, predictions, lists.videos["test"], lists.ids["test"], lists.classes)
-        write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        write_atomically(folder / "result.json", to_json(result) + "\n")
     missing = figures["listed"] - figures["scored"]
     log.message(
         f"test: top-1 {100 * figures['top1']:.2f} %, top-5 {100 * figures['top5']:.2f} % of "
@@ -132,8 +144,42 @@ def test(task: Finetuning, log: RunLog) -> dict[str, Any]:
     )
     for failure in predictions.failures:
         log.message(f"not scored, unreadable: {failure.reason}")
-    log.message(f"done: {folder}/result.json, predictions.csv, per_class.csv, confusion.csv")
+    log.message(
+        f"done: {folder}/result.json, predictions.csv, per_class.csv, confusion.csv; videos without labels: "
+        f"python tools/finetune.py predict=FOLDER {shlex.quote(f'checkpoint={folder}')}"
+    )
     return result
+
+
+def classify_videos(cfg: FinetuneConfig) -> None:
+    """Write the best classes of videos, or of their windows, by the classifier of a finished run."""
+    name = Path(cfg.predict.rstrip("/")).stem
+    out = choose_output_file(cfg.out, cfg.checkpoint, f"predictions_{name}", ".csv")
+    with distributed.session(cfg.system.device.value) as device:
+        if cfg.window_seconds and distributed.world_size() > 1:
+            raise InputError("window_seconds= is done by one process: start it without torchrun")
+        classifier, classes = load_classifier(cfg.checkpoint)
+        videos = loader.read_videos(cfg.predict, split="val", root=cfg.root, known_health=cfg.data.health)
+        clip, testing = classifier.clip, cfg.testing
+        size = testing.size or test_size(int(clip["size"]))
+        views = Views(testing.clips_per_video, testing.num_crops, int(clip["num_frames"]), clip["clip_seconds"], size)
+        options: dict[str, Any] = {"device": device, "decoder": cfg.data.decoder.value, "title": name}
+        header, about = ["path"], list[tuple[str, ...]]()
+        if cfg.window_seconds:
+            found, times = classify.predict_windows(
+                classifier.to(device), videos, views, every_seconds=cfg.window_seconds, **options
+            )
+            header += ["start", "end"]
+            about = [(videos[row].path, f"{a:.2f}", f"{b:.2f}") for row, (a, b) in zip(found.rows, times, strict=True)]
+        else:
+            workers = loader.share_cores(device, cfg.system.workers)
+            found = classify.predict(classifier.to(device), videos, views, workers=workers, **options)
+            about = [(videos[row].path,) for row in found.rows]
+        if distributed.rank() == 0:
+            classify.write_predictions(out, header, about, found, classes)
+            print(f"written: {out}: {len(set(found.rows))}/{len(videos)} videos, {len(found.rows)} rows, {len(classes)} classes")
+            for failure in found.failures:
+                log.info(f"not classified, unreadable: {failure.reason}")
 
 
 def describe(task: Finetuning) -> str:
@@ -158,5 +204,5 @@ def print_splits(out: Path, splits: list[int], results: list[dict[str, Any]]) ->
     means = {name: math.fsum(values) / len(values) for name, values in top.items()}
     print(f"{'mean':<8}{means['top1']:8.2f}{means['top5']:8.2f}")
     summary = {"splits": dict(zip(map(str, splits), results, strict=True)), "mean": means}
-    write_atomically(out / "splits.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(out / "splits.json", to_json(summary) + "\n")
     print(f"written: {out / 'splits.json'}")

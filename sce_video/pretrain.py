@@ -1,6 +1,7 @@
 """Pretrain an encoder without labels, on one process or many, and continue where a run was stopped.
 
     python tools/pretrain.py                                  # the demo: built-in videos, minutes on a CPU
+    python tools/pretrain.py data.train=/data/my_videos       # any folder of videos, with values that fit it
     python tools/pretrain.py recipe=sce_r3d18_k400 data.train=/data/k400/train.csv
     torchrun --nproc-per-node 8 tools/pretrain.py recipe=...  # the same on 8 GPUs
 
@@ -24,11 +25,14 @@ from .randomness import generator
 from .runs.background_save import Saver
 from .runs.folder import RunFolder
 from .runs.stop import StopRequest
+from .training.handing_on import next_command
 from .training.log import RunLog
 from .training.loop import Run, train
 from .training.monitor import Monitor
 from .training.preview import preview
 from .training.setup import open_log, open_session, set_up_pretraining
+
+NAMES = {"knn_top1": "kNN", "r_at_1": "R@1", "pair_r_at_1": "R@1 of the same video"}  # figures that are shares
 
 
 def build_sce(cfg: PretrainConfig) -> SCE:
@@ -69,18 +73,19 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Mo
         StopRequest(cfg.run_folder) as stop,
         RunFolder(cfg.run_folder, cfg, stop) as folder,
     ):
-        run, monitor = set_up_pretraining(cfg, build_method, device, folder)
+        run, monitor, lists = set_up_pretraining(cfg, build_method, device, folder)
         clips_per_step = len(cfg.augment.views) * cfg.optim.batch
         with open_log(run, clips_per_step=clips_per_step, every=cfg.system.log_every) as log:
             log.message(f"{'continuing' if run.step else 'training'} {describe(cfg, run)}")
+            log.message(f"needs: {run.needs}")
             if monitor:
                 run.evaluate = score_with(monitor)
                 if not run.step:
                     score_untrained(run, monitor, log)
+            elif cfg.monitor.train:
+                log.message("not scored: built-in videos only in runs on them; data.held_out=, monitor.videos= score your own")
             train(run, log, stop)
-            train_list, test_list = (cfg.monitor.train, cfg.monitor.val) if monitor else ["<labelled list>"] * 2
-            lists = f"train={train_list} test={test_list}"
-            log.message(f"done: run folder {folder.path}; next: python tools/retrieval.py checkpoint={folder.path} {lists}")
+            log.message(f"done: run folder {folder.path}; next: {next_command(cfg, folder.path, lists)}")
         return folder.path
 
 
@@ -88,7 +93,7 @@ def score_untrained(run: Run, monitor: Monitor, log: RunLog) -> None:
     """Score the encoder before the first step: the baseline, kept in every checkpoint and printed beside later scores."""
     run.notes["untrained"] = monitor.score(run.method.online.backbone)
     log.evaluation(0, run.notes["untrained"])
-    log.message(f"untrained network: {scores(run.notes['untrained'])}")
+    log.message(f"untrained network: {scores(run.notes['untrained'])} ({monitor.about})")
 
 
 def score_with(monitor: Monitor) -> Callable[[Run, RunLog, Saver], None]:
@@ -98,7 +103,8 @@ def score_with(monitor: Monitor) -> Callable[[Run, RunLog, Saver], None]:
         figures = monitor.score(run.method.online.backbone)
         log.evaluation(run.step, figures)
         epoch = run.step // run.steps_per_epoch
-        log.message(f"epoch {epoch}: {scores(figures)} | untrained network: {scores(run.notes['untrained'])}")
+        untrained = {name: value for name, value in run.notes["untrained"].items() if name in figures}  # by the same scores
+        log.message(f"epoch {epoch}: {scores(figures)} | untrained network: {scores(untrained)} ({monitor.about})")
 
     return score
 
@@ -116,9 +122,7 @@ def describe(cfg: PretrainConfig, run: Run) -> str:
 
 def scores(figures: dict[str, float]) -> str:
     """Return the figures of an evaluation as text."""
-    if not figures:
-        return "not scored"
-    missing = figures["videos_listed"] - figures["videos_read"]
-    return f"kNN {100 * figures['knn_top1']:.1f} %, R@1 {100 * figures['r_at_1']:.1f} %" + (
-        f" ({missing:.0f} videos unreadable)" if missing else ""
-    )
+    shown = [f"{NAMES[name]} {100 * value:.1f} %" for name, value in figures.items() if name in NAMES]
+    shown += [f"{name.replace('_', ' ')} {figures[name]:.2f}" for name in ("feature_spread", "effective_rank") if name in figures]
+    missing = figures["videos_listed"] - figures["videos_read"] if shown else 0
+    return (", ".join(shown) or "not scored") + (f" ({missing:.0f} videos unreadable)" if missing else "")

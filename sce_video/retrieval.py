@@ -7,11 +7,13 @@ other common protocols from the same decode: one view, not centred, the projecto
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from . import distributed
 from .config.evaluate import RetrievalConfig
-from .evaluation import metrics
+from .data.manifest import Video
+from .evaluation import metrics, pictures, search
 from .evaluation.extract import Features
 from .evaluation.task import (
     Task,
@@ -27,6 +29,7 @@ from .evaluation.task import (
 )
 
 KS = (1, 5, 10, 20, 25, 50)
+DRAWN, NEIGHBOURS = 6, 5  # queries in the picture, and what they found
 PROTOCOL = "backbone, all views, centred"
 VARIANTS = {
     PROTOCOL: ("backbone", True),
@@ -51,7 +54,29 @@ def retrieve(cfg: RetrievalConfig) -> dict[str, Any]:
         if distributed.rank() == 0:
             print_table(result)
             write_json(out, result)
+            draw(out.with_name(f"{out.stem}_retrieved.png"), *found["checkpoint"], task)
         return result
+
+
+def draw(path: Path, bank: Features, query: Features, task: Task) -> None:
+    """Draw a test video of each of some classes and its nearest training videos."""
+    labels = task.labels(query, "test").tolist()
+    first = {label: row for row, label in reversed([*enumerate(labels)])}
+    rows = [first[label] for label in sorted(first)][:: max(1, len(first) // DRAWN)][:DRAWN]
+    features = query.features["backbone"]
+    # Centred by the mean of all queries, as in the table.
+    near = search.nearest(features, bank.features["backbone"], NEIGHBOURS, center="own").rows[rows].tolist()
+    shown = [
+        (named(task.test[query.rows[row]]), [named(task.train[bank.rows[hit]]) for hit in hits])
+        for row, hits in zip(rows, near, strict=True)
+    ]
+    pictures.save(pictures.retrieved(shown, f"Test videos and their {NEIGHBOURS} nearest training videos, nearest first"), path)
+    print(f"written: {path}")
+
+
+def named(video: Video) -> tuple[str, str]:
+    """Return the path and the class of a video."""
+    return video.path, str(video.label)
 
 
 def choose(cfg: RetrievalConfig, *, with_projector: bool) -> dict[str, tuple[str, bool]]:

@@ -27,6 +27,7 @@ SHARED = ROOT.parent / "shared"
 # For programs that import modules of the tests: the code beside them, whatever is installed.
 TESTS_TOO = os.pathsep.join([str(ROOT / "tests"), str(ROOT), str(ROOT / "tools")])
 TINY_RECIPE = [
+    "recipe=demo",
     "data.num_frames=4",
     "data.clip_seconds=0.8",
     "augment.size=32",

@@ -25,7 +25,7 @@ def train_ahead(*options: str) -> Path:
         StopRequest(cfg.run_folder) as stop,
         RunFolder(cfg.run_folder, cfg, stop) as folder,
     ):
-        run, _ = set_up_pretraining(cfg, build_sce, device, folder)
+        run, _, _ = set_up_pretraining(cfg, build_sce, device, folder)
         assert not run.ahead, "a CPU has nothing to overlap"
         run.ahead = True
         with open_log(run, clips_per_step=2 * cfg.optim.batch, every=1) as log:

@@ -44,7 +44,7 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 ONLY_IN = {
     "decord": ["data.readers.decord"],
     "torchcodec": ["data.readers.torchcodec"],
-    "PIL": ["data.readers.frame_folder", "training.preview"],
+    "PIL": ["data.readers.frame_folder", "evaluation.pictures", "training.preview"],
     "av": ["data.readers.media", "data.readers.orientation", "data.readers.pyav", "data.synthetic"],
     "pytorchvideo": ["models.backbones"],
     "torchvision": ["models.backbones"],
@@ -169,8 +169,10 @@ def test_the_whole_keeps_its_budget() -> None:
     assert len(top) <= 22
     for folder in {path.parent for path in MODULES}:
         assert len(list(folder.glob("*.py"))) <= 14, folder
-    assert lines_of(MODULES) <= 11_000
-    assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 9_000
+    # Raised on 2026-11-28 from 11,000 and 9,000: the batched augmentation, memory planning and batch norm for GPUs (1,050 lines),
+    # files that other readers read wrongly (480), faults by attack (410), and the first hour with own videos (700).
+    assert lines_of(MODULES) <= 13_700
+    assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 11_000
     for method in (PACKAGE / "methods").glob("*.py"):
         assert lines_of(closure(method)) <= 1_800, method
     main_path = ["pretrain", "training/loop", "methods/sce", "losses", "data/dataset", "augment/pipeline"]
@@ -264,7 +266,7 @@ for name in ("r3d50", "r2plus1d18"):
 
 
 # ExportConfig and RetrievalConfig: trust and weights.key, without which a foreign file is either refused or runs its code.
-OPTIONS = {PretrainConfig: 110, FinetuneConfig: 90, EvaluateConfig: 27, RetrievalConfig: 22, FeaturesConfig: 22, ExportConfig: 8}
+OPTIONS = {PretrainConfig: 110, FinetuneConfig: 92, EvaluateConfig: 27, RetrievalConfig: 22, FeaturesConfig: 22, ExportConfig: 8}
 
 
 def count_options(schema: type, seen: set[type]) -> int:

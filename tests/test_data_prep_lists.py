@@ -32,7 +32,7 @@ def program(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[st
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:
     """Return the one line of a program that refused its input."""
-    assert result.returncode == 2, result.stderr
+    assert result.returncode == 70, result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: ")
     return result.stderr

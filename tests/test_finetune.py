@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from sce_video.training.optim import by_depth
 from sce_video.weights import load
 
 TINY = [
+    "recipe=demo",
     "data.num_frames=4",
     "data.clip_seconds=0.8",
     "augment.size=32",
@@ -100,6 +102,67 @@ def finished(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "with the 1 unreadable ones" in result.stderr
     assert "gone.mp4" in result.stderr
     return folder / "run"
+
+
+def test_predictions_name_the_best_classes_in_order(finished: Path) -> None:
+    for row in rows(finished / "predictions.csv"):
+        if row["predicted"] == "unreadable":
+            assert row["probability_2"] == ""
+            continue
+        shares = [float(row[f"probability{rank}"]) for rank in ("", "_2", "_3", "_4")]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=2.1e-4), "there are four classes"
+
+
+def test_unlabelled_videos_are_classified_as_in_the_test(finished: Path, videos: Path, tmp_path: Path) -> None:
+    """The same videos as the test list's, without labels: the same probabilities to the digit."""
+    names = [row["path"] for row in rows(finished / "predictions.csv") if row["predicted"] != "unreadable"]
+    folder = tmp_path / "more videos"
+    folder.mkdir()
+    for name in names:
+        shutil.copy(name, folder / Path(name).name)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    result = run_tool("finetune", f"checkpoint={finished}", f"predict={folder}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "broken.mp4" in result.stderr
+    found = {Path(row.pop("path")).name: row for row in rows(finished / "predictions_more videos.csv")}
+    assert found.pop("broken.mp4")["predicted"] == "unreadable"
+    for row in rows(finished / "predictions.csv"):
+        name, _ = Path(row.pop("path")).name, row.pop("label")
+        assert row["predicted"] == "unreadable" or found[name] == row
+
+
+@pytest.mark.slow
+def test_windows_of_a_video_cover_it(finished: Path, videos: Path, tmp_path: Path) -> None:
+    video = next(videos.rglob("*.mp4"))  # two seconds
+    options = [f"checkpoint={finished}", f"predict={video}", "window_seconds=0.5", "out=windows.csv"]
+    result = run_tool("finetune", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    times = [(float(row["start"]), float(row["end"])) for row in rows(tmp_path / "windows.csv")]
+    assert len(times) == 4
+    assert times[0][0] == 0
+    assert times[-1][1] == 2
+    again = run_tool("finetune", *options, cwd=tmp_path)
+    assert again.returncode == 70
+    assert "out=windows.csv exists" in again.stderr
+
+
+PREDICT_WRONG = [
+    (["predict=x"], "predict= needs checkpoint="),
+    (["predict=nowhere", "checkpoint={finished}"], "'nowhere' does not exist"),
+    (["predict=nowhere", "checkpoint=nowhere"], "nowhere"),
+    (["window_seconds=2", "train=a", "test=b", "checkpoint=c"], "window_seconds= is for predict=FOLDER"),
+    (["predict=x", "window_seconds=-1", "checkpoint=c"], "window_seconds (-1.0) must be at least 0 seconds"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "message"), PREDICT_WRONG, ids=[" ".join(case[0]) for case in PREDICT_WRONG])
+def test_wrong_predictions_are_refused(options: list[str], message: str, finished: Path, tmp_path: Path) -> None:
+    result = run_tool("finetune", *(option.format(finished=finished) for option in options), cwd=tmp_path)
+    assert result.returncode == 70, result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_it_learns_and_the_rate_follows_the_schedule(finished: Path) -> None:

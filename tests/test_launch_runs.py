@@ -191,7 +191,16 @@ def test_cancelled_job_is_not_queued_again(slurm: FakeSlurm, videos: Path, tmp_p
     reason="no SLURM is running here",
 )
 def test_slurm_itself_accepts_the_script(tmp_path: Path) -> None:
-    words = ["slurm", "nodes=1", "gpus=0", "processes=1", "extra=--comment='a \"b\" #c'", "logs=my 'logs' 100%", "dry_run=true"]
+    words = [
+        "slurm",
+        "nodes=1",
+        "gpus=0",
+        "processes=1",
+        "check_files=false",
+        "extra=--comment='a \"b\" #c'",
+        "logs=my 'logs' 100%",
+        "dry_run=true",
+    ]
     result = subprocess.run(
         [*LAUNCH, *words, "--", PRETRAIN, "data.train=x"], cwd=tmp_path, capture_output=True, text=True, check=True
     )

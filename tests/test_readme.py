@@ -19,7 +19,7 @@ FOLDERS = "sce_video|configs|docs|tools|tests|examples|data_prep|" + "|".join(
     path.parent.name for path in sorted((ROOT / "sce_video").glob("*/__init__.py"))
 )
 # Folders that a user's run or program writes, not ours.
-WRITTEN = ("runs/mine", "runs/demo", "runs/k400", "runs/x", "runs/soak")
+WRITTEN = ("runs/mine", "runs/finetune_own", "runs/own", "runs/demo", "runs/k400", "runs/x", "runs/soak")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -63,7 +63,7 @@ def test_commands_name_tools_and_options_that_exist() -> None:
             assert (ROOT / f"tools/benchmarks/{arguments.split()[0]}.py").exists(), arguments
             continue
         if tool == "checkpoint":
-            assert arguments.split()[0] in ("digest", "inspect", "export")
+            assert arguments.split()[0] in ("digest", "inspect", "export", "cache")
             continue
         if tool == "plan":  # options of pretraining, and two of its own
             tool, arguments = "pretrain", re.sub(r"(gpus|memory)=\S+", "", arguments)
@@ -71,13 +71,20 @@ def test_commands_name_tools_and_options_that_exist() -> None:
             tool, _, arguments = arguments.partition(" -- tools/")[2].partition(".py ")
             if tool not in SCHEMAS:
                 continue
-        overrides = [item for item in re.findall(r"[\w.]+=[^\s`']+", arguments) if not item.endswith("=...")]
-        if "--config-dir" in arguments:  # a recipe of the user's
-            overrides = [item for item in overrides if not item.startswith("recipe=")]
-        if tool == "pretrain" and "data.train=" not in arguments:
-            overrides.append("data.train=x")
         if "..." not in arguments or tool == "pretrain":
-            compose_program(tool, SCHEMAS[tool], *overrides)
+            compose_program(tool, SCHEMAS[tool], *overrides_of(tool, arguments))
+
+
+def overrides_of(tool: str, arguments: str) -> list[str]:
+    """The options of a command, and those that its page leaves out."""
+    overrides = [item for item in re.findall(r"[\w.]+=[^\s`']+", arguments) if not item.endswith("=...")]
+    if "--config-dir" in arguments:  # a recipe of the user's
+        overrides = [item for item in overrides if not item.startswith("recipe=")]
+    if tool == "pretrain" and "data.train=" not in arguments:
+        overrides.append("data.train=x")
+    if "predict=" in arguments:  # which needs no lists
+        overrides += ["train=''", "test=''"]
+    return overrides
 
 
 def test_commands_for_launching_are_read() -> None:

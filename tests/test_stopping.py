@@ -118,7 +118,7 @@ def test_request_while_nothing_can_be_lost_stops_at_once(videos: Path, tmp_path:
     command = [sys.executable, "-c", script, *options(videos, tmp_path / "run")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 75, result.stderr
-    assert result.stderr.strip() == "stopped: SIGTERM"
+    assert result.stderr.strip() == "stopped: SIGTERM; the same command continues"
     assert not (tmp_path / "run").exists()
 
 

@@ -17,8 +17,9 @@ import argparse
 
 from benchmarks import augment, comm, decode, evaluate, gpu, kinds, retrieval
 
+from sce_video.command_line import errors_as_exit_codes
 from sce_video.data.decode import DecodeError
-from sce_video.errors import InputError
+from sce_video.errors import ArgumentParser, InputError
 
 # Each has add_arguments(parser), run(options) and a docstring.
 PARTS = {
@@ -32,14 +33,15 @@ PARTS = {
 }
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="part")
     for name, part in PARTS.items():
         command = commands.add_parser(name, description=part.__doc__, help=(part.__doc__ or "").splitlines()[0])
         part.add_arguments(command)
         command.set_defaults(run=part.run)
-    options = parser.parse_args()
-    try:
-        options.run(options)
-    except (InputError, DecodeError) as error:
-        parser.error(str(error))
+    with errors_as_exit_codes():
+        options = parser.parse_args()
+        try:
+            options.run(options)
+        except DecodeError as error:
+            raise InputError(str(error)) from error

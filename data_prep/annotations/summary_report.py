@@ -5,7 +5,6 @@ Videos are opened only with --probe (see `video_statistics.py`), so that listing
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from output_files import csv_text, write_all
 from annotations.video_statistics import measure, table_of
 from sce_video.data.manifest import Video, compare
 from sce_video.errors import printable
+from sce_video.runs.files import to_json
 
 SHOWN_CLASSES = 20
 
@@ -57,7 +57,7 @@ class Report:
             if probe and videos:
                 summary["lists"][name]["probe"] = measure(videos, probe)
         files.update(extra or {})
-        files["summary.json"] = json.dumps(summary, indent=1) + "\n"
+        files["summary.json"] = to_json(summary, indent=1) + "\n"
         new = write_all(files, out)
         print("\n".join(printable(line) for line in lines_of_summary(summary)))
         same = f", {len(files) - len(new)} were there already and equal" if len(new) < len(files) else ""

@@ -67,6 +67,8 @@ class Job:
     def _compare(self, old: Row) -> None:
         if old == self.plan:
             return
+        if old.get("program") != self.plan["program"]:
+            raise InputError(f"{self.out} was made by {old.get('program')}: give another --out")
         there, here = ({**plan, **plan["options"], "options": None} for plan in (old, self.plan))
         names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
         told = ", ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in names)

@@ -104,8 +104,9 @@ def with_progress(answers: Iterable[tuple[Any, Any]], total: int) -> Iterator[tu
         if time.monotonic() - said > 10:
             said = time.monotonic()
             rate = done / (said - begun)
-            left = (total - done) / rate / 60
-            log.info(f"{done} of {total} files, {rate:.1f} files/s, about {left:.0f} minutes left")
+            left = (total - done) / rate
+            time_left = f"{left / 60:.0f} minutes" if left >= 60 else f"{left:.0f} seconds"
+            log.info(f"{done} of {total} files, {rate:.1f} files/s, about {time_left} left")
 
 
 def _send(worker: _Worker) -> None:

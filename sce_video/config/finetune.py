@@ -95,6 +95,8 @@ class FinetuneConfig:
     train: str = MISSING  # as data.train of pretraining, with labels; % stands for a split's number
     test: str = MISSING
     val: str = ""  # for testing.select=val
+    predict: str = ""  # classify these videos, labelled or not, by the run in checkpoint=, and train nothing; `out` is a .csv
+    window_seconds: float = 0.0  # predict=: one row for every so many seconds of a video; 0: one for each video
     splits: list[int] = field(default_factory=list)  # e.g. [1,2,3]: one run per split, and the mean
     root: str = ""
     labels: Labels = Labels.file  # folder: a video's class is the name of its folder
@@ -114,6 +116,13 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_clip_precision(self.system, self.optim)
+        require(self.window_seconds, "window_seconds", lambda value: value >= 0, "at least 0 seconds")
+        if self.window_seconds and not self.predict:
+            raise InputError("window_seconds= is for predict=FOLDER: give it too")
+        if self.predict:
+            if not self.checkpoint:
+                raise InputError("predict= needs checkpoint=, the folder of a run of tools/finetune.py")
+            return
         if given(self.train, self.test) and bool(self.splits) != any("%" in part for part in (self.train, self.test)):
             raise InputError(
                 "splits=[1,2,3] and the sign % in train= and test=, which stands for the split's number, must be given together, "

@@ -27,11 +27,13 @@ class Data(Reading):
     root: str = ""  # base of relative paths; empty: the manifest's folder
     num_frames: int = MISSING  # frames per clip
     clip_seconds: float = MISSING  # time span of a clip
+    held_out: float = 0.0  # share of each class's videos that is scored and not trained on; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.num_frames, "data.num_frames", lambda value: value >= 1, "at least 1")
         require(self.clip_seconds, "data.clip_seconds", lambda value: value > 0, "positive")
+        require(self.held_out, "data.held_out", lambda value: 0 <= value <= 0.5, "in [0, 0.5]")
 
 
 @dataclass
@@ -96,12 +98,13 @@ class PretrainOptim(Optim):
 
 @dataclass
 class MonitorOptions:
-    """Online kNN on labelled lists during training; off if the lists are empty."""
+    """Scores of the encoder during training: on labelled lists, on data.held_out, or without labels (`videos`)."""
 
     train: str = ""  # the bank: as data.train, with labels; or `synthetic`
     val: str = ""  # the queries
     root: str = ""
     labels: Labels = Labels.file  # folder: a video's class is the name of its folder
+    videos: int = 0  # without labels: training videos of which two clips each are matched; 0: off
     every_epochs: int = 10
     clips_per_video: int = 1
     k: int = 20  # neighbours that vote
@@ -111,6 +114,9 @@ class MonitorOptions:
     stop_on_collapse: bool = False  # end the run instead of warning
 
     def __post_init__(self) -> None:
+        require(self.collapse_steps, "monitor.collapse_steps", lambda value: value >= 0, "at least 0")
+        require(self.videos, "monitor.videos", lambda value: value == 0 or value >= 2, "0 or at least 2")
+        require(self.every_epochs, "monitor.every_epochs", lambda value: value >= 1, "at least 1")
         if bool(self.train) != bool(self.val):
             raise InputError("monitor.train (the bank) and monitor.val (the queries) must be given together")
 

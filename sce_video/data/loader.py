@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -126,6 +127,12 @@ def read_videos(
     return manifest.read(synthetic.build() / f"{split}.csv")
 
 
+def spread(videos: Sequence[Video], count: int) -> list[Video]:
+    """Return at most `count` videos at equal distances in the list."""
+    count = min(count, len(videos))
+    return [videos[index * len(videos) // count] for index in range(count)]
+
+
 def _apply_health(videos: list[Video], table: Path, *, training: bool) -> list[Video]:
     """Return the videos with their health as rank 0 reads it: a shared disk may look different to other ranks."""
     own = health.add_health(videos, table) if distributed.rank() == 0 else []
@@ -169,6 +176,15 @@ def _open_and_close(path: str, decoder: str) -> None:
         open_video(path, decoder).close()
 
 
+def sampled_hours(videos: Sequence[Video], decoder: str, sample: int = 16) -> float:
+    """Return the hours of all videos as estimated from a few; 0 if none of those can be read."""
+    seconds = []
+    for video in spread(videos, sample):
+        with suppress(DecodeError), open_video(video.path, decoder) as reader:
+            seconds.append(float(reader.seconds))
+    return sum(seconds) / max(1, len(seconds)) * len(videos) / 3600
+
+
 def _print_progress(done: int, total: int) -> None:
     if done == 1:
         log.info(f"making {total} demo videos in {synthetic.cache_folder()} (once, about a minute)")
@@ -184,15 +200,23 @@ def share_cores(device: torch.device, workers: int) -> int:
     slower on 2 cores). The number of threads does not depend on `workers`, so neither do results. OMP_NUM_THREADS, if set, is
     kept.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = own_cores()
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores - cores // 2))
-    if workers >= 0:
-        return workers
-    if device.type == "cuda":
+    return workers if workers >= 0 else default_workers(cores, device.type)
+
+
+def default_workers(cores: int, device: str) -> int:
+    """Return the decoding workers of a process with so many cores: beside a GPU all but one or two, on a CPU half."""
+    if device == "cuda":
         return max(1, cores - (2 if cores > 8 else 1))
     return max(1, cores // 2)
+
+
+def own_cores() -> int:
+    """Return this process's share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def build(

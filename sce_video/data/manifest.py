@@ -3,6 +3,7 @@
 | given                                        | read as                                                               |
 |----------------------------------------------|-----------------------------------------------------------------------|
 | `x.csv` with a header that has `path`        | columns `path` and optionally `label`; other columns are ignored      |
+| a video                                      | a list of one                                                         |
 | any other file                               | one video per line: `path label` or `path`; skips blank lines and `#` |
 | a folder whose videos all lie one level down | one class per subfolder                                               |
 | any other folder                             | its videos at any depth, without labels                               |
@@ -55,7 +56,10 @@ def read(path: str | Path, root: str | Path | None = None, *, labels: str = "fil
         raise InputError(f"root {str(root)!r} is not a folder: it is where the manifest's relative paths start")
     if path.is_dir():
         videos = _read_folder(path)
+    elif path.is_file() and is_video_name(path.name):
+        videos = [Video(os.path.abspath(path), None)]
     elif path.is_file():
+        _refuse_binary(path)
         base = Path(os.path.abspath(root if root is not None else path.parent))
         videos = _read_csv(path, base) if path.suffix.lower() == ".csv" else _read_list(path, base)
     else:
@@ -94,6 +98,21 @@ def _warn_of_repeats(path: Path, videos: Sequence[Video]) -> None:
         labels = ", with another label" if one.label != video.label else ""
         text = f"{len(again)} rows list a video again, e.g. {one.path} (lines {one.line} and {video.line}{labels})"
         distributed.warn([f"{path}: {text}"])
+
+
+def hold_out(videos: Sequence[Video], share: float) -> tuple[list[Video], list[Video]]:
+    """Split into videos to train on and held-out ones: of each class, in the list's order, every round(1 / share)-th.
+
+    share: in [0, 0.5]; 0 holds none out. Videos without a label are one class.
+    """
+    every = round(1 / share) if share else len(videos) + 1
+    kept: list[Video] = []
+    held: list[Video] = []
+    met: Counter[str | None] = Counter()
+    for video in videos:
+        met[video.label] += 1
+        (kept if met[video.label] % every else held).append(video)
+    return kept, held
 
 
 def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:
@@ -181,6 +200,12 @@ def _resolve_path(path: str, base: Path, where: str) -> str:
     elif path != path.strip() and not os.path.lexists(whole):
         raise InputError(f"{where}: {path!r} begins or ends with a blank, and there is no such file: remove the blank")
     return whole
+
+
+def _refuse_binary(path: Path) -> None:
+    with open(path, "rb") as file:
+        if b"\0" in file.read(4096):
+            raise InputError(f"{str(path)!r} is no list but a binary file: give a .csv, a list of videos, a folder or a video")
 
 
 def _read_csv(path: Path, base: Path) -> list[Video]:

@@ -38,6 +38,16 @@ def extract(encoder: FrozenEncoder, videos: Sequence[Video], views: Views, **opt
     return extract_all([encoder], videos, views, **options)[0]
 
 
+def by_view(encoder: FrozenEncoder, videos: Sequence[Video], views: Views, **options: Any) -> Tensor:
+    """Return the features [N, views.count, width] of the readable videos, on every rank; options as in `view_outputs`."""
+    own = [(rows, output) for rows, output, _ in view_outputs(encoder, videos, views, **options) if rows]
+    shares = distributed.gather_objects(own)
+    found = {row: features for share in shares for rows, output in share for row, features in zip(rows, output, strict=True)}
+    if not found:
+        raise InputError(f"none of {len(videos)} videos can be read, e.g. {videos[0].path}")
+    return torch.stack([found[row] for row in sorted(found)])
+
+
 def extract_all(
     encoders: Sequence[FrozenEncoder],
     videos: Sequence[Video],

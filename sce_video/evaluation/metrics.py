@@ -168,6 +168,28 @@ def average_views(logits: Tensor) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()).softmax(dim=2).mean(dim=1)
 
 
+def pair_scores(pairs: Tensor) -> dict[str, float]:
+    """Return figures of features that need no labels. pairs: [N, 2, C], the features of two clips of each video.
+
+    pair_r_at_1: share of first clips whose nearest second clip is of the same video. Videos whose clips are equal (too short
+    for two) are left out; `pairs` counts the others, and without two of them it is absent.
+    feature_spread: mean standard deviation of unit features times sqrt(C); 1: over the whole sphere, 0: all alike.
+    effective_rank: exp of the entropy of the shares of variance along the principal axes; 1 to min(2 N, C).
+    """
+    unit = torch.nn.functional.normalize(pairs.flatten(0, 1).double(), dim=1)
+    variances = torch.linalg.svdvals(unit - unit.mean(dim=0)).square()
+    shares = variances / variances.sum().clamp_min(1e-30)
+    scores = {
+        "feature_spread": (unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5).item(),
+        "effective_rank": torch.special.entr(shares).sum().exp().item(),
+    }
+    differ = pairs[(pairs[:, 0] != pairs[:, 1]).any(dim=1)]
+    rows = torch.arange(len(differ))
+    if len(differ) > 1:
+        scores["pair_r_at_1"] = recall_at_k(differ[:, 0], rows, differ[:, 1], rows, ks=(1,))[1]
+    return {"pairs": float(len(differ)), **scores}
+
+
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return counts int64 [L, L]: row = true class, column = predicted class. predicted, labels [Q] in [0, L)."""
     if predicted.shape != labels.shape or labels.ndim != 1:

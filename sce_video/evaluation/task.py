@@ -5,7 +5,6 @@ The second encoder is the same network with random weights, the baseline of ever
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ..distributed import warn
 from ..errors import InputError, log
 from ..models.encoder import FrozenEncoder
 from ..runs import checkpoint
-from ..runs.files import write_atomically
+from ..runs.files import to_json, write_atomically
 from ..weights.load import load_encoder, untrained_like
 from .extract import Features, extract_all
 from .views import Views, test_size
@@ -154,17 +153,17 @@ def print_unreadable(result: dict[str, Any]) -> None:
         log.info(f"not scored, unreadable: {path}")
 
 
-def choose_output_file(out: str, source: str, stem: str) -> Path:
+def choose_output_file(out: str, source: str, stem: str, ending: str = ".json") -> Path:
     """Return the path of the result file. Never overwrites a file.
 
-    out: the option's value; empty: `stem`.json beside the checkpoints, numbered if that exists.
+    out: the option's value; empty: `stem` and `ending` beside the checkpoints, numbered if that exists.
     Raises InputError if the file cannot be written.
     """
     if out:
         return create_folder_for(Path(out))
     path = Path(source)
     folder = path.parent if path.is_file() else checkpoint.find(path).parent.parent
-    names = [f"{stem}.json", *(f"{stem}_{number}.json" for number in range(2, 10_000))]
+    names = [f"{stem}{ending}", *(f"{stem}_{number}{ending}" for number in range(2, 10_000))]
     return create_folder_for(next(folder / name for name in names if not (folder / name).exists()))
 
 
@@ -184,5 +183,5 @@ def create_folder_for(path: Path) -> Path:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write a result and print its path."""
-    write_atomically(path, json.dumps(result, indent=2) + "\n")
+    write_atomically(path, to_json(result) + "\n")
     print(f"written: {path}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from omegaconf import MISSING
@@ -130,19 +131,10 @@ class SCE(nn.Module):
         # All pairs of an online view j and a momentum view i with i != j.
         pairs = [(query, key) for i, key in enumerate(keys) for j, query in queries.items() if j != i]
         total = sum(i != j for i in range(len(keys)) for j in range(first, len(views)))
-        loss = torch.stack([self._loss(query, key, where) for query, key in pairs]).sum() / total
+        options: Any = {"temp": self.temp, "temp_target": self.temp_target_at(where), "coeff": self.coeff_at(where)}
+        options["mask_positive"] = self.mask_positive
+        loss = torch.stack([losses.sce(query, key, self.queue.keys, **options) for query, key in pairs]).sum() / total
         return Step(loss, keys, self._figures(queries[1], keys[0], where) if 1 in queries else {})
-
-    def _loss(self, query: Tensor, key: Tensor, where: float) -> Tensor:
-        return losses.sce(
-            query,
-            key,
-            self.queue.keys,
-            temp=self.temp,
-            temp_target=self.temp_target_at(where),
-            coeff=self.coeff_at(where),
-            mask_positive=self.mask_positive,
-        )
 
     @torch.no_grad()
     def _figures(self, query: Tensor, key: Tensor, where: float) -> dict[str, Tensor | float]:

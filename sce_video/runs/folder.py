@@ -20,6 +20,8 @@ from .status import Status, owner
 from .stop import STOP_FILE, StopRequest
 from .watchdog import StepWatch
 
+LONGER = "; a run cannot be made longer, for its learning rate ends at 0: begin one of more epochs elsewhere"
+
 
 class RunFolder:
     """A context manager around a run from its set-up to its end.
@@ -102,9 +104,9 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
     if not path.is_file():
         raise InputError(f"out={folder} is not empty and no run folder (no config.yaml in it): choose another out=")
     # An option that the earlier version did not have had its default.
-    old = _flat(OmegaConf.to_container(OmegaConf.structured(type(cfg)), enum_to_str=True))
-    old |= _flat(OmegaConf.to_container(OmegaConf.load(path)))
-    new = _flat(OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
+    old = flatten(OmegaConf.to_container(OmegaConf.structured(type(cfg)), enum_to_str=True))
+    old |= flatten(OmegaConf.to_container(OmegaConf.load(path)))
+    new = flatten(OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True))
     differing = [
         f"{key}: {old.get(key)} there, {new.get(key)} here"
         for key in sorted(old.keys() | new.keys())
@@ -114,9 +116,15 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise InputError(
             f"out={folder} holds a run of another recipe ({'; '.join(differing[:3])}{more}): choose another out=, or "
-            "give the same options to continue it"
+            "give the same options to continue it" + (LONGER if old.get("optim.epochs") != new.get("optim.epochs") else "")
         )
     return True
+
+
+def stored_options(folder: Path) -> dict[str, Any]:
+    """Return the options of the run in `folder` by dotted name; empty without one."""
+    path = folder / "config.yaml"
+    return flatten(OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else {}
 
 
 def _is_left_over(name: str) -> bool:
@@ -124,7 +132,8 @@ def _is_left_over(name: str) -> bool:
     return name == STOP_FILE or name.startswith((LOCK_FILE, ".writing_", ".config.yaml"))  # .lock.held, too
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections by dotted name."""
     if not isinstance(values, dict):
         return {prefix[:-1]: values}
-    return {k: v for name, value in values.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+    return {k: v for name, value in values.items() for k, v in flatten(value, f"{prefix}{name}.").items()}

@@ -62,6 +62,8 @@ class Run:
     ahead: bool = False  # augment the next batch while the networks compute
     alarm: CollapseAlarm | None = None
     notes: dict[str, Any] = field(default_factory=dict)  # figures that a checkpoint keeps beside the tensors
+    look: Callable[[Sequence[Tensor], Sequence[str]], None] | None = None  # called with the first batch's views and files
+    needs: str = ""  # a line on the size of the run, for its start
     step: int = 0  # batches trained on
 
     @property
@@ -94,6 +96,7 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> None:
             run.optimizer.zero_grad(set_to_none=True)
             run.step += 1
             run.folder.at(run.step)
+            log.progress(run.step, shared.loss, lr)
 
             if log.due(run.step):
                 record(run, log, steps, shared, lr)
@@ -123,6 +126,8 @@ def accumulate_gradients(run: Run, network: nn.Module, prepared: Prepared, where
         run.skipped.note(batch.failures)
         paths += batch.paths
         views = fault_injection.poisoned(views, run.step)
+        if run.look and run.step == micro == 0:
+            run.look(views, batch.paths)
         steps.append(pass_through(run, network, views, batch, where, last=micro == run.accumulate - 1))
         if micro < run.accumulate - 1:
             prepared.go_ahead()

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from .. import distributed
 from ..augment.batched import MEMORY_BYTES
 from ..config.pretrain import PretrainConfig
-from ..config.shared import Optimizer, Precision
+from ..config.shared import Optimizer, Precision, System
 from ..errors import InputError, log
 from ..models.recompute import recompute_stages
 
@@ -142,4 +142,19 @@ def fit(memory: StepMemory, *, batch: int, processes: int, memory_bytes: float) 
     raise InputError(
         f"a batch of {batch} videos on {processes} GPUs of {memory_bytes / 1e9:.0f} GB does not fit: one GPU needs "
         f"{memory.at(1) / 1e9:.1f} GB for one video; add GPUs, or choose system.recompute=true or smaller clips"
+    )
+
+
+def describe_needs(method: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int, hours: float, system: System) -> str:
+    """Return a line on the videos, the weights, and the memory and disk that training takes before its first step."""
+    tensors = [tensor.nbytes for tensor in (*method.parameters(), *method.buffers())]
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    # The optimiser adds one or two tensors to each trained one, the backward pass its gradient.
+    slots = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
+    grown = sum(parameter.nbytes for parameter in trained)
+    held, saved = sum(tensors) + (slots + 1) * grown, sum(tensors) + slots * grown
+    copies = system.keep + 1 + (total_steps // system.keep_every if system.keep_every else 0)
+    return (
+        f"{hours:.2g} hours of video; {sum(p.numel() for p in trained) / 1e6:.1f} M trained parameters; {held / 1e6:.0f} MB of "
+        f"memory for networks and optimiser, besides clips; up to {copies * saved / 1e6:.0f} MB of disk for checkpoints"
     )

@@ -1,4 +1,4 @@
-"""Evaluate features while training: kNN accuracy and retrieval R@1 on small labelled lists, and a collapse alarm.
+"""Evaluate features while training: kNN and R@1 on labelled lists, figures without labels, and a collapse alarm.
 
 One centre crop of one clip per video keeps it cheap; `tools/retrieval.py` runs the full protocol.
 """
@@ -47,13 +47,21 @@ class CollapseAlarm:
 
 
 class Monitor:
-    """Scores an encoder on a bank and a query list, both labelled; classes of the two lists are numbered together."""
+    """Scores an encoder on a bank and a query list, both labelled, or without labels on a list of videos.
+
+    Args:
+        bank, query: labelled; classes of the two lists are numbered together. query None: two clips of each video of the
+            bank are matched, and no label is needed.
+        lists: what the two are, for the log, e.g. "train.csv", "val.csv".
+        The other arguments: see `config.pretrain.MonitorOptions` and `evaluation.views`.
+    """
 
     def __init__(
         self,
         bank: Sequence[Video],
-        query: Sequence[Video],
+        query: Sequence[Video] | None,
         *,
+        lists: tuple[str, str],
         device: torch.device,
         mean: float,
         std: float,
@@ -66,19 +74,42 @@ class Monitor:
         precision: str = "fp32",
     ) -> None:
         self.bank, self.query = bank, query
-        _, (self.bank_ids, self.query_ids) = label_ids(bank, query)
+        if query is not None:
+            _, (self.bank_ids, self.query_ids) = label_ids(bank, query)
+        self.lists = lists
         self.device = device
         self.mean, self.std, self.clip = mean, std, clip
-        self.clips_per_video = clips_per_video
         self.k, self.temp = k, temp
         self.decoder, self.workers = decoder, workers
-        self.precision = precision
+        self.views = Views(
+            clips_per_video=clips_per_video if query is not None else 2,
+            num_crops=1,
+            num_frames=int(clip["num_frames"]),
+            clip_seconds=clip["clip_seconds"],
+            size=test_size(int(clip["size"])),
+            precision=precision,
+        )
+
+    @property
+    def about(self) -> str:
+        """The lists and their counts, as a part of a line."""
+        if self.query is None:
+            return f"two clips of each of {len(self.bank)} videos of {self.lists[0]}"
+        return f"{len(self.query)} videos of {self.lists[1]} against {len(self.bank)} of {self.lists[0]}"
 
     def score(self, backbone: nn.Module) -> dict[str, float]:
-        """Return knn_top1 and r_at_1 in 0..1, and how many videos were read; the backbone is left as it is."""
+        """Return figures in 0..1, and how many videos were read; the backbone is left as it is.
+
+        With labels: knn_top1, r_at_1. Without: the figures of `metrics.pair_scores`.
+        """
         # A copy: freezing the backbone in training would change its mode and its gradients.
         encoder = FrozenEncoder(copy.deepcopy(backbone), "", mean=self.mean, std=self.std, clip=self.clip)
-        bank, query = self._extract(encoder, self.bank), self._extract(encoder, self.query)
+        options = {"device": self.device, "decoder": self.decoder, "workers": self.workers, "title": "scoring"}
+        if self.query is None:
+            pairs = extract.by_view(encoder, self.bank, self.views, **options)
+            counts = {"videos_read": float(len(pairs)), "videos_listed": float(len(self.bank))}
+            return metrics.pair_scores(pairs) | counts
+        bank, query = (extract.extract(encoder, videos, self.views, **options) for videos in (self.bank, self.query))
         bank_labels = torch.tensor([self.bank_ids[row] for row in bank.rows])
         query_labels = torch.tensor([self.query_ids[row] for row in query.rows])
         pair = (query.features["backbone"], query_labels, bank.features["backbone"], bank_labels)
@@ -88,14 +119,3 @@ class Monitor:
             "videos_read": float(len(bank.rows) + len(query.rows)),
             "videos_listed": float(len(self.bank) + len(self.query)),
         }
-
-    def _extract(self, encoder: FrozenEncoder, videos: Sequence[Video]) -> extract.Features:
-        views = Views(
-            clips_per_video=self.clips_per_video,
-            num_crops=1,
-            num_frames=int(self.clip["num_frames"]),
-            clip_seconds=self.clip["clip_seconds"],
-            size=test_size(int(self.clip["size"])),
-            precision=self.precision,
-        )
-        return extract.extract(encoder, videos, views, device=self.device, decoder=self.decoder, workers=self.workers)

@@ -63,7 +63,7 @@ def preview(cfg: PretrainConfig) -> Path:
 
 
 def _rows(cfg: PretrainConfig) -> Iterator[Row]:
-    videos = read_training_videos(cfg)
+    videos, _ = read_training_videos(cfg)
     loader.check_batch(len(videos), cfg.optim.batch, cfg.optim.accumulate, 1)
     dataset = build_dataset(cfg, videos, torch.device("cpu"))
     augmenter = build_augmenter(cfg, torch.device("cpu"))
@@ -93,7 +93,9 @@ def _view_rows(
     )[0]
     pixels = (shown * cfg.augment.std + cfg.augment.mean).clamp(0, 1).mul(255).round().byte()
     height, width = clip.shape[1:3]
-    yield f"view {number + 1}, {width} x {height} pixels of the video", clip[: pixels.shape[1]]
+    count = pixels.shape[1]
+    few = f", frames {', '.join(str(index + 1) for index in _shown(count))} of {count}" if count > FRAMES else ""
+    yield f"view {number + 1}, {width} x {height} pixels of the video{few}", clip[: pixels.shape[1]]
     yield f"at {size} pixels: {', '.join(words(drawn, difference)) or 'as it is'}", pixels.permute(1, 2, 3, 0)
 
 
@@ -127,13 +129,19 @@ def _drawn(rows: list[Row]) -> Image.Image:
     return sheet
 
 
+def _shown(count: int) -> list[int]:
+    """Return the frames of a clip that are drawn."""
+    indices: list[int] = torch.linspace(0, count - 1, min(count, FRAMES)).round().long().tolist()
+    return indices
+
+
 def _strip(frames: Tensor) -> Image.Image:
     """Frames uint8 [T, h, w, 3] side by side, up to FRAMES of them, none larger than SIDE."""
     count, (height, width) = min(len(frames), FRAMES), frames.shape[1:3]
     scale = min(1.0, SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     strip = Image.new("RGB", (count * (size[0] + 1), size[1]), "white")
-    for column, index in enumerate(torch.linspace(0, len(frames) - 1, count).round().long().tolist()):
+    for column, index in enumerate(_shown(len(frames))):
         frame = Image.fromarray(frames[index].numpy())
         strip.paste(frame if scale == 1 else frame.resize(size), (column * (size[0] + 1), 0))
     return strip

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from .. import __version__, distributed
 from ..config.pretrain import Fit, PretrainConfig
 from ..config.shared import Augmentation, Changed, Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
-from ..data import loader
+from ..data import loader, manifest
 from ..data.dataset import ClipDataset, RandomResized
 from ..data.decode import DecodeError
 from ..data.manifest import Video
@@ -32,14 +33,16 @@ from ..runs.folder import RunFolder
 from ..runs.rank_check import check_ranks_are_equal, together
 from . import optim, rows
 from .augmenter import Augmenter
-from .log import RunLog, SkippedVideos
+from .handing_on import write_lists
+from .log import RunLog, SkippedVideos, draw_views
 from .loop import Run
-from .memory import fit_to_gpus
+from .memory import describe_needs, fit_to_gpus
 from .monitor import CollapseAlarm, Monitor
 from .update import Updates
 
 EXCHANGED = {Exchange.fp32: torch.float32, Exchange.bf16: torch.bfloat16}
 QUARANTINE = "quarantine.jsonl"
+HELD_OUT_BANK, HELD_OUT_QUERIES = 2048, 512  # videos scored at most, so that scoring stays cheap
 
 
 def open_session(system: System, precision: Precision) -> AbstractContextManager[torch.device]:
@@ -85,9 +88,10 @@ def check_videos(options: Optim, videos: Sequence[Video], *, seed: int, decoder:
     loader.check_batch(len(videos), options.batch, options.accumulate, distributed.world_size())
 
 
-def read_training_videos(cfg: PretrainConfig) -> list[Video]:
-    """Return the videos to pretrain on, without those that the doctor found broken."""
-    return loader.read_videos(cfg.data.train, split="train", root=cfg.data.root, known_health=cfg.data.health, training=True)
+def read_training_videos(cfg: PretrainConfig) -> tuple[list[Video], list[Video]]:
+    """Return the videos to pretrain on and those held out, without those that the doctor found broken."""
+    videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root, known_health=cfg.data.health, training=True)
+    return manifest.hold_out(videos, cfg.data.held_out)
 
 
 # Building.
@@ -95,16 +99,19 @@ def read_training_videos(cfg: PretrainConfig) -> list[Video]:
 
 def set_up_pretraining(
     cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Module], device: torch.device, folder: RunFolder
-) -> tuple[Run, Monitor | None]:
-    """Check and build everything, and load the newest checkpoint; return the run and what scores it while it trains."""
+) -> tuple[Run, Monitor | None, Path | None]:
+    """Check and build everything, and load the newest checkpoint.
+
+    Return the run, what scores it while it trains, and the folder of the lists of a split into training and held-out videos.
+    """
     check_machine(cfg.optim, device)
     with together():
-        videos = read_training_videos(cfg)
+        videos, held = read_training_videos(cfg)
     if cfg.optim.fit is Fit.auto:
         fit_to_gpus(cfg, build_method, device)
     check_videos(cfg.optim, videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
     workers = loader.share_cores(device, cfg.system.workers)
-    monitor = build_monitor(cfg, device, workers)
+    monitor = build_monitor(cfg, videos, held, device, workers)
 
     torch.manual_seed(cfg.seed)  # for initial weights only: all else draws from keyed generators
     method = build_method(cfg)
@@ -126,6 +133,10 @@ def set_up_pretraining(
         },
         notes={"untrained": {}},
     )
+    hours = loader.sampled_hours(videos, cfg.data.decoder.value)
+    run.needs = describe_needs(run.method, run.optimizer, run.total_steps, hours, cfg.system)
+    if distributed.rank() == 0:
+        run.look = partial(draw_views, folder.path / "views.png", cfg.augment.mean, cfg.augment.std)
     run.alarm = CollapseAlarm(cfg.monitor.collapse_std, cfg.monitor.collapse_steps, stop=cfg.monitor.stop_on_collapse)
     run.evaluate_every = cfg.monitor.every_epochs * run.steps_per_epoch
 
@@ -139,7 +150,10 @@ def set_up_pretraining(
 
     resume(run, check_list)
     rows.keep(folder.path, videos)
-    return run, monitor
+    lists = folder.path / "lists" if held else None
+    if lists is not None and distributed.rank() == 0:
+        write_lists(lists, videos, held)
+    return run, monitor, lists
 
 
 def synchronise(method: nn.Module, device: torch.device, *, norms: bool = True) -> nn.Module:
@@ -279,26 +293,39 @@ def clip(cfg: PretrainConfig) -> dict[str, float]:
     return {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
 
 
-def build_monitor(cfg: PretrainConfig, device: torch.device, workers: int) -> Monitor | None:
-    """Return the evaluation while training, if lists for it were given."""
-    if not cfg.monitor.train:
-        return None
-    bank, query = (
-        loader.read_videos(
-            source, split=split, root=cfg.monitor.root, labels=cfg.monitor.labels.value, known_health=cfg.data.health
+def build_monitor(
+    cfg: PretrainConfig, videos: list[Video], held: list[Video], device: torch.device, workers: int
+) -> Monitor | None:
+    """Return the evaluation while training: of the lists given for it, of the held-out videos, or without labels.
+
+    The built-in videos are scored in runs on them only.
+    """
+    options, query = cfg.monitor, None
+    if options.train and ("synthetic" not in (options.train, options.val) or cfg.data.train == "synthetic"):
+        sources = ((options.train, "train"), (options.val, "val"))
+        bank, query = (
+            loader.read_videos(source, split=split, root=options.root, labels=options.labels.value, known_health=cfg.data.health)
+            for source, split in sources
         )
-        for source, split in ((cfg.monitor.train, "train"), (cfg.monitor.val, "val"))
-    )
+        lists = [f"{source} ({split})" if source == "synthetic" else source for source, split in sources]
+    elif held:
+        bank, query = loader.spread(videos, HELD_OUT_BANK), loader.spread(held, HELD_OUT_QUERIES)
+        lists = [cfg.data.train, "those held out"]
+    elif options.videos:
+        bank, lists = loader.spread(videos, options.videos), [cfg.data.train, ""]
+    else:
+        return None
     return Monitor(
         bank,
         query,
+        lists=(lists[0], lists[1]),
         device=device,
         mean=cfg.augment.mean,
         std=cfg.augment.std,
         clip=clip(cfg),
-        clips_per_video=cfg.monitor.clips_per_video,
-        k=cfg.monitor.k,
-        temp=cfg.monitor.temp,
+        clips_per_video=options.clips_per_video,
+        k=options.k,
+        temp=options.temp,
         decoder=cfg.data.decoder.value,
         workers=workers,
         precision=cfg.optim.precision.value,

@@ -218,7 +218,7 @@ def prepared_run(bench: Bench, *words: str) -> Iterator[tuple[Run, StopRequest, 
         out = cfg.run_folder
         session = distributed.session(bench.device.type, precision=cfg.optim.precision.value)
         with session as device, StopRequest(out) as stop, RunFolder(out, cfg, stop) as run_folder:
-            run, _ = set_up_pretraining(cfg, build_sce, device, run_folder)
+            run, _, _ = set_up_pretraining(cfg, build_sce, device, run_folder)
             yield run, stop, cfg
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from sce_video.command_line import compose_options
+from start.own_videos import fits
+
+from sce_video.command_line import compose_options, read_words
 from sce_video.config.evaluate import EvaluateConfig, FeaturesConfig, RetrievalConfig
 from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
@@ -15,6 +17,8 @@ from sce_video.errors import InputError
 
 TRAINING: dict[str, Any] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}  # programs with a run folder
 OTHERS: dict[str, Any] = {"evaluate": EvaluateConfig, "retrieval": RetrievalConfig, "features": FeaturesConfig}
+
+SCHEMAS = TRAINING | OTHERS
 
 
 class Command(NamedTuple):
@@ -51,7 +55,8 @@ def read_command(words: Sequence[str]) -> Command:
         return Command([program, *options], "", "check")
     folder = _out(options)
     if stem in TRAINING:
-        folder = str(compose_options(stem, TRAINING[stem], options).run_folder)
+        named = ["name=own"] if fits(stem, read_words(options, TRAINING[stem])) else []  # as the program itself will
+        folder = str(compose_options(stem, TRAINING[stem], [*named, *options]).run_folder)
     elif stem in OTHERS:
         compose_options(stem, OTHERS[stem], options)
         return Command([program, *options], "", stem)

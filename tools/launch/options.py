@@ -29,6 +29,8 @@ class Launch:
     max_restarts: int = 20  # after failures; a preemption does not count
     stop_seconds: int = 240  # time to save for a run that was asked to stop
     python: str = ""  # the Python that runs there; empty: this one, in a container `python`
+    check_files: bool = True  # look at lists and checkpoints before submitting; false: this machine does not see them
+    dry_run: bool = False  # print the script and start nothing
     setup: str = ""  # shell file to source first (`module load`, `source .venv/bin/activate`)
 
     def __post_init__(self) -> None:
@@ -61,17 +63,17 @@ class Slurm(Launch):
     partition: str = ""
     account: str = ""
     qos: str = ""
-    cpus: int = 0  # cores per machine; 0: the cluster's default
+    cpus: int = 0  # cores per machine; 0: for system.workers= if that is given, else the cluster's default
+    gpu_type: str = ""  # as in gpus=a100:4
     container: str = ""  # image for pyxis (srun --container-image)
     mounts: str = ""  # for pyxis: host folders to mount in the container
     extra: str = ""  # more options of sbatch, e.g. extra='--exclusive --mem=0'
     logs: str = ""  # folder of the script and the job's output; empty: <run folder>-launch
-    dry_run: bool = False  # print the script and submit nothing
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.time, "time", lambda value: bool(_TIME.fullmatch(value)), "as in 30, 24:00:00 or 2-12")
-        for name in ("partition", "account", "qos"):
+        for name in ("partition", "account", "qos", "gpu_type"):
             require(getattr(self, name), name, lambda value: bool(_NAME.fullmatch(value)), "a name without spaces")
         require(self.cpus, "cpus", lambda value: value >= 0, "at least 0")
         if self.stop_seconds >= self.notice_seconds:
@@ -92,7 +94,6 @@ class Local(Launch):
     node: int = 0  # index of this machine, from 0
     head: str = ""  # name or address of machine 0, if there are several
     pause_seconds: int = 5  # before starting again
-    dry_run: bool = False  # print the script and start nothing
 
     def __post_init__(self) -> None:
         if not self.gpus:
@@ -116,6 +117,8 @@ def read_options(words: Sequence[str], schema: type[S]) -> S:
             raise InputError(f"cannot read {word!r}: write key=value, and the program to run after --")
         if key in values:
             raise InputError(f"option {key} is given twice")
+        if key == "gpus" and ":" in value and issubclass(schema, Slurm):  # gpus=a100:4
+            values["gpu_type"], _, value = value.partition(":")
         values[key] = value
     return given_options(values, schema)
 

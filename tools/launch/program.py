@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch import check, render
 from launch.command import Command, read_command, split
+from launch.inputs import check_inputs
 from launch.options import PLACES, Launch, Local, Slurm, log_folder, read_options
 from sce_video.command_line import errors_as_exit_codes, option_names
 from sce_video.errors import InputError
@@ -28,7 +29,9 @@ def main(arguments: Sequence[str], usage: str) -> None:
             raise InputError(f"{arguments[0]!r} is not one of {', '.join(PLACES)}, check")
         own, program = split(arguments[1:])
         options = read_options(own, PLACES[arguments[0]])
-        launch(options, read_command(program))
+        command = read_command(program)
+        check_inputs(command.words, options, dry=options.dry_run)
+        launch(options, command)
 
 
 def help_text() -> str:

@@ -58,8 +58,8 @@ def slurm(options: Slurm, command: Command, folder: str) -> str:
         "job-name": f"sce-{command.name}",
         "nodes": options.nodes,
         "ntasks-per-node": 1,
-        "gpus-per-node": options.gpus,
-        "cpus-per-task": options.cpus,
+        "gpus-per-node": f"{options.gpu_type}:{options.gpus}" if options.gpu_type else options.gpus,
+        "cpus-per-task": options.cpus or _cores(options, command),
         "time": options.time,
         "partition": options.partition,
         "account": options.account,
@@ -84,6 +84,12 @@ def slurm(options: Slurm, command: Command, folder: str) -> str:
     }
     head = "\n".join(["#!/bin/bash", *lines, ""])
     return "\n".join([head, assignments(values) + _exports(options), shell_code("restart", "slurm")])
+
+
+def _cores(options: Slurm, command: Command) -> int:
+    """Return the cores per machine for the workers and the main process of each rank; 0 if the workers are not given."""
+    given = [word.partition("=")[2] for word in command.words if word.startswith("system.workers=")]
+    return options.processes_per_node * (int(given[-1]) + 1) if given and given[-1].isdecimal() else 0
 
 
 def local(options: Local, command: Command) -> str:

@@ -1,0 +1,41 @@
+"""The end of a run: the lists and the command that the programs after it take."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..config.pretrain import PretrainConfig
+from ..config.shared import Labels
+from ..data.manifest import Video
+from ..runs.files import write_rows
+
+
+def next_command(cfg: PretrainConfig, folder: Path, held_out: Path | None) -> str:
+    """Return the command that uses a finished run, quoted for the shell. held_out: folder of the lists of a scored split."""
+    monitor, scored = cfg.monitor, {}
+    if held_out is not None:
+        scored = {"train": str(held_out / "train.csv"), "test": str(held_out / "held_out.csv")}
+    elif monitor.train and (monitor.train != "synthetic" or cfg.data.train == "synthetic"):
+        scored = {"train": monitor.train, "test": monitor.val, "root": monitor.root}
+        scored |= {"labels": monitor.labels.value} if monitor.labels is not Labels.file else {}
+    program, options = "retrieval", scored
+    if not scored:
+        out = next(path for path in _features_files(folder) if not path.exists())
+        program, options = "features", {"data": cfg.data.train, "root": cfg.data.root, "out": str(out)}
+    words = [f"checkpoint={folder}", *(f"{name}={value}" for name, value in options.items() if value)]
+    return f"python tools/{program}.py {shlex.join(words)}"
+
+
+def _features_files(folder: Path) -> Iterator[Path]:
+    yield folder / "features.npz"
+    yield from (folder / f"features_{number}.npz" for number in itertools.count(2))
+
+
+def write_lists(folder: Path, videos: Sequence[Video], held: Sequence[Video]) -> None:
+    """Write train.csv and held_out.csv, of absolute paths and labels, for the programs that score a run."""
+    folder.mkdir(exist_ok=True)
+    for name, part in (("train", videos), ("held_out", held)):
+        write_rows(folder / f"{name}.csv", ("path", "label"), ((video.path, video.label or "") for video in part))

@@ -1,0 +1,191 @@
+"""Complete the command of a run on the user's own videos, before its options are composed.
+
+Where no recipe is named, the rules of `fit.py` choose one and the values to change in it; a run that has begun goes
+on with its own values instead. Where a recipe is named, nothing is changed: everything in it that does not fit is refused at
+once, with a command that does. The list of videos and the machine are looked at, no video is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sce_video.command_line import compose_options, composed_values, given_values, option_names, override
+from sce_video.config.finetune import FinetuneConfig
+from sce_video.config.pretrain import PretrainConfig
+from sce_video.data import health, loader, manifest
+from sce_video.data.manifest import Video
+from sce_video.errors import InputError, log
+from sce_video.runs.folder import stored_options
+from start.fit import HELD_OUT, Choice, Machine, fit, fit_labels, refusals
+
+# Where a run without `out=` and `recipe=` may have begun.
+FOLDERS, FINETUNED = ("runs/own", "runs/demo"), ("runs/finetune_own", "runs/finetune_demo")
+TESTING = ("testing.clips_per_video", "testing.num_crops", "testing.size")
+SHOWS = frozenset(("-c", "--cfg"))  # the options, whether they fit or not
+ASKS_ONLY = frozenset(("-h", "--help", "--hydra-help", "--version", "--info", "-i", "-m", "--multirun"))
+MIN_QUERIES = 5  # held-out videos below which a score by label says nothing
+
+
+def complete(arguments: list[str]) -> list[str]:
+    """Return the command line of tools/pretrain.py with the values that fit added; log them.
+
+    Raises InputError with every option that does not fit, and one command that does.
+    """
+    given = given_values(arguments)
+    source = str(given.get("data.train", ""))
+    if ASKS_ONLY & set(arguments) or source in ("", "synthetic"):
+        return arguments
+    added: list[str] = []
+    fitted = "recipe" not in given
+    machine = look_at_machine(str(given.get("system.device", "auto")), memory=fitted)
+    began = begun("data.train", given, FOLDERS, PretrainConfig) if fitted else []
+    if began:
+        return [*began, *arguments]
+    videos = list_videos(source, given.get("data.root"), given.get("data.health", "auto"))
+    if fitted:
+        by_label = has_classes(videos) and "monitor.train" not in given
+        choices = fit(count(videos, given), scored_by_label=by_label, machine=machine, given=given)
+        added = [override(choice.option, choice.value) for choice in choices]
+        if "monitor.train" not in given:
+            added += ["monitor.train=''", "monitor.val=''"]  # the demo's
+        report(choices, f"{source}: {len(videos)} videos; values that fit them and this machine:")
+    if "preview" not in given and not SHOWS & set(arguments):
+        values = composed_values("pretrain", PretrainConfig, [*added, *arguments])
+        refuse(refusals(values, count(videos, values), machine), added, arguments, "pretrain", PretrainConfig)
+    return [*added, *arguments]  # before the flags
+
+
+def complete_finetuning(arguments: list[str]) -> list[str]:
+    """Return the command line of tools/finetune.py with the values that fit added, as `complete` does.
+
+    `predict=` needs no lists, and tests as the run of the classifier did.
+    """
+    given = given_values(arguments)
+    source = str(given.get("train", ""))
+    stored = stored_options(folder := Path(str(given.get("checkpoint", "")))) or stored_options(folder.parent)  # RUN/best
+    if given.get("predict"):
+        known = {name: stored[name] for name in TESTING if name in stored}
+        return [
+            *(override(key, value) for key, value in ({"train": "", "test": ""} | known).items() if key not in given),
+            *arguments,
+        ]
+    if ASKS_ONLY & set(arguments) or source in ("", "synthetic"):
+        return arguments
+    splits = given.get("splits")
+    if "%" in source and not (isinstance(splits, list) and splits):
+        return arguments  # which the schema refuses
+    added: list[str] = []
+    fitted = "recipe" not in given
+    machine = look_at_machine(str(given.get("system.device", "auto")), memory=fitted)
+    began = begun("train", given, FINETUNED, FinetuneConfig) if fitted else []
+    if began:
+        return [*began, *arguments]
+    videos = list_videos(
+        source.replace("%", str(splits[0])) if splits else source, given.get("root"), given.get("data.health", "auto")
+    )
+    if fitted:
+        small = str(given.get("backbone") or stored.get("model.backbone") or "tiny3d") == "tiny3d"
+        choices = fit_labels(len(videos), small=small, machine=machine, given=given)
+        added = [override(choice.option, choice.value) for choice in choices]
+        report(choices, f"{source}: {len(videos)} videos; values that fit them and this machine:")
+    values = composed_values("finetune", FinetuneConfig, [*added, *arguments])
+    refuse(refusals(values, len(videos), machine), added, arguments, "finetune", FinetuneConfig)
+    return [*added, *arguments]
+
+
+def fits(program: str, arguments: Sequence[str]) -> bool:
+    """Whether the program will choose values itself: no recipe is named, and the videos are the user's own."""
+    given = given_values(arguments)
+    source = given.get({"pretrain": "data.train", "finetune": "train"}.get(program, ""), "")
+    return "recipe" not in given and str(source) not in ("", "synthetic")
+
+
+def list_videos(source: str, root: Any, known_health: Any) -> list[Video]:
+    """Return the videos to train on without those that the doctor found broken. Raises InputError as `manifest.read`."""
+    videos = manifest.read(source, str(root) if root else None)
+    table = health.find(source, str(known_health))
+    return videos if table is None else health.drop_bad(health.add_health(videos, table))
+
+
+def count(videos: Sequence[Video], given: Mapping[str, Any]) -> int:
+    """Return how many videos are trained on."""
+    share = given.get("data.held_out", HELD_OUT if has_classes(videos) else 0)
+    valid = isinstance(share, (int, float)) and 0 <= share <= 0.5
+    return len(manifest.hold_out(videos, share)[0]) if valid else len(videos)
+
+
+def has_classes(videos: Sequence[Video]) -> bool:
+    """Whether every video has a label and enough of them can be held out to be scored."""
+    held = manifest.hold_out(videos, HELD_OUT)[1]
+    return all(video.label is not None for video in videos) and len(held) >= MIN_QUERIES and len({v.label for v in held}) > 1
+
+
+def look_at_machine(device: str, *, memory: bool) -> Machine:
+    """Return the machine as this process may use it. device: cpu, cuda or auto. memory: whether to ask the GPU for its size."""
+    cuda = device != "cpu" and torch.cuda.is_available()
+    about = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))) if cuda and memory else None
+    return Machine(
+        device="cuda" if cuda else "cpu",
+        cores=loader.own_cores(),
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        memory_gib=about.total_memory / 2**30 if about else 0.0,
+        half="bf16" if about is None or about.major >= 8 else "fp16",
+    )
+
+
+def begun(key: str, given: Mapping[str, Any], folders: Sequence[str], schema: type) -> list[str]:
+    """Return the options of the run that a command without `recipe=` continues, less those given; empty if there is none."""
+    out = str(given.get("out", ""))
+    for folder in [out] if out else folders:
+        stored = stored_options(Path(folder))
+        if stored and (out or stored.get(key) == str(given[key])):
+            if first_process():
+                log.info(f"{folder}: the run goes on with the values that it began with ({folder}/config.yaml)")
+            known = option_names(schema)  # not those of another version
+            kept = {name: value for name, value in stored.items() if name in known and not name.startswith("system.")}
+            kept = {"recipe": "demo", **kept, "out": folder}
+            return [override(name, value) for name, value in kept.items() if name not in given]
+    return []
+
+
+def first_process() -> bool:
+    """Whether this process is the one that speaks for all, before they have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def report(choices: Sequence[Choice], title: str) -> None:
+    """Log the chosen values in one block."""
+    if not first_process():
+        return
+    names = [f"{choice.option}={choice.value}" for choice in choices]
+    width = max(map(len, names), default=0)
+    rows = [f"  {name:<{width}}  {choice.why}" for name, choice in zip(names, choices, strict=True)]
+    log.info("\n".join([title, *rows, "  (say an option yourself to override it; docs/own_videos.md has the rules)"]))
+
+
+def refuse(choices: Sequence[Choice], added: Sequence[str], arguments: Sequence[str], program: str, schema: type) -> None:
+    """Raise InputError with all refusals and the command that would do, if there are any. added: the values that were fitted."""
+    if not choices:
+        return
+    new = [f"{choice.option}={choice.value}" for choice in choices]
+    given, keys = given_values(arguments), {choice.option for choice in choices}
+    kept = [f"{key}={given.get(key, value)}" if sign else key for key, sign, value in (word.partition("=") for word in arguments)]
+    kept = [word for word in kept if word.partition("=")[0] not in keys]
+    start = ["python", sys.argv[0]]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), sys.argv[0]]
+    parts = [choice.why for choice in choices]
+    command = f"this fits: {shlex.join([*start, *kept, *new])}"
+    try:
+        compose_options(program, schema, [*added, *kept, *new])
+    except InputError as error:  # what else is wrong with it, at once too
+        parts.append(str(error))
+        command = command.replace("this fits:", "that apart, this fits:")
+    raise InputError(("; " if len(parts) == 1 else "\n  ").join([*parts, command]))
