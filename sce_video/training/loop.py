@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed, schedules
-from ..data.dataset import Batch
 from ..data.workers import Batches
 from ..methods import Step
 from ..runs import fault_injection
@@ -134,7 +133,7 @@ def accumulate_gradients(run: Run, network: nn.Module, prepared: Prepared, where
     return steps, paths
 
 
-def pass_through(run: Run, network: nn.Module, views: list[Tensor], batch: Batch, where: float, *, last: bool) -> Step:
+def pass_through(run: Any, network: nn.Module, views: list[Tensor], batch: Any, where: float, *, last: bool = True) -> Step:
     """Take a micro-batch forward and backward, one part of the method's loss after another; return the parts' sum."""
     parts = run.method.count_parts(len(views)) if hasattr(run.method, "count_parts") else 1
     done: list[Step] = []
@@ -143,9 +142,9 @@ def pass_through(run: Run, network: nn.Module, views: list[Tensor], batch: Batch
         # DDP averages the gradients over ranks in the last backward pass of a step only.
         average = last and part == parts - 1
         with nullcontext() if average or network is run.method else network.no_sync():  # type: ignore[operator]
-            with torch.autocast(run.augment.device.type, dtype=run.autocast, enabled=run.autocast is not None):
+            with torch.autocast(views[0].device.type, dtype=run.autocast) if run.autocast else nullcontext():
                 step: Step = network(views, batch, where, **more)
-            run.scaler.scale(step.loss / run.accumulate).backward()  # type: ignore[no-untyped-call]
+            run.scaler.scale(step.loss / run.accumulate).backward()
         done.append(step._replace(loss=step.loss.detach()))
     loss = torch.stack([step.loss for step in done]).sum()
     return Step(loss, done[0].keys, {name: value for step in done for name, value in step.figures.items()})

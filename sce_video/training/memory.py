@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from ..config.pretrain import PretrainConfig
 from ..config.shared import Optimizer, Precision, System
 from ..errors import InputError, log
 from ..models.recompute import recompute_stages
+from .loop import pass_through
 
 USABLE = 0.92  # of a GPU's memory: the rest is for the CUDA context, workspaces and gaps between blocks
 
@@ -102,13 +104,8 @@ def _activations(method: Any, cfg: PretrainConfig, videos: int, dtype: torch.dty
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     with LiveMemory("meta") as memory:
-        parts = method.count_parts(len(views)) if hasattr(method, "count_parts") else 1
-        keys: Any = ()
-        for part in range(parts):
-            step = method(views, None, 0.0, part=part, keys=keys) if parts > 1 else method(views, None, 0.0)
-            keys = step.keys
-            step.loss.backward()
-            del step
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        pass_through(SimpleNamespace(method=method, autocast=None, scaler=scaler, accumulate=1), method, views, None, 0.0)
     return float(memory.peak)
 
 
