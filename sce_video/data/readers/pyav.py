@@ -138,8 +138,9 @@ class PyAVReader(FrameReader):
         assert self._index is not None
         self._fresh = False
         first = next(self._container.demux(self._stream))
-        if first.pts is not None:
-            self._index = replace(self._index, begin=first.pts)
+        if first.pts is None or first.dts != self._index.stamps[0]:
+            return False
+        self._index = replace(self._index, begin=first.pts)
         about = h264.inspect(first, self._slices.size_bytes)
         return self._is_refresh(first) and not about.oriented and not about.parameters and not h264.is_old_x264(first)
 
@@ -156,7 +157,8 @@ class PyAVReader(FrameReader):
                 same = found is not None and index is not None and found.num_frames == index.num_frames
                 index = replace(index, times=found.times) if same else found  # type: ignore[type-var,union-attr]
             earliest = min((p.pts for p in packets if p.pts is not None and not p.discarded), default=None)
-            if index is not None and first is not None and earliest is not None and first.pts == earliest:
+            begins = index is not None and bool(packets) and index.stamps[0] in (packets[0].dts, packets[0].pts)
+            if index is not None and first is not None and earliest is not None and first.pts == earliest and begins:
                 self._index, self.num_frames = replace(index, begin=earliest), index.num_frames
                 return first, index.times
         self._index = None
