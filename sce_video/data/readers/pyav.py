@@ -27,8 +27,8 @@ from torch import Tensor
 from ..crops import Box
 from . import frame_index, h264, indexed_decode, mp4, orientation, planes
 from .frame_index import FrameIndex
-from .media import LIMITS, DecodeError, Limits, choose_video, demux, open_container
-from .reader import FrameReader, check_frames, first_line, group_by_frame
+from .media import LIMITS, DecodeError, Limits, choose_video, demux, open_container, reason_of
+from .reader import FrameReader, check_frames, group_by_frame
 
 HELD_BYTES = 64 << 20  # counting keeps this many bytes of decoded frames, so that short files are decoded once
 LOOP_FILTERS = {"exact": "default", "reference": "noref", "off": "all"}  # -> FFmpeg's skip_loop_filter
@@ -66,7 +66,7 @@ class PyAVReader(FrameReader):
             self.close()  # the error's traceback keeps this frame, and so the file, until the next garbage collection
             if isinstance(error, DecodeError):
                 raise
-            raise DecodeError(f"{path}: {first_line(error)}") from error
+            raise DecodeError(f"{path}: {reason_of(error)}") from error
 
     def _look(self, is_mp4: bool) -> None:
         """Open the file and read its size, number of frames, index, orientation and frame rate."""
@@ -275,7 +275,7 @@ class PyAVReader(FrameReader):
         try:
             yield from self._counted(left)
         except self._errors as error:
-            raise DecodeError(f"{self.path}: {first_line(error)}") from error
+            raise DecodeError(f"{self.path}: {reason_of(error)}") from error
 
     def _indexed(self, indices: list[int], send: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
         assert self._index is not None
