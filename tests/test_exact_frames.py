@@ -212,7 +212,7 @@ def test_readers_of_h264_headers_understand_what_x264_writes(folder: Path) -> No
     for packet, about in zip(packets, seen, strict=True):
         first = h264.first_slice(packet, parameters)
         assert first is not None
-        assert about.reference == first[0] == (kinds[packet.pts] != B_FRAME)
+        assert first[0] == (kinds[packet.pts] != B_FRAME)
         assert first[1] == packet.is_keyframe
         assert about.entry == packet.is_keyframe
         assert not about.oriented
@@ -232,15 +232,15 @@ def test_intra_refresh_has_no_entry_but_the_first(folder: Path) -> None:
         assert [h264.inspect(packet, 4).entry for packet in keys] == [True] + [False] * (len(keys) - 1)
 
 
-def test_bytes_that_are_no_h264_count_as_needed() -> None:
+def test_bytes_that_are_no_h264_have_no_properties() -> None:
     draw = random.Random(0)
     for length in itertools.chain(range(12), [100] * 200):
         packet, size_bytes = bytes(draw.randrange(256) for _ in range(length)), draw.choice([1, 2, 4])
         about = h264.inspect(packet, size_bytes)
         assert isinstance(about, h264.Packet)
         first = h264.first_slice(packet, h264.Parameters(size_bytes, None, 2, draw.randrange(16), draw.randrange(16), False))
-        assert first is None or about.reference >= first[0]
-    assert h264.inspect(b"", 4) == h264.Packet(reference=True, entry=False, oriented=False, parameters=False)
+        assert first is None or len(first) == 3
+    assert h264.inspect(b"", 4) == h264.Packet(entry=False, oriented=False, parameters=False)
     assert h264.length_size(b"\x00\x00\x00\x01gd\x00") is None
 
 

@@ -17,7 +17,7 @@ from jobs.workers import Alive
 from numpy.typing import NDArray
 
 from media.examine import missing_bytes
-from media.probe import opened
+from media.probe import measured_rate, opened, time_in
 from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP, DecodeError, demux
 from sce_video.data.readers.orientation import of_frame
 
@@ -80,26 +80,27 @@ def timing_of(source: str) -> Timing:
     if cut := missing_bytes(source):
         raise DecodeError(f"the file ends {cut} bytes before its container does")
     with opened(source) as (container, stream):
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
-            raise DecodeError("its frame rate is not known")
-        is_avi = container.format.name == "avi"
         hidden, times = 0, list[Any]()
         for packet in demux(container, stream):
             hidden += packet.size > 0 and packet.is_discard
             if packet.size and not packet.is_discard:
-                times.append(packet.dts if is_avi else packet.pts)
+                times.append(time_in(container, packet))
+        rate = measured_rate(stream, times)
+        if not rate:
+            raise DecodeError("its frame rate is not known")
         expected = max((stream.frames or 0) - hidden, 0)
         if None in times or len(times) < 2:
-            return Timing(False, expected, Fraction(rate))
+            return Timing(False, expected, rate)
         times.sort()
+        if container.format.name == "avi":  # its header counts empty chunks too, as after a stream copy at twice the rate
+            expected -= max(times[-1] - times[0] + 1 - len(times), 0)
         frame_ticks = 1 / (rate * stream.time_base)
         # AVI stores an order but no times: frames follow each other at its rate, as in the readers, unless many are
         # missing. Other containers round times to a tick, Matroska's is a millisecond.
-        allowed = 3 * frame_ticks if is_avi else max(1, Fraction(3, 2000) / stream.time_base)
+        allowed = 3 * frame_ticks if container.format.name == "avi" else max(1, Fraction(3, 2000) / stream.time_base)
         ideal = (times[0] + number * frame_ticks for number in range(len(times)))
         even = all(abs(time - there) <= allowed for time, there in zip(times, ideal, strict=True))
-    return Timing(even, expected, Fraction(rate))
+    return Timing(even, expected, rate)
 
 
 def frames_of(container: Any, stream: Any, timing: Timing) -> Iterator[tuple[Any, float]]:

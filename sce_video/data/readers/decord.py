@@ -11,8 +11,8 @@ from fractions import Fraction
 from typing import Any
 
 from ...errors import InputError
-from .media import DecodeError
-from .reader import FrameReader, first_line
+from .media import DecodeError, reason_of
+from .reader import FrameReader
 
 
 class DecordReader(FrameReader):
@@ -36,13 +36,13 @@ class DecordReader(FrameReader):
             self.fps = Fraction(self._reader.get_avg_fps()).limit_denominator(1001)
             self.height, self.width = self._reader[0].shape[:2]
         except self._errors as error:
-            raise DecodeError(f"{path}: decord: {first_line(error)}") from error
+            raise DecodeError(f"{path}: decord: {reason_of(error)}") from error
 
     def _images(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
         try:
             images = self._reader.get_batch(indices).asnumpy()
         except self._errors as error:
-            raise DecodeError(f"{self.path}: decord: {first_line(error)}") from error
+            raise DecodeError(f"{self.path}: decord: {reason_of(error)}") from error
         yield from zip(indices, images, strict=True)
 
     def close(self) -> None:

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-SLICES = range(1, 6)  # nal_unit_type of coded slices; 5 is an instantaneous decoder refresh (IDR)
-IDR = 5
+IDR = 5  # nal_unit_type of slices of an instantaneous decoder refresh
 SEI, SEQUENCE_PARAMETERS = 6, 7
 WITH_CHROMA_FORMAT = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # values of profile_idc
 MOST_REORDERED = 16  # frames, by the standard
@@ -23,12 +22,10 @@ RECOVERY_POINT, DISPLAY_ORIENTATION = 6, 47  # SEI payload types
 class Packet(NamedTuple):
     """Properties of a packet.
 
-    reference: other pictures may be predicted from it. entry: decoding that starts here is exact for all later pictures.
-    oriented: it holds a display orientation SEI. parameters: it holds a sequence parameter set, which may differ from the
-    one in the stream's header.
+    entry: decoding that starts here is exact for all later pictures. oriented: it holds a display orientation SEI.
+    parameters: it holds a sequence parameter set, which may differ from the one in the stream's header.
     """
 
-    reference: bool
     entry: bool
     oriented: bool
     parameters: bool
@@ -157,27 +154,26 @@ class _Bits:
 
 
 def inspect(packet: bytes | memoryview, size_bytes: int) -> Packet:
-    """Return a packet's properties from its NAL headers; an unparsable packet is a reference and not an entry."""
-    reference, slices, entry, oriented, parameters = False, 0, False, False, False
+    """Return a packet's properties from its NAL headers; an unparsable packet has none of them."""
+    entry, oriented, parameters = False, False, False
     for unit in _nal_units(packet, size_bytes):
         kind = unit[0] & 31
-        if kind in SLICES:
-            slices += 1
-            reference = reference or bool(unit[0] & 0b0110_0000)
-            entry = entry or kind == IDR
+        if kind == IDR:
+            entry = True
         elif kind == SEI:
             for payload, content in _sei_messages(unit):
                 entry = entry or (payload == RECOVERY_POINT and _is_exact(content))
                 oriented = oriented or payload == DISPLAY_ORIENTATION
         elif kind == SEQUENCE_PARAMETERS:
             parameters = True
-    return Packet(reference or not slices, entry, oriented, parameters)
+    return Packet(entry, oriented, parameters)
 
 
 def first_slice(packet: bytes | memoryview, parameters: Parameters) -> tuple[bool, bool, int] | None:
-    """Return (whether it is a reference, an IDR picture, its pic_order_cnt_lsb) from a packet's first slice (7.3.3).
+    """Return (is a reference, is an IDR picture, pic_order_cnt_lsb) from a packet's first slice (7.3.3).
 
-    None without one, for fields and for impossible headers. Called for every packet, so it is fast.
+    A reference is a picture from which others may be predicted. None without a slice, for fields and for impossible headers.
+    Called for every packet, so it is fast.
     """
     view, position, size_bytes = memoryview(packet), 0, parameters.size_bytes
     end = len(view) - size_bytes

@@ -95,8 +95,7 @@ def choose_video(path: str, container: Any) -> Any:
     pictures = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
     if not streams:
-        covers = " (only a picture attached to the sound)" if container.streams.video else ""
-        raise NoVideo(f"{path}: no video stream in it{covers}")
+        raise NoVideo(f"{path}: no video stream in it{', only a cover picture' * bool(container.streams.video)}")
     chosen = next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
     if chosen.codec_context is None:
         raise DecodeError(f"{path}: FFmpeg has no decoder for its video's codec")

@@ -88,11 +88,8 @@ def composition_offsets(header: bytes, track: int, count: int) -> NDArray[np.int
 def _find(data: bytes, start: int, end: int, *kinds: bytes) -> tuple[int, int] | None:
     """Return the interval of the content of the first box of these nested kinds."""
     for kind in kinds:
-        found = next(((first, last) for name, first, last in _boxes(data, start, end) if name == kind), None)
-        if found is None:
-            return None
-        start, end = found
-    return start, end
+        start, end = next(((first, last) for name, first, last in _boxes(data, start, end) if name == kind), (0, 0))
+    return (start, end) if end else None
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

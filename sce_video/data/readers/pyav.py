@@ -27,8 +27,8 @@ from torch import Tensor
 from ..crops import Box
 from . import frame_index, h264, indexed_decode, mp4, orientation, planes
 from .frame_index import FrameIndex
-from .media import LIMITS, DecodeError, Limits, choose_video, demux, open_container
-from .reader import FrameReader, check_frames, first_line, group_by_frame
+from .media import LIMITS, DecodeError, Limits, choose_video, demux, open_container, reason_of
+from .reader import FrameReader, check_frames, group_by_frame
 
 HELD_BYTES = 64 << 20  # counting keeps this many bytes of decoded frames, so that short files are decoded once
 LOOP_FILTERS = {"exact": "default", "reference": "noref", "off": "all"}  # -> FFmpeg's skip_loop_filter
@@ -66,7 +66,7 @@ class PyAVReader(FrameReader):
             self.close()  # the error's traceback keeps this frame, and so the file, until the next garbage collection
             if isinstance(error, DecodeError):
                 raise
-            raise DecodeError(f"{path}: {first_line(error)}") from error
+            raise DecodeError(f"{path}: {reason_of(error)}") from error
 
     def _look(self, is_mp4: bool) -> None:
         """Open the file and read its size, number of frames, index, orientation and frame rate."""
@@ -138,8 +138,9 @@ class PyAVReader(FrameReader):
         assert self._index is not None
         self._fresh = False
         first = next(self._container.demux(self._stream))
-        if first.pts is not None:
-            self._index = replace(self._index, begin=first.pts)
+        if first.pts is None or first.dts != self._index.stamps[0]:
+            return False
+        self._index = replace(self._index, begin=first.pts)
         about = h264.inspect(first, self._slices.size_bytes)
         return self._is_refresh(first) and not about.oriented and not about.parameters and not h264.is_old_x264(first)
 
@@ -156,7 +157,8 @@ class PyAVReader(FrameReader):
                 same = found is not None and index is not None and found.num_frames == index.num_frames
                 index = replace(index, times=found.times) if same else found  # type: ignore[type-var,union-attr]
             earliest = min((p.pts for p in packets if p.pts is not None and not p.discarded), default=None)
-            if index is not None and first is not None and earliest is not None and first.pts == earliest:
+            begins = index is not None and bool(packets) and index.stamps[0] in (packets[0].dts, packets[0].pts)
+            if index is not None and first is not None and earliest is not None and first.pts == earliest and begins:
                 self._index, self.num_frames = replace(index, begin=earliest), index.num_frames
                 return first, index.times
         self._index = None
@@ -273,7 +275,7 @@ class PyAVReader(FrameReader):
         try:
             yield from self._counted(left)
         except self._errors as error:
-            raise DecodeError(f"{self.path}: {first_line(error)}") from error
+            raise DecodeError(f"{self.path}: {reason_of(error)}") from error
 
     def _indexed(self, indices: list[int], send: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
         assert self._index is not None

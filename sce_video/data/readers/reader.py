@@ -129,11 +129,6 @@ def group_by_frame(clips: Sequence[Sequence[int]]) -> dict[int, list[tuple[int, 
     return targets
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, at most 200 characters, or the error's type without one."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _limit_short_side(height: int, width: int, max_short_side: int | None) -> tuple[int, int]:
     if max_short_side is None or min(height, width) <= max_short_side:
         return height, width

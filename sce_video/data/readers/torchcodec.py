@@ -12,8 +12,8 @@ from typing import Any
 
 from ...errors import InputError
 from .exactness import TORCHCODEC_IS_EXACT_ON, warn_inexact
-from .media import DecodeError
-from .reader import FrameReader, first_line
+from .media import DecodeError, reason_of
+from .reader import FrameReader
 
 
 class TorchcodecReader(FrameReader):
@@ -33,7 +33,7 @@ class TorchcodecReader(FrameReader):
         except (ImportError, RuntimeError, OSError) as error:  # the last two: FFmpeg's libraries are missing
             raise InputError(
                 "decoder=torchcodec cannot be used here: pip install 'sce_video[torchcodec]', and FFmpeg's shared "
-                f"libraries (apt install ffmpeg); or use decoder=auto ({first_line(error)})"
+                f"libraries (apt install ffmpeg); or use decoder=auto ({reason_of(error)})"
             ) from error
         if container not in TORCHCODEC_IS_EXACT_ON:
             warn_inexact("torchcodec", path)
@@ -64,4 +64,4 @@ class TorchcodecReader(FrameReader):
 
 
 def _decode_error(path: str, error: Exception) -> DecodeError:
-    return error if isinstance(error, DecodeError) else DecodeError(f"{path}: torchcodec: {first_line(error)}")
+    return error if isinstance(error, DecodeError) else DecodeError(f"{path}: torchcodec: {reason_of(error)}")
