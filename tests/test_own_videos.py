@@ -241,6 +241,7 @@ def test_a_run_begun_with_the_demo_recipe_on_own_videos_continues(videos: Path, 
     assert json.loads((tmp_path / "runs/demo/status.json").read_text())["restarts"] == 1
 
 
+@pytest.mark.slow
 def test_finetuning_fits_its_lists_too_and_continues(videos: Path, tmp_path: Path) -> None:
     lists = [f"train={videos / 'train.csv'}", f"test={videos / 'val.csv'}"]
     options = [*lists, "backbone=tiny3d", "data.num_frames=2", "data.clip_seconds=0.5", "optim.epochs=2", "optim.batch=8"]
@@ -253,6 +254,7 @@ def test_finetuning_fits_its_lists_too_and_continues(videos: Path, tmp_path: Pat
     assert "runs/finetune_own is done" in again.stdout
 
 
+@pytest.mark.slow
 def test_all_refusals_of_finetuning_come_at_once(videos: Path, tmp_path: Path) -> None:
     wrong = ["recipe=ucf101", "optim.warmup_epochs=300", "optim.precision=bf16", "system.device=cpu", "backbone=tiny3d"]
     result = run_tool("finetune", f"train={videos / 'train.csv'}", f"test={videos / 'val.csv'}", *wrong, cwd=tmp_path)
