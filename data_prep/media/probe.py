@@ -72,7 +72,7 @@ def opened(path: str, *, limits: Limits = LIMITS) -> Iterator[tuple[Any, Any]]:
     check_media(path)
     try:
         with open_container(os.path.realpath(path), limits) as container:
-            if "mp4" in container.format.name and mp4.is_encrypted(mp4.read_header(path)):
+            if "mp4" in container.format.name and mp4.ENCRYPTED.search(mp4.read_header(path)):
                 raise DecodeError(f"{path}: its video is encrypted")
             stream = choose_video(path, container)
             stream.thread_type = "NONE"

@@ -48,8 +48,7 @@ def frame_window(fps: Seconds, start: Seconds, end: Seconds, num_frames: int) ->
 def timed_window(times: NDArray[np.float64], start: Seconds, end: Seconds) -> tuple[int, int]:
     """Return the frames of [start, end) of a video with a variable rate as [first, last), at least one.
 
-    times: seconds of each frame since the first, increasing. Where no frame begins within the window, it is the one that is
-    on display at its start.
+    times: seconds of each frame since the first, increasing. Where no frame begins within the window: the one on display.
     """
     first, last = (int(found) for found in np.searchsorted(times, [float(start), float(end)]))
     return (first, last) if last > first else (max(first - 1, 0), max(first, 1))

@@ -147,16 +147,13 @@ def _apply_health(videos: list[Video], table: Path, *, training: bool) -> list[V
 
 
 def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
-    """Raise InputError if none of up to 32 random videos opens; videos without a health status are tried first.
-
-    They are opened in a process that can be ended: a file may hang or crash the decoder.
-    """
+    """Raise InputError if none of up to 32 random videos opens; videos without a health status are tried first."""
     order = sorted(epoch_order(seed, 0, len(videos)), key=lambda row: videos[row].health != "")
     paths = [videos[row].path for row in order[:READABLE_TRIES]]
     reasons: list[str] = []
     for path in paths:
         try:
-            with multiprocessing.Pool(1, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:  # leaving it ends the process
+            with multiprocessing.Pool(1, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:  # leaving it ends a hang
                 pool.apply_async(_open_and_close, (path, decoder)).get(OPEN_SECONDS)
             return
         except DecodeError as error:

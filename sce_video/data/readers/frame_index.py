@@ -59,8 +59,7 @@ class FrameIndex:
     def numbers(self) -> dict[int, int]:
         """The number of the frame of each pts."""
         times = self.times or [0]
-        shift = self.begin - times[0]
-        return {time + shift: frame for frame, time in enumerate(times)}
+        return {time - times[0] + self.begin: frame for frame, time in enumerate(times)}
 
     def key_for(self, frame: int) -> int:
         """Return the number of the last key with at most `frame` shown frames before it."""
@@ -150,8 +149,7 @@ def _build(
     if hidden:
         shown = list(accumulate((not hide for hide in discarded), initial=0))
         before = [shown[key] for key in keys]
-    begin = times[0] if times else 0
-    return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, source, times, begin)
+    return FrameIndex(stamps, stamp_is, keys, before, len(stamps) - hidden, source, times, times[0] if times else 0)
 
 
 def rate_of(times: Sequence[int] | None, base: Any, stated: Any) -> tuple[Fraction | None, NDArray[np.float64] | None]:

@@ -172,8 +172,7 @@ def inspect(packet: bytes | memoryview, size_bytes: int) -> Packet:
 def first_slice(packet: bytes | memoryview, parameters: Parameters) -> tuple[bool, bool, int] | None:
     """Return (is a reference, is an IDR picture, pic_order_cnt_lsb) from a packet's first slice (7.3.3).
 
-    A reference is a picture from which others may be predicted. None without a slice, for fields and for impossible headers.
-    Called for every packet, so it is fast.
+    None without a slice, for fields and for impossible headers. Called for every packet, so it is fast.
     """
     view, position, size_bytes = memoryview(packet), 0, parameters.size_bytes
     end = len(view) - size_bytes

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 # FFmpeg's names of the demuxers that PyAV may use: media containers that refer to no other files.
@@ -105,11 +106,9 @@ def choose_video(path: str, container: Any) -> Any:
 def demux(container: Any, stream: Any) -> Iterator[Any]:
     """Yield the packets of a stream, the empty last one included."""
     while True:
-        try:
+        with suppress(IndexError):  # PyAV does not know streams that begin after the header; the next call goes on behind it
             yield from container.demux(stream)
             return
-        except IndexError:  # PyAV does not know streams that begin after the header; the next call goes on behind the packet
-            continue
 
 
 def is_frames(path: str) -> bool:

@@ -19,7 +19,7 @@ IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 MATRIX_AT = {b"mvhd": {0: 40, 1: 52}, b"tkhd": {0: 44, 1: 56}}
 LARGEST_HEADER = 16 << 20  # bytes; hours of video have smaller headers
 MOST_BOXES = 10_000  # searched for the header
-ENCRYPTED = re.compile(rb"stsd.{12}encv", re.DOTALL)  # the first sample entry's type (ISO/IEC 23001-7)
+ENCRYPTED = re.compile(rb"stsd.{12}encv", re.DOTALL)  # in headers of encrypted video: the first sample entry's type
 
 
 def read_header(path: str) -> bytes:
@@ -38,11 +38,6 @@ def read_header(path: str) -> bytes:
                 return file.read(min(size - header_bytes, LARGEST_HEADER))
             position += size
     return b""
-
-
-def is_encrypted(header: bytes) -> bool:
-    """Return whether a video track is encrypted."""
-    return ENCRYPTED.search(header) is not None
 
 
 def is_upright(header: bytes) -> bool:

@@ -29,10 +29,7 @@ UPRIGHT = Orientation()
 
 
 def of_frame(frame: Any) -> Orientation:
-    """Return the orientation of a decoded PyAV frame, the nearest one for angles that are no quarter turns.
-
-    A degenerate matrix, which would make the picture a line or a point, turns nothing.
-    """
+    """Return the orientation of a decoded PyAV frame, the nearest one; a degenerate matrix turns nothing."""
     from av.sidedata.sidedata import Type
 
     found = frame.side_data.get(Type.DISPLAYMATRIX)

@@ -103,7 +103,7 @@ class PyAVReader(FrameReader):
         self.header_only, self._fresh = header_only, True
         if self._is_in("mp4") and not self._header:
             self._header = mp4.read_header(self.path)
-            if mp4.is_encrypted(self._header):
+            if mp4.ENCRYPTED.search(self._header):
                 raise DecodeError(f"{self.path}: its video is encrypted")
         self._stream = choose_video(self.path, self._container)
         self._codec = self._stream.codec_context
@@ -145,10 +145,7 @@ class PyAVReader(FrameReader):
         return self._is_refresh(first) and not about.oriented and not about.parameters and not h264.is_old_x264(first)
 
     def _survey(self) -> tuple[Any, Sequence[int] | None]:
-        """Settle the index and the number of frames, by reading as little as the file allows.
-
-        Return the first frame and the times of all frames in the stream's time base, None if they are unknown.
-        """
+        """Settle index and number of frames; return the first frame and the times of all (None: unknown) in `time_base`."""
         index = self._index
         if index is not None or self._indexable("mp4", "matroska"):
             first, packets = self._read_packets(complete=index is None or index.times is None)
