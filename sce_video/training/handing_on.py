@@ -25,6 +25,7 @@ def next_command(cfg: PretrainConfig, folder: Path, held_out: Path | None) -> st
     if not scored:
         out = next(path for path in _features_files(folder) if not path.exists())
         program, options = "features", {"data": cfg.data.train, "root": cfg.data.root, "out": str(out)}
+    options |= {"trust": "true"} if ":" in cfg.model.backbone else {}  # a network of the user's own
     words = [f"checkpoint={folder}", *(f"{name}={value}" for name, value in options.items() if value)]
     return f"python tools/{program}.py {shlex.join(words)}"
 

@@ -167,7 +167,8 @@ def report(choices: Sequence[Choice], title: str) -> None:
     names = [f"{choice.option}={choice.value}" for choice in choices]
     width = max(map(len, names), default=0)
     rows = [f"  {name:<{width}}  {choice.why}" for name, choice in zip(names, choices, strict=True)]
-    log.info("\n".join([title, *rows, "  (say an option yourself to override it; docs/own_videos.md has the rules)"]))
+    for row in [title, *rows, "  (say an option yourself to override it; docs/own_videos.md has the rules)"]:
+        log.info(row)
 
 
 def refuse(choices: Sequence[Choice], added: Sequence[str], arguments: Sequence[str], program: str, schema: type) -> None:
@@ -188,4 +189,7 @@ def refuse(choices: Sequence[Choice], added: Sequence[str], arguments: Sequence[
     except InputError as error:  # what else is wrong with it, at once too
         parts.append(str(error))
         command = command.replace("this fits:", "that apart, this fits:")
-    raise InputError(("; " if len(parts) == 1 else "\n  ").join([*parts, command]))
+    if len(parts) == 1:
+        raise InputError(f"{parts[0]}; {command}")
+    first, *more = [*parts, command]
+    raise InputError(first, *(f"  {line}" for line in more))
