@@ -2,8 +2,8 @@
 
     PYTHONPATH=examples python tools/pretrain.py model.backbone=backbone:build out=runs/own_backbone
 
-The module maps float clips [B, 3, T, H, W] to features [B, width]. Checkpoints, evaluation and export use it by the same name, with
-`trust=true`, because loading it imports and calls this code.
+The module maps float clips [B, 3, T, H, W] to features [B, width]. Checkpoints, evaluation and export use it by the same name,
+with `trust=true`, because loading it imports and calls this code.
 """
 
 from torch import Tensor, nn

@@ -12,6 +12,7 @@ from torch import Tensor
 from sce_video import augment, losses
 from sce_video.augment import Parameters, View, batched, mixing, rand_augment
 from sce_video.augment.batched import MEMORY_BYTES, Source
+from sce_video.augment.view import Local
 from sce_video.data.packed import Packed
 from sce_video.data.readers.planes import WEIGHTS, Coding, PlanarClip
 from sce_video.models.momentum import KeyQueue
@@ -203,6 +204,11 @@ def test_launches_and_memory_of_64_clips_are_bounded(view: View, options: dict[s
     counted = count(view, 64, 8, 224, **options)
     assert counted.launches <= most
     assert counted.peak <= MEMORY_BYTES
+
+
+def test_local_views_are_as_cheap() -> None:
+    local = Local(views=4)
+    assert count(local.view, 64, 8, local.size).launches == count(local.view, 16, 8, local.size).launches <= 250
 
 
 def test_a_step_takes_at_most_500_launches_outside_the_networks_and_reads_nothing() -> None:

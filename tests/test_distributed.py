@@ -86,10 +86,28 @@ def _norm_rank(rank: int, port: int, folder: str) -> None:
     with torch.no_grad():
         assert norm.train(False)(x).requires_grad is False
     norm.train(True)
+    frozen = distributed.synchronise_batch_norm(nn.Sequential(nn.BatchNorm3d(3).double()))
+    frozen.requires_grad_(False)
+    plain = distributed.synchronise_batch_norm(nn.Sequential(nn.BatchNorm3d(3, affine=False).double()))
+    others = []
+    for other in (frozen, plain):
+        again = x.detach().clone().requires_grad_()
+        (other(again) * weight[share]).sum().backward()
+        assert all(parameter.grad is None for parameter in other.parameters())
+        others.append(again.grad)
+    with torch.no_grad():
+        assert not frozen(x.detach()).requires_grad
     gathered = distributed.gather_objects((rank, world := distributed.world_size()))
     mean = distributed.mean(torch.tensor(float(rank)))
     torch.save(
-        {"output": output.detach(), "grad": x.grad, "state": norm.state_dict(), "mean": mean, "objects": gathered},
+        {
+            "output": output.detach(),
+            "grad": x.grad,
+            "state": norm.state_dict(),
+            "mean": mean,
+            "objects": gathered,
+            "others": others,
+        },
         f"{folder}/{rank}.pt",
     )
     assert world == 2
@@ -109,6 +127,8 @@ def test_batch_norm_over_ranks_is_batch_norm_over_the_batch(tmp_path: Path) -> N
     (output * weight).sum().backward()
     assert torch.allclose(torch.cat([r["output"] for r in ranks]), output, atol=1e-10)
     assert torch.allclose(torch.cat([r["grad"] for r in ranks]), x.grad, atol=1e-10)
+    for frozen_or_plain in (0, 1):  # affine weights are 1 and 0 at the start: the same gradient
+        assert torch.allclose(torch.cat([r["others"][frozen_or_plain] for r in ranks]), x.grad, atol=1e-10)
     for rank in ranks:
         for key, value in norm.state_dict().items():
             assert torch.allclose(rank["state"][f"0.{key}"].double(), value.double(), atol=1e-10), key

@@ -232,3 +232,19 @@ def test_three_processes_find_what_one_finds(videos: Path, tmp_path: Path) -> No
         written = json.loads((tmp_path / f"{processes}.json").read_text())
         assert written["rows"]["checkpoint"]["scored"] == {"train": 24, "test": 8}
     assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_a_video_that_ends_its_decoding_process_is_named_and_the_others_are_read(
+    videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = manifest.read(videos / "val.csv")
+    expected = extract.extract(tiny(), listed, SMALL, device=CPU)
+    monkeypatch.setenv("SCE_VIDEO_ALLOW_FAULTS", "1")
+    monkeypatch.setenv("SCE_VIDEO_FAULT", "abort@row=1")
+    found = extract.extract(tiny(), listed, SMALL, device=CPU, workers=1)
+    assert found.rows == [row for row in expected.rows if row != 1]
+    assert [failure.path for failure in found.failures] == [listed[1].path]
+    assert "in quarantine (signal 6)" in found.failures[0].reason
+    kept = [i for i, row in enumerate(expected.rows) if row != 1]
+    assert torch.allclose(found.features["backbone"], expected.features["backbone"][kept], atol=1e-6)

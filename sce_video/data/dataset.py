@@ -234,6 +234,7 @@ class EvaluationDataset(Dataset[Sample]):
         self.clip_seconds = clip_seconds
         self.max_short_side = max_short_side
         self.decoder = decoder
+        self.before_reading: Callable[[int], None] | None = None
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -244,6 +245,8 @@ class EvaluationDataset(Dataset[Sample]):
             reason = f"{path}: {self.videos[row].health} (as data_prep/doctor.py found)"
             return Sample(row, path, failures=[Failure(path, reason)])
         try:
+            if self.before_reading:
+                self.before_reading(row)
             with reading(path), open_video(path, self.decoder) as video:
                 times = clip_times.constant_clips(video.seconds, self.clip_seconds, self.clips_per_video)
                 windows = [video.window(*time) for time in times]

@@ -39,7 +39,7 @@ from ..errors import InputError, Stopped, log
 from ..runs import fault_injection
 from ..runs.files import AppendFile
 from ..runs.stop import SIGNALS, die_with_parent
-from .dataset import Batch, ClipDataset, Sample, collate
+from .dataset import Batch, ClipDataset, EvaluationDataset, Sample, collate
 from .decode import DecodeError
 
 STALL_SECONDS = 600  # longest wait for a batch: after it the storage counts as unavailable
@@ -104,7 +104,7 @@ def _free_memory() -> float:
 class _Watched(Dataset[Sample]):
     """Records in `notes` [workers, 3]: a worker's row (-1: none), since when, and the bytes of its largest batch."""
 
-    def __init__(self, dataset: ClipDataset, notes: Tensor, quarantined: dict[str, str]) -> None:
+    def __init__(self, dataset: ClipDataset | EvaluationDataset, notes: Tensor, quarantined: dict[str, str]) -> None:
         self.dataset = dataset
         self.notes = notes
         self.quarantined = quarantined
@@ -125,7 +125,7 @@ class _Watched(Dataset[Sample]):
             self.notes[worker.id, 2] = max(size, self.notes[worker.id, 2].item())
         return batch
 
-    def __getitem__(self, index: tuple[int, int]) -> Sample:
+    def __getitem__(self, index: Any) -> Sample:
         try:
             return self.dataset[index]
         finally:
@@ -133,16 +133,16 @@ class _Watched(Dataset[Sample]):
                 self.notes[worker.id, 0], self.notes[worker.id, 1] = -1, time.monotonic()
 
 
-class _Part(Sampler[list[tuple[int, int]]]):
+class _Part(Sampler[Any]):
     """The batches [first, last) of another sampler."""
 
-    def __init__(self, sampler: Sampler[list[tuple[int, int]]], first: int, last: int) -> None:
+    def __init__(self, sampler: Sampler[Any], first: int, last: int) -> None:
         self.sampler, self.first, self.last = sampler, first, last
 
     def __len__(self) -> int:
         return self.last - self.first
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Any]:
         return islice(iter(self.sampler), self.first, self.last)
 
 
@@ -159,8 +159,8 @@ class Batches:
 
     def __init__(
         self,
-        dataset: ClipDataset,
-        sampler: Sampler[list[tuple[int, int]]],
+        dataset: ClipDataset | EvaluationDataset,
+        sampler: Sampler[Any],  # yields the indices of a batch: (epoch, row) pairs, or rows for evaluation
         *,
         workers: int,
         pin_memory: bool,

@@ -1,7 +1,8 @@
 """Run a network on several views of every video, with one open and one decode pass per video.
 
 Protocol (SCE, section 6): evenly spread clips, the short side scaled to the crop size, 1 or 3 square crops, clip by clip.
-The device cuts the crops. Each rank takes its share of the rows. An unreadable video is reported, never replaced.
+The device cuts the crops. Each rank takes its share of the rows. An unreadable video, also one whose worker
+dies, is reported and never replaced.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
 from .. import augment, distributed
 from ..data import crops
-from ..data.dataset import Batch, EvaluationDataset, Failure, collate
+from ..data.dataset import Batch, EvaluationDataset, Failure
 from ..data.manifest import Video
-from ..data.workers import STALL_SECONDS, prepare_worker
+from ..data.workers import STALL_SECONDS, Batches, Quarantine
 
 # Views per forward pass, to bound memory. On a CPU a few views stay in the caches.
 VIEWS_AT_ONCE = {"cuda": 64, "cpu": 8}
@@ -102,21 +103,21 @@ def view_outputs(
         decoder=decoder,
     )
     at_once = VIEWS_AT_ONCE[device.type]
-    batches: DataLoader[Batch] = DataLoader(
-        Subset(dataset, own),  # type: ignore[arg-type]
-        batch_size=max(1, at_once // views.count),
-        collate_fn=collate,
-        num_workers=workers,
+    batches = Batches(
+        dataset,
+        BatchSampler(own, max(1, at_once // views.count), drop_last=False),
+        workers=workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=prepare_worker if workers else None,
-        timeout=STALL_SECONDS if workers else 0,
+        read_timeout=STALL_SECONDS,  # a long video is read as a whole
+        recycle=0,
+        quarantine=Quarantine(None),
     )
     # One buffer for all batches: allocating this much memory costs more than filling it.
     group = max(1, at_once // views.num_crops)
     shape = (group, views.num_crops, 3, views.num_frames, views.size, views.size)
     buffer = torch.empty(shape, device=device)
     hidden = None if title and distributed.rank() == 0 else True  # None: only on a terminal
-    with tqdm(total=len(own), desc=title, unit="video", disable=hidden) as bar:
+    with batches, tqdm(total=len(own), desc=title, unit="video", disable=hidden) as bar:
         for batch in batches:
             bar.update(len(batch.rows) + len(batch.failures))
             yield batch.rows, _run_network(network, batch, views, device, buffer), batch.failures
