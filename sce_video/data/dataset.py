@@ -249,7 +249,7 @@ class EvaluationDataset(Dataset[Sample]):
                 self.before_reading(row)
             with reading(path), open_video(path, self.decoder) as video:
                 times = clip_times.constant_clips(video.seconds, self.clip_seconds, self.clips_per_video)
-                windows = [video.window(*time) for time in times]
+                windows = (video.window(*time) for time in times)
                 indices = [first + clip_times.uniform_subsample(last - first, self.num_frames) for first, last in windows]
                 frames = video.read(torch.cat(indices), max_short_side=self.max_short_side)
         except DecodeError as error:

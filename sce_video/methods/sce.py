@@ -131,9 +131,9 @@ class SCE(nn.Module):
         # All pairs of an online view j and a momentum view i with i != j.
         pairs = [(query, key) for i, key in enumerate(keys) for j, query in queries.items() if j != i]
         total = sum(i != j for i in range(len(keys)) for j in range(first, len(views)))
-        options: Any = {"temp": self.temp, "temp_target": self.temp_target_at(where), "coeff": self.coeff_at(where)}
-        options["mask_positive"] = self.mask_positive
-        loss = torch.stack([losses.sce(query, key, self.queue.keys, **options) for query, key in pairs]).sum() / total
+        fixed: Any = {"temp": self.temp, "temp_target": self.temp_target_at(where), "mask_positive": self.mask_positive}
+        fixed["coeff"] = self.coeff_at(where)
+        loss = torch.stack([losses.sce(query, key, self.queue.keys, **fixed) for query, key in pairs]).sum() / total
         return Step(loss, keys, self._figures(queries[1], keys[0], where) if 1 in queries else {})
 
     @torch.no_grad()

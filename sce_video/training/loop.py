@@ -82,11 +82,9 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> None:
             fault_injection.at_step(run.step, run.method)
             where = run.updates_made / run.total_steps
             lr = set_learning_rate(run)
-
             run.updates.begin()
             steps, paths = accumulate_gradients(run, network, prepared, where)
-            losses = [step.loss for step in steps]
-            figures = share(losses, run.method, run.optimizer, run.scaler, stop=stop.asked())
+            figures = share([step.loss for step in steps], run.method, run.optimizer, run.scaler, stop=stop.asked())
             prepared.go_ahead()
             shared = figures()
             run.skipped.report(log, now=log.due(run.step + 1))
