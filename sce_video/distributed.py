@@ -23,6 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from .errors import InputError, log
 
 T = TypeVar("T")
+# torch 2.14 renamed it and warns about the old name.
+all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 TIMEOUT_SECONDS = 600.0  # a rank that is this late at a collective is taken for dead
 
 
@@ -133,7 +135,7 @@ def gather(tensor: Tensor) -> Tensor:
     if not active():
         return tensor.detach()
     output = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
-    dist.all_gather_into_tensor(output, tensor.detach().contiguous())
+    all_gather(output, tensor.detach().contiguous())
     return output
 
 

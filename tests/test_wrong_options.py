@@ -67,6 +67,9 @@ ZERO = [
     "short_side_max",
     "coeff_start",
     "momentum",
+    "held_out",
+    "videos",
+    "window_seconds",
 ]
 # Zero there is "as in pretraining", or a default derived from it.
 AS_IN_PRETRAINING = ["num_frames", "clip_seconds", "size"]

@@ -175,7 +175,10 @@ def _count_collectives() -> Counter[str]:
         original = getattr(call, "original", call)
 
         def wrapper(*arguments: Any, **options: Any) -> Any:
-            code = sys._getframe(1).f_code
+            frame = sys._getframe(1)
+            if frame.f_code.co_name == "gather" and frame.f_back and frame.f_back.f_code.co_name == "forward":
+                frame = frame.f_back  # batch norm gathers by the same function as the keys
+            code = frame.f_code
             name = CALLERS.get((os.path.basename(code.co_filename), code.co_name), code.co_name)
             counted[name] += arguments[argument].nbytes
             return original(*arguments, **options)
@@ -184,6 +187,6 @@ def _count_collectives() -> Counter[str]:
         return wrapper
 
     dist.all_reduce = wrap(dist.all_reduce, 0)
-    dist.all_gather_into_tensor = wrap(dist.all_gather_into_tensor, 1)
+    distributed.all_gather = wrap(distributed.all_gather, 1)
     dist.broadcast = wrap(dist.broadcast, 0)
     return counted
