@@ -198,7 +198,7 @@ class RunLog:
         late = step == self.start_step + 1 or time.perf_counter() - self._last_line > LINE_SECONDS
         if late and not self.due(step):
             self._keep(text)
-        if step == self.start_step + 1:
+        if step == self.start_step + 1 and not self.due(step):
             self.restart_clock(step)  # the first step waits for the workers to start
         if step == self.start_step + ESTIMATE_STEPS < self.total_steps:
             rate, wait, left = self._speed(step)
