@@ -352,7 +352,7 @@ def _end_process(kind: type[BaseException] | None, error: BaseException | None, 
         if distributed.active() or os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine before ranks have met
             log.error(str(error))
             for line in getattr(error, "more", ()):
-                log.info(line)
+                log.info(f"  {line}")
     elif distributed.active():
         traceback.print_exception(kind, error, trace)
     else:

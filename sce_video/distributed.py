@@ -48,7 +48,7 @@ def session(
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if backend == "auto":
         backend = "nccl" if kind == "cuda" else "gloo"
-    local = torch.device("cuda", _gpu_of_this_rank(shared=backend == "gloo")) if kind == "cuda" else torch.device(kind)
+    local = torch.device("cuda", gpu_of_this_rank(shared=backend == "gloo")) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(local)
         _set_arithmetic(precision, deterministic=deterministic)
@@ -76,7 +76,7 @@ def _set_arithmetic(precision: str, *, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _gpu_of_this_rank(*, shared: bool) -> int:
+def gpu_of_this_rank(*, shared: bool) -> int:
     """Return the index of this rank's GPU among those it sees: its local rank, or 0 where the launcher shows it one only."""
     rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if not count:

@@ -201,7 +201,7 @@ def test_batch_norm_over_one_rank_is_torchs(kind: str) -> None:
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(InputError, match=r"a GPU was asked for, and torch \S+ sees none here: choose the device cpu, or auto"):
-        distributed._gpu_of_this_rank(shared=False)
+        distributed.gpu_of_this_rank(shared=False)
 
 
 @pytest.mark.parametrize(
@@ -215,14 +215,14 @@ def test_each_rank_finds_its_gpu(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert distributed._gpu_of_this_rank(shared=shared) == index
+    assert distributed.gpu_of_this_rank(shared=shared) == index
 
 
 def test_more_ranks_than_gpus_are_refused_with_the_way_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match=r"process 2 .* 2 are visible: start as many .* or give system.backend=gloo"):
-        distributed._gpu_of_this_rank(shared=False)
+        distributed.gpu_of_this_rank(shared=False)
 
 
 def test_rows_of_different_numbers_are_gathered_as_tensors(tmp_path: Path) -> None:

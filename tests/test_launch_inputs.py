@@ -74,6 +74,7 @@ def test_a_job_that_cannot_run_is_not_submitted(tmp_path: Path) -> None:
     assert refused.returncode == 70
     assert "data.train: manifest 'nowhere.csv' does not exist" in refused.stderr
     assert "check_files=false" in refused.stderr
+    assert "\\n" not in refused.stderr, "each refusal is on a line of its own"
     assert not (tmp_path / "run-launch").exists()
     dry = launch(tmp_path, "gpus=1", "dry_run=true", *program)
     assert dry.returncode == 0

@@ -35,7 +35,7 @@ def check_inputs(words: Sequence[str], options: Launch, *, dry: bool) -> None:
     if not found:
         return
     if not dry:
-        raise InputError("\n  ".join([*found, "mend them, or give check_files=false if this machine does not see the files"]))
+        raise InputError(*found, "mend them, or give check_files=false if this machine does not see the files")
     for problem in found:
         log.warning(f"a submission would be refused: {problem}")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sce_video import distributed
 from sce_video.command_line import compose_options, composed_values, given_values, option_names, override
 from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
@@ -44,7 +45,7 @@ def complete(arguments: list[str]) -> list[str]:
         return arguments
     added: list[str] = []
     fitted = "recipe" not in given
-    machine = look_at_machine(str(given.get("system.device", "auto")), memory=fitted)
+    machine = look_at_machine(given, memory=fitted)
     began = begun("data.train", given, FOLDERS, PretrainConfig) if fitted else []
     if began:
         return [*began, *arguments]
@@ -83,7 +84,7 @@ def complete_finetuning(arguments: list[str]) -> list[str]:
         return arguments  # which the schema refuses
     added: list[str] = []
     fitted = "recipe" not in given
-    machine = look_at_machine(str(given.get("system.device", "auto")), memory=fitted)
+    machine = look_at_machine(given, memory=fitted)
     began = begun("train", given, FINETUNED, FinetuneConfig) if fitted else []
     if began:
         return [*began, *arguments]
@@ -127,10 +128,11 @@ def has_classes(videos: Sequence[Video]) -> bool:
     return all(video.label is not None for video in videos) and len(held) >= MIN_QUERIES and len({v.label for v in held}) > 1
 
 
-def look_at_machine(device: str, *, memory: bool) -> Machine:
-    """Return the machine as this process may use it. device: cpu, cuda or auto. memory: whether to ask the GPU for its size."""
+def look_at_machine(given: Mapping[str, Any], *, memory: bool) -> Machine:
+    """Return the machine as this process may use it, by the options given. memory: whether to ask the GPU for its size."""
+    device, shared = str(given.get("system.device", "auto")), given.get("system.backend") == "gloo"
     cuda = device != "cpu" and torch.cuda.is_available()
-    about = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))) if cuda and memory else None
+    about = torch.cuda.get_device_properties(distributed.gpu_of_this_rank(shared=shared)) if cuda and memory else None
     return Machine(
         device="cuda" if cuda else "cpu",
         cores=loader.own_cores(),
@@ -191,5 +193,4 @@ def refuse(choices: Sequence[Choice], added: Sequence[str], arguments: Sequence[
         command = command.replace("this fits:", "that apart, this fits:")
     if len(parts) == 1:
         raise InputError(f"{parts[0]}; {command}")
-    first, *more = [*parts, command]
-    raise InputError(first, *(f"  {line}" for line in more))
+    raise InputError(*parts, command)
