@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -153,8 +152,7 @@ def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
     reasons: list[str] = []
     for path in paths:
         try:
-            with multiprocessing.Pool(1, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:  # leaving it ends a hang
-                pool.apply_async(_open_and_close, (path, decoder)).get(OPEN_SECONDS)
+            _look_up_seconds(path, decoder)
             return
         except DecodeError as error:
             reasons.append(str(error))
@@ -168,17 +166,30 @@ def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
     )
 
 
-def _open_and_close(path: str, decoder: str) -> None:
-    with reading(path):
-        open_video(path, decoder).close()
+def _look_up_seconds(path: str, decoder: str) -> float:
+    """Open a video in a process that is ended after OPEN_SECONDS; return its duration.
+
+    Raises DecodeError, and multiprocessing.TimeoutError where the file hangs or crashes the decoder.
+    """
+    with multiprocessing.Pool(1, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:  # leaving it ends a hang
+        return pool.apply_async(_seconds, (path, decoder)).get(OPEN_SECONDS)
+
+
+def _seconds(path: str, decoder: str) -> float:
+    with reading(path), open_video(path, decoder) as reader:
+        return float(reader.seconds)
 
 
 def sampled_hours(videos: Sequence[Video], decoder: str, sample: int = 16) -> float:
     """Return the hours of all videos as estimated from a few; 0 if none of those can be read."""
     seconds = []
     for video in spread(videos, sample):
-        with suppress(DecodeError), open_video(video.path, decoder) as reader:
-            seconds.append(float(reader.seconds))
+        try:
+            seconds.append(_look_up_seconds(video.path, decoder))
+        except DecodeError:
+            continue
+        except multiprocessing.TimeoutError:  # an estimate is not worth waiting for another one
+            break
     return sum(seconds) / max(1, len(seconds)) * len(videos) / 3600
 
 

@@ -133,9 +133,9 @@ def set_up_pretraining(
         },
         notes={"untrained": {}},
     )
-    hours = loader.sampled_hours(videos, cfg.data.decoder.value)
-    run.needs = describe_needs(run.method, run.optimizer, run.total_steps, hours, cfg.system)
     if distributed.rank() == 0:
+        hours = loader.sampled_hours(videos, cfg.data.decoder.value)
+        run.needs = describe_needs(run.method, run.optimizer, run.total_steps, hours, cfg.system)
         run.look = partial(draw_views, folder.path / "views.png", cfg.augment.mean, cfg.augment.std)
     run.alarm = CollapseAlarm(cfg.monitor.collapse_std, cfg.monitor.collapse_steps, stop=cfg.monitor.stop_on_collapse)
     run.evaluate_every = cfg.monitor.every_epochs * run.steps_per_epoch
