@@ -63,9 +63,10 @@ def draw(path: Path, bank: Features, query: Features, task: Task) -> None:
     labels = task.labels(query, "test").tolist()
     first = {label: row for row, label in reversed([*enumerate(labels)])}
     rows = [first[label] for label in sorted(first)][:: max(1, len(first) // DRAWN)][:DRAWN]
-    features = query.features["backbone"]
-    # Centred by the mean of all queries, as in the table.
-    near = search.nearest(features, bank.features["backbone"], NEIGHBOURS, center="own").rows[rows].tolist()
+    features, others = query.features["backbone"], bank.features["backbone"]
+    # Centred by the mean of all queries, as in the table, though only those that are drawn are searched.
+    shifted = features[rows] - features.mean(dim=0) + others.mean(dim=0)
+    near = search.nearest(shifted, others, NEIGHBOURS, center="bank").rows.tolist()
     shown = [
         (named(task.test[query.rows[row]]), [named(task.train[bank.rows[hit]]) for hit in hits])
         for row, hits in zip(rows, near, strict=True)

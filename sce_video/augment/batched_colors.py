@@ -190,7 +190,7 @@ class RandAugment:
 
     def __init__(self, drawn: Parameters, size: int, block: Block) -> None:
         self.rounds = [
-            (*self._round(operations, magnitudes, size, block),)
+            self._round(operations, magnitudes, size, block)
             for operations, magnitudes in zip(drawn.operations.T, drawn.magnitudes.T, strict=True)
         ]
 

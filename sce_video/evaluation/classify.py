@@ -26,7 +26,7 @@ from ..data.manifest import Video
 from ..errors import InputError
 from ..runs.files import write_rows
 from . import metrics, pictures
-from .views import Views, view_outputs
+from .views import Views, gather_in_order, view_outputs
 
 TOP = 5  # classes in a row of predictions.csv
 
@@ -64,14 +64,11 @@ def predict(
         if done:
             rows += done
             parts.append(metrics.average_views(logits))
-    found = distributed.gather_rows(torch.cat(parts) if parts else None)
-    shares = distributed.gather_objects((rows, failures))
-    failures = [failure for _, failed in shares for failure in failed]
-    all_rows = [row for own, _ in shares for row in own]
+    all_rows, found = gather_in_order(rows, parts)
+    failures = [failure for failed in distributed.gather_objects(failures) for failure in failed]
     if found is None:
         raise InputError(f"none of the videos could be read, e.g. {failures[0].reason}")
-    order = sorted(range(len(all_rows)), key=all_rows.__getitem__)
-    return Predictions(found[order], sorted(all_rows), failures)
+    return Predictions(found, all_rows, failures)
 
 
 def scores(predictions: Predictions, ids: Sequence[int], listed: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ from ..data.manifest import Video
 from ..errors import InputError
 from ..models.encoder import FrozenEncoder
 from .cache import FeatureCache, identify
-from .views import Views, view_outputs
+from .views import Views, gather_in_order, view_outputs
 
 FLUSH_VIDEOS, FLUSH_SECONDS = 1024, 120.0  # an interrupted extraction loses at most this much
 
@@ -41,11 +41,10 @@ def extract(encoder: FrozenEncoder, videos: Sequence[Video], views: Views, **opt
 def by_view(encoder: FrozenEncoder, videos: Sequence[Video], views: Views, **options: Any) -> Tensor:
     """Return the features [N, views.count, width] of the readable videos, on every rank; options as in `view_outputs`."""
     own = [(rows, output) for rows, output, _ in view_outputs(encoder, videos, views, **options) if rows]
-    shares = distributed.gather_objects(own)
-    found = {row: features for share in shares for rows, output in share for row, features in zip(rows, output, strict=True)}
-    if not found:
+    _, found = gather_in_order([row for rows, _ in own for row in rows], [output for _, output in own])
+    if found is None:
         raise InputError(f"none of {len(videos)} videos can be read, e.g. {videos[0].path}")
-    return torch.stack([found[row] for row in sorted(found)])
+    return found
 
 
 def extract_all(

@@ -124,6 +124,17 @@ def view_outputs(
             del batch  # free it before decoding the next one
 
 
+def gather_in_order(rows: Sequence[int], parts: Sequence[Tensor]) -> tuple[list[int], Tensor | None]:
+    """Return the rows of all ranks, ascending, and their outputs in that order; None if no rank has any.
+
+    rows, parts: this rank's rows, and their outputs [n, ...] in the same order, a few at a time.
+    """
+    found = distributed.gather_rows(torch.cat(list(parts)) if parts else None)
+    everywhere = [row for own in distributed.gather_objects(list(rows)) for row in own]
+    order = sorted(range(len(everywhere)), key=everywhere.__getitem__)
+    return sorted(everywhere), None if found is None else found[order]
+
+
 def _run_network(network: Callable[[Tensor], Tensor], batch: Batch, views: Views, device: torch.device, buffer: Tensor) -> Tensor:
     """Return the outputs [videos, views, width] of a batch of full frames, one buffer of crops at a time."""
     by_view = [view.to(device).unpack() for view in batch.views]

@@ -195,11 +195,12 @@ class RunLog:
         if self._bar is not None:
             self._bar.set_description_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
-        late = step == self.start_step + 1 or time.perf_counter() - self._last_line > LINE_SECONDS
-        if late and not self.due(step):
-            self._keep(text)
-        if step == self.start_step + 1 and not self.due(step):
-            self.restart_clock(step)  # the first step waits for the workers to start
+        if not self.due(step):  # else `step` prints a line
+            first = step == self.start_step + 1
+            if first or time.perf_counter() - self._last_line > LINE_SECONDS:
+                self._keep(text)
+            if first:
+                self.restart_clock(step)  # it waited for the workers to start
         if step == self.start_step + ESTIMATE_STEPS < self.total_steps:
             rate, wait, left = self._speed(step)
             memory = f"{resources.used()['rss_mb'] / 1e3:.1f} GB of memory in use"

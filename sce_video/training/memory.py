@@ -84,17 +84,21 @@ def count_step(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.
         raise InputError(f"the memory of {cfg.model.backbone} cannot be counted: {str(error).splitlines()[0]}") from error
     if cfg.system.recompute:
         recompute_stages(method.online.backbone)
-    trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    others = [t for t in (*method.parameters(), *method.buffers()) if not t.requires_grad]
-    states = 2 if cfg.optim.name is Optimizer.adamw else 1
-    weights = 4 * trained * (2 + states) + sum(t.numel() * t.element_size() for t in others)
-    weights += 2 * trained if half else 0  # autocast's copies
+    weights, grown = _weight_bytes(method, adam=cfg.optim.name is Optimizer.adamw)
+    weights += grown // 2 if half else 0  # autocast's copies
     method = method.to(dtype)
     few, many = (_activations(method, cfg, videos, dtype) for videos in (4, 8))
     pixels = sum(3 * cfg.data.num_frames * size**2 for size in cfg.augment.sizes)
     clips = (2 if cfg.system.overlap else 1) * pixels * (2 if cfg.system.bf16_clips else 4)
     slope = (many - few) / 4
     return StepMemory(weights + MEMORY_BYTES + few - 4 * slope, slope + clips)
+
+
+def _weight_bytes(method: nn.Module, *, adam: bool) -> tuple[int, int]:
+    """Return the bytes of all tensors with gradients and optimiser state, and those of the trained parameters alone."""
+    trained = sum(parameter.nbytes for parameter in method.parameters() if parameter.requires_grad)
+    # The backward pass adds a gradient to each trained parameter, the optimiser one tensor or two.
+    return sum(tensor.nbytes for tensor in (*method.parameters(), *method.buffers())) + (3 if adam else 2) * trained, trained
 
 
 def _activations(method: Any, cfg: PretrainConfig, videos: int, dtype: torch.dtype) -> float:
@@ -144,14 +148,11 @@ def fit(memory: StepMemory, *, batch: int, processes: int, memory_bytes: float) 
 
 def describe_needs(method: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int, hours: float, system: System) -> str:
     """Return a line on the videos, the weights, and the memory and disk that training takes before its first step."""
-    tensors = [tensor.nbytes for tensor in (*method.parameters(), *method.buffers())]
-    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    # The optimiser adds one or two tensors to each trained one, the backward pass its gradient.
-    slots = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
-    grown = sum(parameter.nbytes for parameter in trained)
-    held, saved = sum(tensors) + (slots + 1) * grown, sum(tensors) + slots * grown
+    held, trained = _weight_bytes(method, adam=isinstance(optimizer, torch.optim.AdamW))
+    saved = held - trained  # gradients are not
+    numbers = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     copies = system.keep + 1 + (total_steps // system.keep_every if system.keep_every else 0)
     return (
-        f"{hours:.2g} hours of video; {sum(p.numel() for p in trained) / 1e6:.1f} M trained parameters; {held / 1e6:.0f} MB of "
+        f"{hours:.2g} hours of video; {numbers / 1e6:.1f} M trained parameters; {held / 1e6:.0f} MB of "
         f"memory for networks and optimiser, besides clips; up to {copies * saved / 1e6:.0f} MB of disk for checkpoints"
     )
