@@ -170,9 +170,11 @@ def test_the_whole_keeps_its_budget() -> None:
     for folder in {path.parent for path in MODULES}:
         assert len(list(folder.glob("*.py"))) <= 14, folder
     # Raised on 2026-11-28 from 11,000 and 9,000: the batched augmentation, memory planning and batch norm for GPUs (1,050 lines),
-    # files that other readers read wrongly (480), faults by attack (410), and the first hour with own videos (700).
-    assert lines_of(MODULES) <= 13_700
-    assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 11_000
+    # files that other readers read wrongly (480), faults by attack (410), and the first hour with own videos (700); then to
+    # 15,000 for SCE's relatives, more backbones and the Python API (700), segments, mixtures and images (600). What a recipe
+    # chooses by name (methods, backbones) is loaded by name, so that the program's own closure grows by little.
+    assert lines_of(MODULES) <= 15_000
+    assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 11_300
     for method in (PACKAGE / "methods").glob("*.py"):
         assert lines_of(closure(method)) <= 1_800, method
     main_path = ["pretrain", "training/loop", "methods/sce", "losses", "data/dataset", "augment/pipeline"]
