@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .named import is_named, load_named
 
 
 class _Branch(nn.Module):
@@ -186,19 +187,16 @@ BACKBONES: dict[str, Callable[[], tuple[nn.Module, int]]] = {
 
 
 def build(name: str) -> tuple[nn.Module, int]:
-    """Build a backbone and return it with its feature width; name: one of BACKBONES, or a user's `module:function`.
+    """Build a backbone and return it with its feature width; name: one of BACKBONES, or a user's `module:function`
+    or `file.py:function`.
 
     The function takes no arguments and returns (module, width); the module maps float [B, 3, T, H, W] to [B, width].
     """
     if name in BACKBONES:
         return BACKBONES[name]()
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
-        raise InputError(f"backbone {name!r} is not one of {', '.join(BACKBONES)}, nor `module:function`")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"backbone {name!r} cannot be imported ({error}): is its folder on PYTHONPATH?") from error
+    if not is_named(name):
+        raise InputError(f"backbone {name!r} is not one of {', '.join(BACKBONES)}, nor module:function or file.py:function")
+    function = load_named(name, "backbone")
     module, width = function()
     return module, width
 
