@@ -46,8 +46,8 @@ ONLY_IN = {
     "torchcodec": ["data.readers.torchcodec"],
     "PIL": ["data.readers.frame_folder", "evaluation.pictures", "training.preview"],
     "av": ["data.readers.media", "data.readers.orientation", "data.readers.pyav", "data.synthetic"],
-    "pytorchvideo": ["models.backbones"],
-    "torchvision": ["models.backbones"],
+    "pytorchvideo": ["models.published"],
+    "torchvision": ["models.published"],
     "hydra": ["command_line"],
     "yaml": [],
     "omegaconf": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,15 +73,35 @@ def test_backbone_from_ones_own_module(tmp_path: Any, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["r3d19", "no_such_module:build", "torch:no_such_function"])
 def test_unknown_backbone_is_named(name: str) -> None:
-    with pytest.raises(InputError, match=f"backbone(=| '){name}"):
+    with pytest.raises(InputError, match=f"backbone ?=?'?{name}"):
         build(name)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten())", 3),
+        ("(nn.Identity(), 3)", 3),
+        ("nn.Conv3d(3, 4, 1)", r"maps clips \[1, 3, 8, 64, 64\] to \[1, 4, 8, 64, 64\]: it must pool them"),
+        ("nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Linear(7, 2))", "cannot take a clip .* return \\(module, width\\)"),
+        ("3", "gave int: the function must return a module, or"),
+    ],
+)
+def test_backbone_from_ones_own_file_may_leave_out_its_width(returned: str, message: Any, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(f"from torch import nn\ndef net():\n    return {returned}\n")
+    if isinstance(message, int):
+        assert build(f"{tmp_path}/nets.py:net")[1] == message
+        return
+    with pytest.raises(InputError, match=message):
+        build(f"{tmp_path}/nets.py:net")
 
 
 def test_table_of_backbones_tells_the_truth() -> None:
     from sce_video.models import backbones
 
     for name in BACKBONES:
-        module, width = build(name)
+        with torch.device("meta"):
+            module, width = build(name)
         row = next(line for line in (backbones.__doc__ or "").splitlines() if line.startswith(f"| {name} "))
         assert f"{sum(param.numel() for param in module.parameters()):,}" in row
         assert f" {width} |" in row
@@ -149,12 +170,3 @@ def test_frozen_encoder_takes_uint8_and_float_alike() -> None:
     clips = torch.randint(256, (2, 3, 4, 8, 8), dtype=torch.uint8)
     assert torch.allclose(frozen(clips), frozen(clips.float() / 255))
     assert torch.allclose(frozen(torch.full((1, 3, 1, 2, 2), 0.45)), torch.zeros(1, 3), atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(BACKBONES))
-def test_every_parameter_gets_a_gradient(name: str) -> None:
-    """DDP requires it: it would wait for a parameter without a gradient."""
-    network, _ = build(name)
-    network(torch.randn(2, 3, 4, 32, 32)).sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())

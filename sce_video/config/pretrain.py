@@ -80,7 +80,7 @@ class Augment:
 class Model:
     """Networks; widths as in the paper's appendix."""
 
-    backbone: str = MISSING  # r3d18, r3d50, r2plus1d18, tiny3d, or `module:function`
+    backbone: str = MISSING  # a name that tools/models.py lists, `module:function` or `file.py:function`
     hidden: int = MISSING  # width of the projector's two hidden layers and the predictor's one
     projection: int = 256  # width of the compared vectors
 

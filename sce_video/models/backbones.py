@@ -1,31 +1,44 @@
 """Video backbones: clips [B, 3, T, H, W] -> pooled features [B, width], by name or from a user's function.
 
-| name              | from                                  | parameters | width | temporal stride |
-|-------------------|---------------------------------------|-----------:|------:|-----------------|
-| r3d18             | here: SCE's R3D-18                    | 20,023,872 |   512 | 1               |
-| r3d50             | pytorchvideo: "Slow-only" R3D-50      | 31,634,496 |  2048 | 1               |
-| r2plus1d18        | torchvision: R(2+1)D-18               | 31,300,125 |   512 | 8               |
-| r3d18_torchvision | torchvision: R3D-18                   | 33,166,272 |   512 | 8               |
-| tiny3d            | here: for demos and tests on CPUs     |    291,984 |   128 | 4               |
+| name              | from                                      | parameters | width | stride |
+|-------------------|-------------------------------------------|-----------:|------:|-------:|
+| r3d18             | here: SCE's R3D-18                        | 20,023,872 |   512 |      1 |
+| tiny3d            | here: for demos and tests on CPUs         |    291,984 |   128 |      4 |
+| r3d50             | pytorchvideo: "Slow-only" R3D-50          | 31,634,496 |  2048 |      1 |
+| slow_r101         | pytorchvideo: the same with 101 layers    | 59,539,520 |  2048 |      1 |
+| r2plus1d50        | pytorchvideo: R(2+1)D-50                  | 27,288,000 |  2048 |      4 |
+| slowfast_r50      | pytorchvideo: SlowFast-R50, one clip in   | 33,644,488 |  2304 |   4, 1 |
+| x3d_xs            | pytorchvideo: X3D-XS, for 4 frames        |  2,006,130 |   192 |      1 |
+| x3d_s             | the same network, for 13 frames           |  2,006,130 |   192 |      1 |
+| x3d_m             | the same network, for 16 frames of 224 px |  2,006,130 |   192 |      1 |
+| r2plus1d18        | torchvision: R(2+1)D-18                   | 31,300,125 |   512 |      8 |
+| r3d18_torchvision | torchvision: R3D-18                       | 33,166,272 |   512 |      8 |
+| s3d               | torchvision: S3D, from 8 frames on        |  7,910,048 |  1024 |      8 |
+| s3dg              | the same with feature gating: S3D-G       |  9,098,000 |  1024 |      8 |
+| mvit_v2_s         | torchvision: MViT v2-S                    | 34,230,144 |   768 |      2 |
+| swin3d_t          | torchvision: Video Swin-T                 | 27,850,470 |   768 |      2 |
 
-r3d18 and r3d50 have pytorchvideo's state keys (`blocks.0.conv.weight`, ...), r2plus1d18 and r3d18_torchvision those of
-torchvision, so that weights can be exchanged (`weights/layouts.py`, `export.py`). Both libraries are imported here only, on
-demand. To add a backbone: a function `-> (module, width)` and a line in BACKBONES, or `model.backbone=my.module:function`.
+`stride` is in time; tools/models.py adds cost and speed. State keys are those of the libraries, pytorchvideo's for r3d18 too
+(`blocks.0.conv.weight`, ...), so that weights can be exchanged (`weights/layouts.py`, `export.py`). To add a backbone: a
+function `-> (module, width)` and a line in BACKBONES, or `model.backbone=my.module:function` (also `my_file.py:function`).
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
-import sys
 import types
-import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from .named import is_named, load_named
+
+PROBE = (8, 64, 64)  # frames, height and width of the clip that probes a network of one's own
 
 
 class _Branch(nn.Module):
@@ -118,44 +131,6 @@ def r3d18() -> tuple[nn.Module, int]:
     return network, 512
 
 
-def r3d50() -> tuple[nn.Module, int]:
-    """Build pytorchvideo's Slow-only R3D-50 with a (1, 7, 7) stem instead of the default (3, 7, 7)."""
-    return PooledBlocks(published("r3d50").blocks), 2048  # type: ignore[arg-type]
-
-
-def r2plus1d18() -> tuple[nn.Module, int]:
-    """Build torchvision's R(2+1)D-18 (Tran et al., 2018) without its classifier."""
-    network = published("r2plus1d18")
-    network.fc = nn.Identity()
-    return network, 512
-
-
-def r3d18_torchvision() -> tuple[nn.Module, int]:
-    """Build torchvision's R3D-18 (Tran et al., 2018) without its classifier; SCE's is the smaller `r3d18`."""
-    network = published("r3d18_torchvision")
-    network.fc = nn.Identity()
-    return network, 512
-
-
-def published(name: str) -> nn.Module:
-    """Build r3d50, r2plus1d18 or r3d18_torchvision as its library does, with that library's forward.
-
-    r3d50 returns feature maps [B, 2048, T, h, w], without a head; the others end in the classifier `fc`, [B, 400].
-    """
-    import_torchvision()  # pytorchvideo's heads import it
-    if name == "r3d50":
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")  # raised by its import
-            from pytorchvideo.models.resnet import create_resnet
-
-        network: nn.Module = create_resnet(model_depth=50, stem_conv_kernel_size=(1, 7, 7), head=None)
-        return network
-    from torchvision.models import video
-
-    builder: Callable[..., nn.Module] = {"r2plus1d18": video.r2plus1d_18, "r3d18_torchvision": video.r3d_18}[name]
-    return builder(weights=None)
-
-
 def tiny3d() -> tuple[nn.Module, int]:
     """Build four convolutions for clips of about 8 x 40 x 40, which train on two CPU cores in minutes.
 
@@ -177,49 +152,74 @@ def tiny3d() -> tuple[nn.Module, int]:
     return network, 128
 
 
+# Built on demand by models/published.py, which imports their libraries.
+PUBLISHED = (
+    *("r3d50", "slow_r101", "r2plus1d18", "r2plus1d50", "r3d18_torchvision", "slowfast_r50", "x3d_xs", "x3d_s", "x3d_m"),
+    *("s3d", "s3dg", "mvit_v2_s", "swin3d_t"),
+)
+
+
+def published(name: str) -> nn.Module:
+    """Build a network of PUBLISHED as its library does, with its classifier and that library's forward."""
+    network: nn.Module = _library().published(name)
+    return network
+
+
+def import_torchvision() -> types.ModuleType:
+    """Import torchvision, even its CUDA wheel beside a CPU-only torch; see `published.import_torchvision`."""
+    module: types.ModuleType = _library().import_torchvision()
+    return module
+
+
+def _library() -> Any:
+    return importlib.import_module(f"{__package__}.published")
+
+
+def _build_published(name: str) -> tuple[nn.Module, int]:
+    network, width = _library().build(name)
+    return network, width
+
+
 BACKBONES: dict[str, Callable[[], tuple[nn.Module, int]]] = {
     "r3d18": r3d18,
-    "r3d50": r3d50,
-    "r2plus1d18": r2plus1d18,
-    "r3d18_torchvision": r3d18_torchvision,
     "tiny3d": tiny3d,
+    **{name: partial(_build_published, name) for name in PUBLISHED},
 }
 
 
 def build(name: str) -> tuple[nn.Module, int]:
-    """Build a backbone and return it with its feature width; name: one of BACKBONES, or a user's `module:function`
-    or `file.py:function`.
+    """Build a backbone and return it with its feature width.
 
-    The function takes no arguments and returns (module, width); the module maps float [B, 3, T, H, W] to [B, width].
+    name: one of BACKBONES, or a user's `module:function` or `file.py:function`. The function takes no arguments and returns
+    the module, which maps float [B, 3, T, H, W] to [B, width], or (module, width).
+
+    Raises InputError for an unknown name, and for a function that gives neither.
     """
     if name in BACKBONES:
         return BACKBONES[name]()
     if not is_named(name):
-        raise InputError(f"backbone {name!r} is not one of {', '.join(BACKBONES)}, nor module:function or file.py:function")
-    function = load_named(name, "backbone")
-    module, width = function()
-    return module, width
+        close = difflib.get_close_matches(name, BACKBONES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"backbone {name!r} is not one of {', '.join(BACKBONES)}, nor module:function or file.py:function{hint}")
+    built = load_named(name, "backbone")()
+    if isinstance(built, nn.Module):
+        return built, probe_width(built, name)
+    if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module) and isinstance(built[1], int)):
+        raise InputError(f"backbone {name!r} gave {type(built).__name__}: the function must return a module, or (module, width)")
+    return built
 
 
-def import_torchvision() -> types.ModuleType:
-    """Import torchvision, even its CUDA wheel beside a CPU-only torch.
-
-    That pair fails with `operator torchvision::nms does not exist` while registering operators that we never call. With
-    the two registration modules replaced by empty ones the rest works (verified with 2.13.0+cpu and 0.28.0).
-    """
+@torch.no_grad()
+def probe_width(network: nn.Module, name: str) -> int:
+    """Return the width of a network's features by a forward pass of one small black clip. Raises InputError if it fails."""
+    clip, mode = torch.zeros(1, 3, *PROBE), network.training
     try:
-        return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    for name in ("torchvision._meta_registrations", "torchvision._autograd_registrations"):
-        sys.modules[name] = types.ModuleType(name)
-    try:
-        return importlib.import_module("torchvision")
-    except (ImportError, RuntimeError) as error:
-        raise InputError(
-            f"torchvision does not work with this torch {torch.__version__} ({error}): install the torchvision of the "
-            "same release and build, e.g. `pip install --force-reinstall torch torchvision` in a new environment"
-        ) from error
+        features = network.eval()(clip)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"backbone {name!r} cannot take a clip {list(clip.shape)} ({reason}): return (module, width)") from error
+    network.train(mode)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        given = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(f"backbone {name!r} maps clips {list(clip.shape)} to {given}: it must pool them to [batch, width]")
+    return features.shape[1]

@@ -1,7 +1,7 @@
 """Convert the key names of backbones between programs, as pure functions over names.
 
-Our networks use "plain backbone keys": pytorchvideo's for r3d18 and r3d50 (`blocks.0.conv.weight`,
-`blocks.1.res_blocks.0.branch2.conv_a.weight`), torchvision's for r2plus1d18 and r3d18_torchvision (`stem.0.weight`).
+Our networks use "plain backbone keys": those of the library that builds them, pytorchvideo's also for r3d18
+(`blocks.0.conv.weight`, `blocks.1.res_blocks.0.branch2.conv_a.weight`), torchvision's for r2plus1d18 (`stem.0.weight`).
 Files differ in three ways:
 
 | what      | known                                                                                          |
@@ -11,7 +11,8 @@ Files differ in three ways:
 | prefix    | `online.backbone.` (ours), `trunk.model.` (eztorch, the reference), `backbone.` (SlowFast's      |
 |           | contrastive models), `model.`, none; all after DDP's or AveragedModel's `module.` and             |
 |           | torch.compile's `_orig_mod.`, which may stand anywhere                                          |
-| names     | `blocks.N` (pytorchvideo), `sN.pathway0_` (SlowFast), `stem.`, `layerN.` (torchvision)           |
+| names     | `blocks.N` (pytorchvideo), `sN.pathway0_` (SlowFast); torchvision's: `stem.`, `layerN.`          |
+|           | (its ResNets), `features.` (S3D), `conv_proj.` (MViT), `patch_embed.` (Swin)                     |
 
 The momentum branches (`target.`, `momentum_trunk.`, `backbone_hist.`) never match: only the online network is read.
 No key is dropped silently: those outside the backbone (heads, projector, queue, transforms) are listed as ignored, and an
@@ -39,8 +40,22 @@ PREFIXES = ("online.backbone.", "trunk.model.", "backbone.", "model.", "")
 PROJECTOR_PREFIXES = ("online.projector.", "projector.")
 OURS = "sce_video"
 # Layout -> how the keys of its backbone and head begin, and how those of the classifier, which is ignored, begin.
-_BODY = {"pytorchvideo": r"blocks\.\d+\.", "slowfast": r"s\d", "torchvision": r"stem\.\d|layer\d\."}
-_HEAD = {"pytorchvideo": r"blocks\.\d+\.proj\.", "slowfast": r"head\.", "torchvision": r"fc\."}
+_BODY = {
+    "mvit": r"(conv_proj|pos_encoding|blocks|norm)\.",
+    "swin3d": r"(patch_embed|features|norm)\.",
+    "s3d": r"features\.",
+    "pytorchvideo": r"blocks\.\d+\.",
+    "slowfast": r"s\d",
+    "torchvision": r"stem\.\d|layer\d\.",
+}
+_HEAD = {
+    **{"mvit": r"head\.", "swin3d": r"head\.", "s3d": r"classifier\."},
+    **{"pytorchvideo": r"blocks\.\d+\.(proj|pool)\.", "slowfast": r"head\.", "torchvision": r"fc\."},
+}
+_STARTS = {  # MViT has blocks too, Swin features
+    **{"mvit": "conv_proj.", "swin3d": "patch_embed.proj.", "s3d": "features.0.0."},
+    **{"pytorchvideo": "blocks.0.", "slowfast": "s1.pathway0_stem.", "torchvision": "stem.0."},
+}
 # Parts of a basic or bottleneck residual block: SlowFast's name -> ours.
 _PARTS = {"branch1": "branch1_conv", "branch1_bn": "branch1_norm"} | {
     f"branch2.{letter}{end}": f"branch2.{name}_{letter}" for letter in "abc" for end, name in (("", "conv"), ("_bn", "norm"))
@@ -53,7 +68,8 @@ _STEM_BACK = {ours: theirs for theirs, ours in _STEM.items()}
 class Found(NamedTuple):
     """A backbone in a state dict.
 
-    layout: sce_video (ours), pytorchvideo, slowfast or torchvision. prefix: of every backbone key in the file.
+    layout: sce_video (ours), pytorchvideo, slowfast, torchvision (its ResNets), s3d, mvit or swin3d. prefix: of every
+    backbone key in the file.
     backbone: with plain keys. ignored: the other tensors' keys, as in the file.
     """
 
@@ -135,10 +151,8 @@ def to_projector(tensors: Tensors) -> Tensors | None:
 
 
 def _find_layout(keys: Tensors) -> str | None:
-    starts = {"pytorchvideo": "blocks.0.", "slowfast": "s1.pathway0_stem.", "torchvision": "stem.0."}
     # Networks like tiny3d begin with a block without tensors.
-    starts_later = {"pytorchvideo": "blocks.1."}
-    for table in (starts, starts_later):
+    for table in (_STARTS, {"pytorchvideo": "blocks.1."}):
         for layout, start in table.items():
             if any(key.startswith(start) for key in keys):
                 return layout
