@@ -25,6 +25,7 @@ from .randomness import generator
 from .runs.background_save import Saver
 from .runs.folder import RunFolder
 from .runs.stop import StopRequest
+from .training.extension import extension
 from .training.handing_on import next_command
 from .training.log import RunLog
 from .training.loop import Run, train
@@ -62,10 +63,10 @@ def build_sce(cfg: PretrainConfig) -> SCE:
 def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Module] = build_sce) -> Path:
     """Train as cfg says, or continue, and return the run folder. build_method: see `methods.Method`.
 
-    With cfg.preview only that picture is written, and its path returned.
-
-    Raises InputError before anything is written, Stopped when training cannot go on, Preempted when it was asked to stop.
+    With cfg.preview only that picture is written, and its path returned. Raises InputError before anything is written, Stopped
+    when training cannot go on, Preempted when it was asked to stop.
     """
+    cfg = extension(cfg) if cfg.extend else cfg
     if cfg.preview:
         return preview(cfg)
     with (
@@ -77,13 +78,12 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Mo
         clips_per_step = len(cfg.augment.views) * cfg.optim.batch
         with open_log(run, clips_per_step=clips_per_step, every=cfg.system.log_every) as log:
             log.message(f"{'continuing' if run.step else 'training'} {describe(cfg, run)}")
-            log.message(f"needs: {run.needs}")
+            for remark in run.remarks:
+                log.message(remark)
             if monitor:
                 run.evaluate = score_with(monitor)
-                if not run.step:
+                if not run.step and not cfg.after:
                     score_untrained(run, monitor, log)
-            elif cfg.monitor.train:
-                log.message("not scored: built-in videos only in runs on them; data.held_out=, monitor.videos= score your own")
             train(run, log, stop)
             log.message(f"done: run folder {folder.path}; next: {next_command(cfg, folder.path, lists)}")
         return folder.path

@@ -127,6 +127,8 @@ class PretrainConfig:
 
     name: str = MISSING  # recipe name
     out: str = ""  # run folder; empty: runs/<name>. A folder with a run: continue it
+    extend: int = 0  # epochs to train a finished run on, in the folder <run folder>_extended_<epochs>; 0: off
+    after: str = ""  # finished run whose whole state this one begins with; extend= sets it (training.extension)
     preview: str = ""  # .png file: draw the first augmented views and exit without training
     seed: int = 0
     data: Data = field(default_factory=Data)
@@ -139,10 +141,11 @@ class PretrainConfig:
 
     @property
     def run_folder(self) -> Path:
-        """Run folder: `out`, or runs/<name>."""
-        return Path(self.out or f"runs/{self.name}")
+        """Run folder: `out`, or runs/<name>; of an extension another beside it."""
+        return Path((self.out or f"runs/{self.name}") + (f"_extended_{self.extend}" if self.extend else ""))
 
     def __post_init__(self) -> None:
+        require(self.extend, "extend", lambda value: value >= 0, "at least 0")
         check_clip_precision(self.system, self.optim)
         if isinstance(self.sce, SCEOptions) and isinstance(self.optim, Optim) and given(self.sce.queue, self.optim.batch):
             views = 2 if self.sce.symmetric else 1

@@ -1,4 +1,4 @@
-"""The end of a run: the lists and the command that the programs after it take."""
+"""The first and last lines of a run, and the lists and the command that the programs after it take."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from ..config.pretrain import PretrainConfig
 from ..config.shared import Labels
 from ..data.manifest import Video
 from ..runs.files import write_rows
+
+
+def remarks(cfg: PretrainConfig, videos: Sequence[Video], *, scored: bool) -> list[str]:
+    """Return lines for the start of the run: how it goes on from another, and what would score it."""
+    lines = [f"after: with all of the state of {cfg.after}, then a rate from {cfg.optim.lr:g} to 0"] if cfg.after else []
+    if not scored and cfg.data.train != "synthetic":
+        labels = all(video.label is not None for video in videos)
+        by_label = "data.held_out=0.2 (every fifth video of a class is scored and not trained on) or " if labels else ""
+        lines.append(f"not scored: add {by_label}monitor.videos=256 (two clips of a video are matched, without labels)")
+    return lines
 
 
 def next_command(cfg: PretrainConfig, folder: Path, held_out: Path | None) -> str:

@@ -62,7 +62,7 @@ class Run:
     alarm: CollapseAlarm | None = None
     notes: dict[str, Any] = field(default_factory=dict)  # figures that a checkpoint keeps beside the tensors
     look: Callable[[Sequence[Tensor], Sequence[str]], None] | None = None  # called with the first batch's views and files
-    needs: str = ""  # a line on the size of the run, for its start
+    remarks: Sequence[str] = ()  # lines on what the run needs and does, for its start
     step: int = 0  # batches trained on
 
     @property

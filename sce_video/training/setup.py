@@ -33,7 +33,8 @@ from ..runs.folder import RunFolder
 from ..runs.rank_check import check_ranks_are_equal, together
 from . import optim, rows
 from .augmenter import Augmenter
-from .handing_on import write_lists
+from .extension import load_finished
+from .handing_on import remarks, write_lists
 from .log import RunLog, SkippedVideos, draw_views
 from .loop import Run
 from .memory import describe_needs, fit_to_gpus
@@ -135,20 +136,23 @@ def set_up_pretraining(
     )
     if distributed.rank() == 0:
         hours = loader.sampled_hours(videos, cfg.data.decoder.value)
-        run.needs = describe_needs(run.method, run.optimizer, run.total_steps, hours, cfg.system)
+        needs = describe_needs(run.method, run.optimizer, run.total_steps, hours, cfg.system)
+        run.remarks = [f"needs: {needs}", *remarks(cfg, videos, scored=monitor is not None)]
         run.look = partial(draw_views, folder.path / "views.png", cfg.augment.mean, cfg.augment.std)
     run.alarm = CollapseAlarm(cfg.monitor.collapse_std, cfg.monitor.collapse_steps, stop=cfg.monitor.stop_on_collapse)
     run.evaluate_every = cfg.monitor.every_epochs * run.steps_per_epoch
 
+    origin = Path(cfg.after or folder.path)
+
     def check_list(meta: Mapping[str, Any]) -> None:
         if meta["videos"] != len(videos):
             raise InputError(
-                f"{cfg.data.train} lists {len(videos)} videos, the run in {folder.path} began with {meta['videos']}: "
+                f"{cfg.data.train} lists {len(videos)} videos, the run in {origin} began with {meta['videos']}: "
                 "the order of the data would change; restore the list, or choose another out="
             )
-        rows.check(folder.path, videos, meta, accept=cfg.data.changed is Changed.accept)
+        rows.check(origin, videos, meta, accept=cfg.data.changed is Changed.accept)
 
-    resume(run, check_list)
+    resume(run, check_list, after=Path(cfg.after) if cfg.after else None)
     rows.keep(folder.path, videos)
     lists = folder.path / "lists" if held else None
     if lists is not None and distributed.rank() == 0:
@@ -335,18 +339,23 @@ def build_monitor(
 # Continuing.
 
 
-def resume(run: Run, check_list: Callable[[Mapping[str, Any]], None]) -> None:
+def resume(run: Run, check_list: Callable[[Mapping[str, Any]], None], after: Path | None = None) -> None:
     """Load the newest whole checkpoint of the run folder, if there is one, and begin.
 
+    after: a finished run; without a checkpoint of its own the run begins at step 0 with that one's state.
     check_list: raises InputError if the list of videos is not the one that a checkpoint's meta data names.
     """
-    found = checkpoint.load_newest(run.folder.path / "checkpoints", needed=("updates", "videos", *run.notes))
+    needed = ("updates", "videos", *run.notes)
+    own = checkpoint.load_newest(run.folder.path / "checkpoints", needed=needed)
+    found = load_finished(after, needed) if after and own is None else own
     if found is not None:
         state, meta = found
         check_list(meta)
         restore(state, run.method, run.optimizer, run.scaler)
-        run.updates.resume(meta["updates"])
-        run.step, run.notes = meta["step"], {name: meta[name] for name in run.notes}
+        run.notes = {name: meta[name] for name in run.notes}
+    if own is not None:
+        run.updates.resume(own[1]["updates"])
+        run.step = own[1]["step"]
     check_ranks_are_equal(run.method.state_dict(), run.step)
     run.folder.begin(run.step, run.total_steps)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from start.own_videos import fits
+from start.own_videos import extended, fits
 
-from sce_video.command_line import compose_options, read_words
+from sce_video.command_line import compose_options, given_values, read_words
 from sce_video.config.evaluate import EvaluateConfig, FeaturesConfig, RetrievalConfig
 from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
@@ -38,15 +38,15 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return words[:index], words[index + 1 :]
 
 
-def read_command(words: Sequence[str]) -> Command:
+def read_command(command: Sequence[str]) -> Command:
     """Check a program and its options, and set the run folder of all restarts.
 
     Your own program (any other .py file) must name its run folder with `out=`, so that it can be restarted.
 
     Raises InputError for a missing program or options that it refuses.
     """
-    program, options = words[0], list(words[1:])
-    if any(not word.isprintable() for word in words):
+    program, options = command[0], list(command[1:])
+    if any(not word.isprintable() for word in command):
         raise InputError("the program and its options must be without control characters and new lines")
     if not program.endswith(".py") or not os.path.isfile(program):
         raise InputError(f"{program!r} is no program here: write the path of a .py file after --")
@@ -55,7 +55,9 @@ def read_command(words: Sequence[str]) -> Command:
         return Command([program, *options], "", "check")
     folder = _out(options)
     if stem in TRAINING:
-        named = ["name=own"] if fits(stem, read_words(options, TRAINING[stem])) else []  # as the program itself will
+        given = given_values(words := read_words(options, TRAINING[stem]))
+        named = ["name=own"] if fits(stem, words) else []  # as the program itself will
+        named = extended(given) if "extend" in given and "recipe" not in given else named
         folder = str(compose_options(stem, TRAINING[stem], [*named, *options]).run_folder)
     elif stem in OTHERS:
         compose_options(stem, OTHERS[stem], options)
@@ -64,7 +66,8 @@ def read_command(words: Sequence[str]) -> Command:
         raise InputError(f"{program} is not one of ours: give its run folder, out=")
     folder = os.path.abspath(folder)
     kept = [word for word in options if not word.startswith("out=")]
-    return Command([program, *kept, f"out={_for_hydra(folder)}"], folder, PurePath(folder).name)
+    out = folder.removesuffix(f"_extended_{given['extend']}") if stem in TRAINING and "extend" in given else folder
+    return Command([program, *kept, f"out={_for_hydra(out)}"], folder, PurePath(folder).name)
 
 
 def _out(options: Sequence[str]) -> str:

@@ -41,6 +41,8 @@ def complete(arguments: list[str]) -> list[str]:
     """
     given = given_values(arguments)
     source = str(given.get("data.train", ""))
+    if "extend" in given and "recipe" not in given and not SHOWS & set(arguments):
+        return [*extended(given), *arguments]
     if ASKS_ONLY & set(arguments) or source in ("", "synthetic"):
         return arguments
     added: list[str] = []
@@ -147,7 +149,7 @@ def begun(key: str, given: Mapping[str, Any], folders: Sequence[str], schema: ty
     out = str(given.get("out", ""))
     for folder in [out] if out else folders:
         stored = stored_options(Path(folder))
-        if stored and (out or stored.get(key) == str(given[key])):
+        if stored and (out or stored.get(key) == str(given.get(key, "synthetic"))):
             if first_process():
                 log.info(f"{folder}: the run goes on with the values that it began with ({folder}/config.yaml)")
             known = option_names(schema)  # not those of another version
@@ -155,6 +157,14 @@ def begun(key: str, given: Mapping[str, Any], folders: Sequence[str], schema: ty
             kept = {"recipe": "demo", **kept, "out": folder}
             return [override(name, value) for name, value in kept.items() if name not in given]
     return []
+
+
+def extended(given: Mapping[str, Any]) -> list[str]:
+    """Return the options of the finished run that `extend=` trains on, less those given. Raises InputError without a run."""
+    options = begun("data.train", given, FOLDERS, PretrainConfig)
+    if not options:
+        raise InputError(f"extend={given['extend']} trains a finished run on: name its folder, out=RUN")
+    return options
 
 
 def first_process() -> bool:

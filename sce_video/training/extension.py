@@ -1,0 +1,53 @@
+"""Train a finished run on: a run in a folder of its own that begins with all of the finished one's state.
+
+Its learning rate falls without warm-up from `RATE` of the finished run's base rate to 0 on half a cosine (a restart as in SGDR,
+Loshchilov & Hutter, 2017). The method's schedules, e.g. of the target's momentum, begin anew with the rate. The next seed
+draws other orders and views than those that were trained on. `docs/own_videos.md` states the same for users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..config.pretrain import PretrainConfig
+from ..errors import InputError
+from ..runs import checkpoint
+from ..runs.folder import check_run_folder, stored_options
+
+RATE = 0.1  # of the finished run's base rate; that of an extension is kept
+
+
+def extension(cfg: PretrainConfig) -> PretrainConfig:
+    """Return the options of the run that trains the one of `cfg` on for `cfg.extend` epochs.
+
+    Raises InputError where the folder holds no run, or one of other options. Whether it is finished is found by `load_finished`.
+    """
+    finished = replace(cfg, extend=0)
+    begun = (cfg.run_folder / "config.yaml").is_file()  # then the finished run may be gone
+    if not begun and not check_run_folder(finished.run_folder, finished):
+        raise InputError(
+            f"extend={cfg.extend} trains a finished run on, and out={finished.run_folder} holds none: name its folder"
+        )
+    rate = cfg.optim.lr_per_256 * (1 if cfg.after else RATE)
+    return replace(
+        finished,
+        out=str(cfg.run_folder),
+        after=str(finished.run_folder),
+        seed=cfg.seed + 1,
+        optim=replace(cfg.optim, epochs=cfg.extend, warmup_epochs=0.0, lr_per_256=rate),
+        sce=replace(cfg.sce, warmup_epochs=0.0, coeff_start=None, temp_target_start=None),
+    )
+
+
+def load_finished(folder: Path, needed: tuple[str, ...]) -> tuple[checkpoint.State, checkpoint.State]:
+    """Return the state and meta data at the end of a finished run. Raises InputError where there is none."""
+    found, options = checkpoint.load_newest(folder / "checkpoints", needed=needed), stored_options(folder)
+    if found is None or not options:
+        raise InputError(f"after={folder} holds no run with checkpoints: name the folder of a finished run")
+    total = found[1]["videos"] // options["optim.batch"] * options["optim.epochs"]
+    if found[1]["step"] < total:
+        raise InputError(
+            f"the run in {folder} is not finished (step {found[1]['step']} of {total}): give its command without extend= first"
+        )
+    return found
