@@ -1,6 +1,6 @@
 """A backbone of one's own: a function without arguments that returns (module, width).
 
-    PYTHONPATH=examples python tools/pretrain.py model.backbone=backbone:build out=runs/own_backbone
+    python tools/pretrain.py model.backbone=examples/backbone.py:build out=runs/own_backbone
 
 The module maps float clips [B, 3, T, H, W] to features [B, width]. Checkpoints, evaluation and export use it by the same name,
 with `trust=true`, because loading it imports and calls this code.
