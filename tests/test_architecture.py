@@ -44,7 +44,7 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 ONLY_IN = {
     "decord": ["data.readers.decord"],
     "torchcodec": ["data.readers.torchcodec"],
-    "PIL": ["data.readers.frame_folder", "evaluation.pictures", "training.preview"],
+    "PIL": ["data.readers.frame_folder", "data.readers.picture", "evaluation.pictures", "training.preview"],
     "av": ["data.readers.media", "data.readers.orientation", "data.readers.pyav", "data.synthetic"],
     "pytorchvideo": ["models.published"],
     "torchvision": ["models.published"],

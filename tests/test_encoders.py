@@ -30,10 +30,11 @@ def saved(name: str, path: Path, prefix: str = "") -> nn.Module:
     return network
 
 
+VIDEO = [name for name in BACKBONES if name not in backbones.IMAGE_BACKBONES]
 FAST = ("r3d18", "tiny3d", "r2plus1d18", "x3d_xs", "s3dg")
 
 
-@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES])
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in VIDEO])
 def test_shapes_say_which_backbone_it_is(name: str, tmp_path: Path) -> None:
     network = saved(name, tmp_path / "w.pt")
     encoder = sce_video.load_encoder(tmp_path / "w.pt")

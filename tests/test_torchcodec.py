@@ -18,7 +18,7 @@ from test_shrink import varying
 from torch.utils.data import DataLoader
 
 from sce_video.data.decode import DecodeError, FrameReader, open_video
-from sce_video.data.readers import exactness
+from sce_video.data.readers import torchcodec as exactness
 from sce_video.errors import InputError
 
 

@@ -47,7 +47,7 @@ WRONG = [
     # Wrong kind of file.
     ("tools/pretrain.py", ["data.train=binary.csv"], "binary.csv' is no list but a binary file"),
     ("tools/pretrain.py", ["data.train=weights.pt"], "weights.pt' is no list but a binary file"),
-    ("tools/pretrain.py", ["data.train=empty"], "'empty' holds no video (known extensions"),
+    ("tools/pretrain.py", ["data.train=empty"], "'empty' holds no video and no image (known extensions"),
     ("tools/pretrain.py", ["data.train=nowhere"], "manifest 'nowhere' does not exist"),
     ("tools/pretrain.py", ["data.train=notes.txt"], "notes.txt:1: 'not a list' is not `path label` or `path`"),
     ("tools/features.py", ["checkpoint=notes.txt", "data={videos}", "out=x.npz"], "notes.txt"),

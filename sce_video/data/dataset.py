@@ -22,7 +22,7 @@ from ..randomness import generator
 from . import clips as clip_times
 from . import crops, health
 from .decode import DecodeError, open_video, reading
-from .manifest import Video
+from .manifest import Video, check_kind
 from .packed import Clip, Packed
 from .readers.planes import PlanarClip
 
@@ -97,7 +97,7 @@ class ClipDataset(Dataset[Sample]):
     Args:
         videos: the manifest.
         num_frames: frames per clip, evenly spaced over `clip_seconds`.
-        clip_seconds: length of a clip; a shorter video gives a shorter clip.
+        clip_seconds: length of a clip; a shorter video gives a shorter clip. 0: the videos are images, each one frame.
         draw_boxes: one `RandomResized` or `RandomScaled` per view.
         difference_probability: probability per clip of becoming a temporal difference (see `augment.temporal_difference`).
         speed: range of the factor that multiplies a clip's length, see `clips.playback_speed`.
@@ -106,7 +106,8 @@ class ClipDataset(Dataset[Sample]):
         decoder, loop_filter: see `decode.open_video`.
         planes: whether 4:2:0 clips travel as planes; on x86 the converted RGB equals `FrameReader.read_clips` to the bit.
         resize_to: one size per view. The worker resizes boxes larger than it in both directions to squares (bilinear,
-            rounded): fewer bytes from large frames, but clips are rounded twice. None: boxes keep their size.
+            rounded): fewer bytes from large frames, but clips are rounded twice, and JPEG pictures are decoded at a reduced
+            size where that suffices. None: boxes keep their size.
         antialias: whether that resizing is antialiased, as `augment.antialias` on the device.
     """
 
@@ -127,6 +128,7 @@ class ClipDataset(Dataset[Sample]):
         resize_to: Sequence[int] | None = None,
         antialias: bool = False,
     ) -> None:
+        check_kind(videos, clip_seconds)
         self.videos = videos
         self.speed = speed
         self.frame_jitter = frame_jitter
@@ -190,7 +192,9 @@ class ClipDataset(Dataset[Sample]):
                 indices.append(index)
                 differences.append(difference)
             planar = video.read_planes(indices, boxes) if self.planes else None
-            clips: list[Clip] = [*planar] if planar is not None else [*video.read_clips(indices, boxes)]
+            clips: list[Clip] = (
+                [*planar] if planar is not None else [*video.read_clips(indices, boxes, no_smaller_than=self.resize_to)]
+            )
         if self.resize_to is not None:
             clips = [_scale_down(clip, size, antialias=self.antialias) for clip, size in zip(clips, self.resize_to, strict=True)]
         return clips, differences
@@ -228,6 +232,7 @@ class EvaluationDataset(Dataset[Sample]):
         max_short_side: int | None = None,
         decoder: str = "auto",
     ) -> None:
+        check_kind(videos, clip_seconds)
         self.videos = videos
         self.clips_per_video = clips_per_video
         self.num_frames = num_frames

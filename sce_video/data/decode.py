@@ -17,12 +17,12 @@ from contextlib import contextmanager
 
 from ..errors import InputError, Preempted, Stopped, log
 from .readers.decord import DecordReader
-from .readers.exactness import warn_inexact
 from .readers.frame_folder import FrameFolder
-from .readers.media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames, reason_of
+from .readers.media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames, is_picture, reason_of
+from .readers.picture import Picture
 from .readers.pyav import LOOP_FILTERS, PyAVReader
 from .readers.reader import FrameReader
-from .readers.torchcodec import TorchcodecReader
+from .readers.torchcodec import TorchcodecReader, warn_inexact
 
 __all__ = ["DECODERS", "FORMATS", "LOOP_FILTERS", "DecodeError", "FrameReader", "Limits", "check_media", "open_video", "reading"]
 
@@ -54,7 +54,7 @@ def reading(path: str) -> Iterator[None]:
 
 
 def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", limits: Limits = LIMITS) -> FrameReader:
-    """Open a video: a file, or a folder or zip of JPEG pictures (see `readers.frame_folder`).
+    """Open a video: a file, a folder or zip of JPEG pictures (`readers.frame_folder`), or one picture (`readers.picture`).
 
     decoder: one of DECODERS, for files. loop_filter: `exact`, or `reference` and `off` for faster, inexact decoding with
     PyAV, see `PyAVReader`. Raises DecodeError for a missing file, no video, no frame, and beyond the limits.
@@ -63,6 +63,8 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
         raise ValueError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}")
     if is_frames(path):
         return FrameFolder(path, limits=limits)
+    if is_picture(path):
+        return Picture(path)
     container = check_media(path)
     absolute = os.path.realpath(path)
     # PyAV opens every file first: decord and torchcodec have no whitelists and no limits.

@@ -1,4 +1,4 @@
-"""Read lists of videos in every common format as `list[Video]`.
+"""Read lists of videos, or of images, in every common format as `list[Video]`.
 
 | given                                        | read as                                                               |
 |----------------------------------------------|-----------------------------------------------------------------------|
@@ -9,7 +9,9 @@
 | any other folder                             | its videos at any depth, without labels                               |
 
 A video is a file with a known extension, a folder `*.frames` or a zip `*.frames.zip` of pictures
-(`readers/frame_folder.py`). In a .csv a path may be any folder of pictures.
+(`readers/frame_folder.py`). In a .csv a path may be any folder of pictures. An image is a .jpg, .jpeg, .png or .webp file
+(`readers/picture.py`). A folder without any video is read as one of images by the same rules; beside videos, pictures are
+passed over (they are covers and thumbnails). A list may name either, and a run reads one kind (`check_kind`).
 
 Relative paths start at `root`, by default the manifest's folder. Labels are kept as text ("3", "archery"), so that two
 lists of a data set need no common index; `label_ids` numbers them. No video is opened here.
@@ -29,11 +31,15 @@ from typing import Any, NamedTuple
 
 from .. import distributed
 from ..errors import InputError, log
-from .readers.media import FRAMES_FOLDER, FRAMES_ZIP
+from .readers.media import FRAMES_FOLDER, FRAMES_ZIP, PICTURES
 
 VIDEO_SUFFIXES = frozenset([
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".m2ts", ".ogv", ".ts", ".webm", ".wmv"
 ])  # fmt: skip
+
+
+KNOWN = " ".join(sorted([*VIDEO_SUFFIXES, *PICTURES]))
+IMAGE_RECIPES = "sce_r50_imagenet, sce_r18_imagenet100, sce_r18_stl10, sce_r18_cifar, linear_imagenet"
 
 
 class Video(NamedTuple):
@@ -56,7 +62,7 @@ def read(path: str | Path, root: str | Path | None = None, *, labels: str = "fil
         raise InputError(f"root {str(root)!r} is not a folder: it is where the manifest's relative paths start")
     if path.is_dir():
         videos = _read_folder(path)
-    elif path.is_file() and is_video_name(path.name):
+    elif path.is_file() and is_listed_name(path.name):
         videos = [Video(os.path.abspath(path), None)]
     elif path.is_file():
         _refuse_binary(path)
@@ -65,7 +71,7 @@ def read(path: str | Path, root: str | Path | None = None, *, labels: str = "fil
     else:
         raise InputError(f"manifest {str(path)!r} does not exist: give a .csv, a list of videos or a folder")
     if not videos:
-        raise InputError(f"{str(path)!r} holds no video (known extensions: {' '.join(sorted(VIDEO_SUFFIXES))})")
+        raise InputError(f"{str(path)!r} holds no video and no image (known extensions: {KNOWN})")
     _warn_of_repeats(path, videos)
     if labels == "folder":
         videos = [video._replace(label=Path(video.path).parent.name) for video in videos]
@@ -145,8 +151,28 @@ def is_video_name(name: str) -> bool:
     return Path(name).suffix.lower() in (*VIDEO_SUFFIXES, FRAMES_FOLDER) or name.lower().endswith(FRAMES_ZIP)
 
 
-def find_files(folder: str | Path, *, existing: bool = False) -> tuple[list[str], Counter[str]]:
-    """Return the videos below a folder, as paths relative to it, and the number of other files by ending.
+def is_listed_name(name: str) -> bool:
+    """Return whether a name has the extension of a video or of an image."""
+    return is_video_name(name) or name.lower().endswith(PICTURES)
+
+
+def check_kind(videos: Sequence[Video], clip_seconds: float) -> None:
+    """Raise InputError for images where clips have a duration, and for videos where they are single images (0 seconds)."""
+    images = [video.path.lower().endswith(PICTURES) for video in videos]
+    if clip_seconds and True in images:
+        raise InputError(
+            f"{videos[images.index(True)].path} is an image, and this run takes clips of {clip_seconds:g} s from videos: for "
+            f"images use one of the recipes {IMAGE_RECIPES}; pictures that are frames of a video belong into a folder NAME.frames"
+        )
+    if not clip_seconds and False in images:
+        raise InputError(
+            f"{videos[images.index(False)].path} is no image, and this run takes single images (data.clip_seconds=0): train on "
+            "videos with a recipe for them, e.g. recipe=sce_r3d18_ucf101 or sce_r3d18_k400"
+        )
+
+
+def find_files(folder: str | Path, *, existing: bool = False, images: bool = False) -> tuple[list[str], Counter[str]]:
+    """Return the videos, or with `images` the images, below a folder, as paths relative to it, and the other files by ending.
 
     Linked folders are searched too, after the others, and each folder once. Hidden folders, `._*` and the folders that NAS
     and notebooks leave are not looked at. existing: leave out broken links and pipes.
@@ -171,7 +197,9 @@ def find_files(folder: str | Path, *, existing: bool = False) -> tuple[list[str]
                     if is_folder and not pictures:
                         (linked if item.is_symlink() else waiting).append(name)
                     elif (
-                        is_video_name(item.name) and is_folder == pictures and (not existing or is_folder or os.path.isfile(item))
+                        (item.name.lower().endswith(PICTURES) if images else is_video_name(item.name))
+                        and is_folder == pictures
+                        and (not existing or is_folder or os.path.isfile(item))
                     ):
                         found.append(name)
                     else:
@@ -183,9 +211,13 @@ def find_files(folder: str | Path, *, existing: bool = False) -> tuple[list[str]
 
 def _read_folder(folder: Path) -> list[Video]:
     names, passed = find_files(folder)
+    what = "videos"
+    if not names and any(passed[ending] for ending in PICTURES):
+        names, passed = find_files(folder, images=True)
+        what = "images"
     if passed and distributed.rank() == 0:
         kinds = ", ".join(f"{count} {ending}" for ending, count in passed.most_common(8))
-        log.info(f"{folder}: {len(names)} videos; passed over {passed.total()} other files ({kinds})")
+        log.info(f"{folder}: {len(names)} {what}; passed over {passed.total()} other files ({kinds})")
     classes = all(name.count(os.sep) == 1 for name in names)
     return [Video(os.path.join(os.path.abspath(folder), name), name.split(os.sep)[0] if classes else None) for name in names]
 
@@ -237,14 +269,14 @@ def _read_list(path: Path, base: Path) -> list[Video]:
                 continue
             where = f"{path}:{number}"
             name, label = line, None
-            if not is_video_name(line):  # `a b.mp4` is one path, `a b.mp4 3` has a label
+            if not is_listed_name(line):  # `a b.mp4` is one path, `a b.mp4 3` has a label
                 *names, label = re.split(r"[\s,]+", line)
                 name = line[: line.rindex(label)].rstrip(" \t,") if names else ""
                 label = label.strip("\"'")
-                if not is_video_name(name.strip("\"'")) or line.startswith('["'):
+                if not is_listed_name(name.strip("\"'")) or line.startswith('["'):
                     raise InputError(
-                        f"{where}: {line!r} is not `path label` or `path` with a video's extension "
-                        f"({' '.join(sorted(VIDEO_SUFFIXES))}); for a table use a .csv with the header path,label"
+                        f"{where}: {line!r} is not `path label` or `path` with the extension of a video or image "
+                        f"({KNOWN}); for a table use a .csv with the header path,label"
                     )
             videos.append(Video(_resolve_path(name.strip("\"'"), base, where), label, number))
     return videos

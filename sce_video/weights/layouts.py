@@ -8,10 +8,10 @@ Files differ in three ways:
 |-----------|------------------------------------------------------------------------------------------------|
 | wrapper   | `method` (ours), `state_dict` (Lightning), `model_state` (pytorchvideo, SlowFast), `model` and    |
 |           | others of WRAPPERS, which is also the order of choice                                          |
-| prefix    | `online.backbone.` (ours), `trunk.model.` (eztorch, the reference), `backbone.` (SlowFast's      |
-|           | contrastive models), `model.`, none; all after DDP's or AveragedModel's `module.` and             |
-|           | torch.compile's `_orig_mod.`, which may stand anywhere                                          |
-| names     | `blocks.N` (pytorchvideo), `sN.pathway0_` (SlowFast); torchvision's: `stem.`, `layerN.`          |
+| prefix    | `online.backbone.` (ours), `trunk.model.` and `trunk.` (eztorch, the reference), `backbone.`     |
+|           | (SlowFast's contrastive models), `model.`, none; all after DDP's or AveragedModel's `module.`    |
+|           | and torch.compile's `_orig_mod.`, which may stand anywhere                                       |
+| names     | `blocks.N` (pytorchvideo), `sN.pathway0_` (SlowFast); torchvision's: `stem.`, `conv1.`, `layerN.` |
 |           | (its ResNets), `features.` (S3D), `conv_proj.` (MViT), `patch_embed.` (Swin)                     |
 
 The momentum branches (`target.`, `momentum_trunk.`, `backbone_hist.`) never match: only the online network is read.
@@ -36,7 +36,7 @@ WRAPPERS = (
     *("method", "state_dict", "model_state", "model_state_dict", "model", "module", "net", "network", "encoder"),
     *("student", "teacher", "model_ema", "ema", "ema_state_dict", "state_dict_ema", "averaged_model"),
 )
-PREFIXES = ("online.backbone.", "trunk.model.", "backbone.", "model.", "")
+PREFIXES = ("online.backbone.", "trunk.model.", "trunk.", "backbone.", "model.", "")
 PROJECTOR_PREFIXES = ("online.projector.", "projector.")
 OURS = "sce_video"
 # Layout -> how the keys of its backbone and head begin, and how those of the classifier, which is ignored, begin.
@@ -46,7 +46,7 @@ _BODY = {
     "s3d": r"features\.",
     "pytorchvideo": r"blocks\.\d+\.",
     "slowfast": r"s\d",
-    "torchvision": r"stem\.\d|layer\d\.",
+    "torchvision": r"stem\.\d|layer\d\.|(conv|bn)1\.",
 }
 _HEAD = {
     **{"mvit": r"head\.", "swin3d": r"head\.", "s3d": r"classifier\."},
@@ -152,7 +152,7 @@ def to_projector(tensors: Tensors) -> Tensors | None:
 
 def _find_layout(keys: Tensors) -> str | None:
     # Networks like tiny3d begin with a block without tensors.
-    for table in (_STARTS, {"pytorchvideo": "blocks.1."}):
+    for table in (_STARTS, {"pytorchvideo": "blocks.1.", "torchvision": "conv1."}):
         for layout, start in table.items():
             if any(key.startswith(start) for key in keys):
                 return layout

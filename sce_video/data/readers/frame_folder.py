@@ -123,7 +123,7 @@ class FrameFolder(FrameReader):
         """Return the content of a picture or of video.json; raise DecodeError above `max_bytes`."""
         try:
             if self._zip is None:
-                return _read_file(os.path.join(self.path, name), max_bytes)
+                return read_file(os.path.join(self.path, name), max_bytes)
             info = self._zip.getinfo(name)
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
                 raise DecodeError(f"{self.path}: {name} is compressed or encrypted; pack pictures with `zip -0 -j`")
@@ -174,7 +174,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
         raise DecodeError(f"{path}: {reason_of(error)}") from error
 
 
-def _read_file(path: str, max_bytes: int) -> bytes:
+def read_file(path: str, max_bytes: int) -> bytes:
     """Read a regular file; raise OSError without blocking for others (pipes) and for more than `max_bytes`."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(handle, "rb") as file:
@@ -186,7 +186,7 @@ def _read_file(path: str, max_bytes: int) -> bytes:
 
 def _read_description(path: str) -> dict[str, Any] | None:
     try:
-        return _parse_description(_read_file(path, MAX_DESCRIPTION_BYTES), path)
+        return _parse_description(read_file(path, MAX_DESCRIPTION_BYTES), path)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 # FFmpeg's names of the demuxers that PyAV may use: media containers that refer to no other files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
 FRAMES_FOLDER, FRAMES_ZIP = ".frames", ".frames.zip"  # extensions of folders and zips of pictures, see frame_folder.py
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")  # extensions of single pictures, see picture.py
 HEAD = 4096
 # Words by which FFmpeg detects HLS, ffconcat, DASH, SDP, IMF and VobSub, and players detect SMIL, ASX and PLS.
 NAMES_FILES = re.compile(
@@ -114,6 +115,11 @@ def demux(container: Any, stream: Any) -> Iterator[Any]:
 def is_frames(path: str) -> bool:
     """Return whether `path` is a folder of pictures or has the extension of a zip of pictures."""
     return path.lower().endswith(FRAMES_ZIP) or os.path.isdir(path)
+
+
+def is_picture(path: str) -> bool:
+    """Return whether `path` has the extension of a single picture, in capitals or not, and is no folder."""
+    return path.lower().endswith(PICTURES) and not os.path.isdir(path)
 
 
 def check_media(path: str) -> str:

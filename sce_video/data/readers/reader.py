@@ -71,10 +71,13 @@ class FrameReader:
                 output[position] = frame
         return torch.from_numpy(output)
 
-    def read_clips(self, clips: Sequence[Tensor], boxes: Sequence[Box]) -> list[Tensor]:
+    def read_clips(
+        self, clips: Sequence[Tensor], boxes: Sequence[Box], *, no_smaller_than: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Return each clip's frames, cropped to its box: uint8 RGB [T, box.height, box.width, 3].
 
         clips: frame indices, int64 [T] each. Decodes all clips in one forward pass. Raises as `read` does.
+        no_smaller_than: sizes in pixels down to which a reader may shrink each clip while decoding; only `Picture` does.
         """
         outputs = [
             np.empty((len(clip), box.height, box.width, 3), dtype=np.uint8) for clip, box in zip(clips, boxes, strict=True)
