@@ -8,6 +8,7 @@ one in use. `media.check_media` checks every file before a decoder opens it.
 
 from __future__ import annotations
 
+import importlib
 import mmap
 import os
 import traceback
@@ -19,7 +20,6 @@ from ..errors import InputError, Preempted, Stopped, log
 from .readers.decord import DecordReader
 from .readers.frame_folder import FrameFolder
 from .readers.media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames, is_picture, reason_of
-from .readers.picture import Picture
 from .readers.pyav import LOOP_FILTERS, PyAVReader
 from .readers.reader import FrameReader
 from .readers.torchcodec import TorchcodecReader, warn_inexact
@@ -64,7 +64,8 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
     if is_frames(path):
         return FrameFolder(path, limits=limits)
     if is_picture(path):
-        return Picture(path)
+        picture: FrameReader = importlib.import_module(f"{__package__}.readers.picture").Picture(path)
+        return picture
     container = check_media(path)
     absolute = os.path.realpath(path)
     # PyAV opens every file first: decord and torchcodec have no whitelists and no limits.
