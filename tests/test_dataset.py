@@ -11,7 +11,8 @@ import torch
 
 from sce_video.data import dataset as dataset_module
 from sce_video.data import loader, manifest
-from sce_video.data.dataset import Batch, ClipDataset, EvaluationDataset, Packed, RandomResized, RandomScaled, collate
+from sce_video.data.crops import RandomResized, RandomScaled
+from sce_video.data.dataset import Batch, ClipDataset, EvaluationDataset, Packed, collate
 from sce_video.data.decode import DecodeError, open_video
 from sce_video.data.manifest import Video
 from sce_video.data.readers.reader import FrameReader

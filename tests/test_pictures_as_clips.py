@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps
 
 from sce_video.data import manifest
-from sce_video.data.crops import Box
-from sce_video.data.dataset import ClipDataset, RandomResized
+from sce_video.data.crops import Box, RandomResized
+from sce_video.data.dataset import ClipDataset
 from sce_video.data.decode import DecodeError, open_video
 from sce_video.errors import InputError
 

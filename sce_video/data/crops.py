@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -77,3 +78,25 @@ def three_crops(height: int, width: int, size: int) -> list[Box]:
 def center_crop(height: int, width: int, size: int) -> Box:
     """Return the middle box of `three_crops`."""
     return three_crops(height, width, size)[1]
+
+
+@dataclass(frozen=True)
+class RandomResized:
+    """Draw boxes for pretraining, see `random_resized`."""
+
+    area: tuple[float, float]
+    ratio: tuple[float, float]
+
+    def __call__(self, height: int, width: int, generator: torch.Generator) -> Box:
+        return random_resized(height, width, area=self.area, ratio=self.ratio, generator=generator)
+
+
+@dataclass(frozen=True)
+class RandomScaled:
+    """Draw boxes for supervised training, see `random_scaled`."""
+
+    size: int
+    short_sides: tuple[int, int]
+
+    def __call__(self, height: int, width: int, generator: torch.Generator) -> Box:
+        return random_scaled(height, width, size=self.size, short_sides=self.short_sides, generator=generator)

@@ -69,28 +69,6 @@ class Batch:
         return self
 
 
-@dataclass(frozen=True)
-class RandomResized:
-    """Draw boxes for pretraining, see `crops.random_resized`."""
-
-    area: tuple[float, float]
-    ratio: tuple[float, float]
-
-    def __call__(self, height: int, width: int, generator: torch.Generator) -> crops.Box:
-        return crops.random_resized(height, width, area=self.area, ratio=self.ratio, generator=generator)
-
-
-@dataclass(frozen=True)
-class RandomScaled:
-    """Draw boxes for supervised training, see `crops.random_scaled`."""
-
-    size: int
-    short_sides: tuple[int, int]
-
-    def __call__(self, height: int, width: int, generator: torch.Generator) -> crops.Box:
-        return crops.random_scaled(height, width, size=self.size, short_sides=self.short_sides, generator=generator)
-
-
 class ClipDataset(Dataset[Sample]):
     """Random views of the videos, for training: clips, each with its own random start and crop. Indexed by (epoch, row).
 

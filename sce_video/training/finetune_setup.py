@@ -16,7 +16,8 @@ import torch
 from ..config.finetune import FinetuneConfig, Select
 from ..config.shared import Changed, ResizeOn
 from ..data import loader, manifest
-from ..data.dataset import ClipDataset, RandomScaled
+from ..data.crops import RandomScaled
+from ..data.dataset import ClipDataset
 from ..data.manifest import Video
 from ..distributed import warn
 from ..errors import InputError

@@ -20,7 +20,8 @@ from .. import __version__, distributed
 from ..config.pretrain import Fit, PretrainConfig
 from ..config.shared import Augmentation, Changed, Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
 from ..data import loader, manifest
-from ..data.dataset import ClipDataset, RandomResized
+from ..data.crops import RandomResized
+from ..data.dataset import ClipDataset
 from ..data.decode import DecodeError
 from ..data.manifest import Video
 from ..errors import InputError, Stopped
