@@ -13,8 +13,7 @@ from hard_files import bt709, encode, full_range
 
 from sce_video.config.shared import Transport
 from sce_video.data import manifest
-from sce_video.data.crops import Box
-from sce_video.data.crops import RandomResized
+from sce_video.data.crops import Box, RandomResized
 from sce_video.data.dataset import ClipDataset, collate
 from sce_video.data.decode import open_video
 from sce_video.data.packed import Packed
