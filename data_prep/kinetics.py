@@ -13,10 +13,12 @@ columns, for the next download, their names in missing.txt, and summary.json.
 Train and validation stay apart: a clip in two lists and one file for two clips are errors; a video with different seconds
 in two lists and a file in the folder of another split are reported. Kinetics-600 and -700 train on videos that
 Kinetics-400 tests on: name those lists after --without. --only keeps the videos of lists of ids (Mini-Kinetics-200).
+--untrimmed takes each clip as a segment (start,end) of its whole video `ID.mp4`, which is never cut.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 
@@ -29,6 +31,8 @@ from output_files import quoted
 
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError
+
+ID_LETTERS = 11  # of a YouTube id: other names hold the seconds too
 
 
 def missing_texts(clips: Sequence[Clip]) -> dict[str, str]:
@@ -100,6 +104,9 @@ def main(arguments: Sequence[str]) -> None:
     options.add_argument(
         "--only", nargs="+", default=[], metavar="FILE", help="files of YouTube ids, one a line: all other videos are left out"
     )
+    options.add_argument(
+        "--untrimmed", action="store_true", help="files named ID.mp4 are whole videos: write each clip as a segment of its file"
+    )
     add_probe(options)
     given = options.parse_args(arguments)
     clips, notes = take_once(clip for path in given.lists for clip in read_list(path))
@@ -107,7 +114,7 @@ def main(arguments: Sequence[str]) -> None:
     notes += both_lists(clips)
     clips, kept = keep_only(clips, given.only)
     clips, left_out = leave_out(clips, given.without)
-    files = ClipFiles(given.videos)
+    files = ClipFiles(given.videos, untrimmed=given.untrimmed)
     report = Report("kinetics")
     report.notes += [*notes, *kept, *left_out]
     present: dict[str, list[Video]] = {}
@@ -117,6 +124,8 @@ def main(arguments: Sequence[str]) -> None:
         rows = present.setdefault(clip.split, [])
         if path is None:
             missing.append(clip)
+        elif given.untrimmed and len(os.path.splitext(os.path.basename(path))[0]) == ID_LETTERS:
+            rows.append(Video(path, clip.label, start=clip.start, end=clip.end))
         else:
             rows.append(Video(path, clip.label))
     if len(missing) == len(clips):

@@ -7,7 +7,7 @@ python data_prep/lists.py --lists pretrain.csv --videos / --out lists/pretrain -
 | row                  | written for                                            | becomes                                    |
 |----------------------|--------------------------------------------------------|--------------------------------------------|
 | `path label`         | SlowFast, VideoMAE (finetuning), mmaction2             | path,label                                 |
-| `path,label`         | SlowFast with a separator, VideoMAE; with our header too | path,label                               |
+| `path,label`         | SlowFast with a separator, VideoMAE; with our header too | path,label, and segments                 |
 | `path 0 -1`          | VideoMAE (pretraining): start, all frames              | path                                       |
 | `path`               | any                                                    | path                                       |
 | `folder 250 3`       | mmaction2: frames as pictures, their number, the class | folder,label; all pictures are read        |
@@ -49,7 +49,10 @@ def read_list(path: str | Path, root: str | Path) -> list[Entry]:
     """
     if _has_header(path):
         videos = manifest.read(path, root)
-        return [Entry(inside(video.path, root, f"{path}:{video.line}"), video.label, f"{path}:{video.line}") for video in videos]
+        return [
+            Entry(inside(video.path, root, where := f"{path}:{video.line}"), video.label, where, video.segment)
+            for video in videos
+        ]
     entries: list[Entry] = []
     forms: dict[str, str] = {}
     for where, line in lines_of(path):
@@ -152,7 +155,7 @@ def main(arguments: Sequence[str]) -> None:
         for entry in named(entries, classes) if classes else entries:
             path = os.path.join(root, entry.name)
             if os.path.exists(path):
-                present.append(Video(path, entry.label))
+                present.append(Video(path, entry.label, where=entry.where * bool(entry.segment), **entry.segment._asdict()))
             else:
                 missing.append(entry)
         report.add(name, present, len(entries))

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sce_video.data import manifest
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError
 from sce_video.runs.files import write_atomically
@@ -44,18 +45,19 @@ def write_all(files: Mapping[str, str], folder: str | Path) -> list[str]:
 
 
 def csv_text(videos: Sequence[Video], folder: str | Path) -> str:
-    """Return a manifest for `folder` as text: rows `path,label`, or `path` alone if no video has a label.
+    """Return a manifest for `folder` as text: rows `path,label`, or `path` alone if no video has a label, and segments.
 
     Paths below `folder` are relative to it, so that the folder can be moved; others are absolute.
     """
     base = os.path.join(os.path.abspath(folder), "")
-    labelled = any(video.label is not None for video in videos)
-    lines = ["path,label" if labelled else "path"]
-    for video in videos:
-        path = video.path[len(base) :] if video.path.startswith(base) else video.path
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", path):
-            path = f"./{path}"  # the name of a file, which manifest.read would take for an address
-        lines.append(f"{quoted(path)},{quoted(video.label or '')}" if labelled else quoted(path))
+    columns = manifest.columns(videos)
+    if all(video.label is None for video in videos):
+        del columns["label"]
+    for row, path in enumerate(columns["path"]):
+        path = path.removeprefix(base)
+        # A file's name that manifest.read would take for an address.
+        columns["path"][row] = f"./{path}" if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", path) else path
+    lines = [",".join(columns), *(",".join(map(quoted, row)) for row in zip(*columns.values(), strict=True))]
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,7 @@ python data_prep/shrink.py train.csv --out /data/small --num-shards 64 --shard-i
 python data_prep/shrink.py merge /data/small
 
 Use a short side of 256 (the default) for clips of 224 pixels and 128 for 112: random crops need that margin. The --out
-folder gets videos/, manifest.csv (same labels), shrunk.csv with bytes and differences, and failed.csv. Every copy is
+folder gets videos/, manifest.csv (same labels and segments), shrunk.csv with bytes and differences, and failed.csv. Every copy is
 compared with its source before it is renamed; broken files are listed in failed.csv. After a kill, the same command
 continues the work. The sources are only read. media/transcode.py describes the copies. --form writes JPEG pictures in
 folders or zip files instead of H.264; training reads them like videos.
@@ -28,7 +28,7 @@ from typing import Any
 import command_line
 from jobs import shard_command
 from jobs.journal import Row
-from jobs.manifest_items import items_of, targets_of
+from jobs.manifest_items import items_of, targets_of, videos_of
 from jobs.sharded_job import Job
 from jobs.shards import add_arguments, shard_of
 from jobs.workers import Alive, Failure, in_workers, with_progress
@@ -189,11 +189,8 @@ def finish(job: Job) -> None:
         raise InputError(f"{len(lost)} copies are no longer in {job.out}/videos, e.g. {lost[0]}: begin in a new folder")
     table = [{**row, "path": item["id"], "output": item["output"] if row["status"] == "ok" else None} for item, row in pairs]
     failed = [row for row in table if row["status"] != "ok"]
-    videos = [
-        manifest.Video(os.path.abspath(job.out / "videos" / item["output"]), label)
-        for item, _ in made
-        for label in item["labels"]
-    ]
+    # A copy keeps every frame at its time, so segments stay what they were.
+    videos = [video for item, _ in made for video in videos_of(item, os.path.abspath(job.out / "videos" / item["output"]))]
     write_atomically(job.out / "shrunk.csv", csv_bytes(COLUMNS, table), flush=True)
     write_atomically(job.out / "failed.csv", csv_bytes(("path", "status", "reason"), failed), flush=True)
     write_atomically(job.out / "manifest.csv", csv_text(videos, job.out).encode("utf-8", "surrogateescape"), flush=True)

@@ -1,6 +1,7 @@
 """Write the features of a list or folder of videos to a file for other programs.
 
-`x.npz` (NumPy): `features` float32 [N, width], `paths`, `labels` ("" without a label), and `projections` if requested.
+`x.npz` (NumPy): `features` float32 [N, width], `paths`, `labels` ("" without a label), and `projections` if requested; of a list
+with segments also its columns (`start`, `end`, ...: float64, nan for none).
 `x.safetensors`: the same arrays, with paths and labels in the rows of `x.csv` beside it. Only readable videos have a row;
 the others are printed.
 """
@@ -13,7 +14,7 @@ import numpy as np
 
 from . import distributed
 from .config.evaluate import FeaturesConfig
-from .data import loader
+from .data import loader, manifest
 from .data.manifest import Video
 from .errors import InputError, log
 from .evaluation import extract, task
@@ -61,13 +62,16 @@ def write(out: Path, found: extract.Features, videos: list[Video]) -> None:
         arrays["projections"] = found.features["projector"].contiguous()
     with replace_atomically(out) as work:
         if out.suffix == ".npz":
-            paths, labels = (np.array(column) for column in zip(*((v.path, v.label or "") for v in videos), strict=True))
+            text = {name: np.array(column) for name, column in manifest.columns(videos).items()}
+            paths, labels = text.pop("path"), text.pop("label")
+            times = {name: np.array([float(value or "nan") for value in column]) for name, column in text.items()}
             with open(work, "wb") as file:
-                np.savez(file, **{name: tensor.numpy() for name, tensor in arrays.items()}, paths=paths, labels=labels)  # type: ignore[arg-type]
+                np.savez(file, **{name: tensor.numpy() for name, tensor in arrays.items()}, paths=paths, labels=labels, **times)  # type: ignore[arg-type]
         else:
             try:
                 from safetensors.torch import save  # its save_file makes files that only the owner reads
             except ModuleNotFoundError as error:
                 raise InputError("writing .safetensors needs safetensors: pip install safetensors, or out=x.npz") from error
             work.write_bytes(save(arrays))
-            write_rows(out.with_suffix(".csv"), ("path", "label"), ((video.path, video.label or "") for video in videos))
+            columns = manifest.columns(videos)
+            write_rows(out.with_suffix(".csv"), [*columns], zip(*columns.values(), strict=True))

@@ -19,7 +19,7 @@ from typing import Any
 
 from . import distributed
 from .config.finetune import FinetuneConfig, Select
-from .data import loader
+from .data import loader, manifest
 from .errors import InputError, log
 from .evaluation import classify
 from .evaluation.task import choose_output_file
@@ -174,7 +174,9 @@ def classify_videos(cfg: FinetuneConfig) -> None:
         else:
             workers = loader.share_cores(device, cfg.system.workers)
             found = classify.predict(classifier.to(device), videos, views, workers=workers, **options)
-            about = [(videos[row].path,) for row in found.rows]
+            columns = manifest.columns([videos[row] for row in found.rows])
+            del columns["label"]
+            header, about = [*columns], [*zip(*columns.values(), strict=True)]
         if distributed.rank() == 0:
             classify.write_predictions(out, header, about, found, classes)
             print(f"written: {out}: {len(set(found.rows))}/{len(videos)} videos, {len(found.rows)} rows, {len(classes)} classes")

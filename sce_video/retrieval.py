@@ -2,7 +2,8 @@
 
 Protocol (SCE, section 6): average the features of clips_per_video x num_crops views, centre each set by its own mean,
 L2-normalise, rank by cosine similarity. Every table has a baseline, the same network with random weights. `variants` adds
-other common protocols from the same decode: one view, not centred, the projector's output.
+other common protocols from the same decode: one view, not centred, the projector's output. Every training row may be found,
+also another segment of the query's video: a warning counts such queries (`manifest.compare`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 
 from . import distributed
 from .config.evaluate import RetrievalConfig
-from .data.manifest import Video
 from .evaluation import metrics, pictures, search
 from .evaluation.extract import Features
 from .evaluation.task import (
@@ -68,16 +68,10 @@ def draw(path: Path, bank: Features, query: Features, task: Task) -> None:
     shifted = features[rows] - features.mean(dim=0) + others.mean(dim=0)
     near = search.nearest(shifted, others, NEIGHBOURS, center="bank").rows.tolist()
     shown = [
-        (named(task.test[query.rows[row]]), [named(task.train[bank.rows[hit]]) for hit in hits])
-        for row, hits in zip(rows, near, strict=True)
+        (task.test[query.rows[row]], [task.train[bank.rows[hit]] for hit in hits]) for row, hits in zip(rows, near, strict=True)
     ]
     pictures.save(pictures.retrieved(shown, f"Test videos and their {NEIGHBOURS} nearest training videos, nearest first"), path)
     print(f"written: {path}")
-
-
-def named(video: Video) -> tuple[str, str]:
-    """Return the path and the class of a video."""
-    return video.path, str(video.label)
 
 
 def choose(cfg: RetrievalConfig, *, with_projector: bool) -> dict[str, tuple[str, bool]]:

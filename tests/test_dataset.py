@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sce_video.data import dataset as dataset_module
-from sce_video.data import loader, manifest
+from sce_video.data import decode, loader, manifest
 from sce_video.data.crops import RandomResized, RandomScaled
 from sce_video.data.dataset import Batch, ClipDataset, EvaluationDataset, Packed, collate
 from sce_video.data.decode import DecodeError, open_video
@@ -113,7 +112,7 @@ def test_local_views_leave_the_others_as_they_were(videos: Path, monkeypatch: py
         opened.append(path)
         return open_video(path, *rest, **named)
 
-    monkeypatch.setattr(dataset_module, "open_video", counted)
+    monkeypatch.setattr(decode, "open_video", counted)
     small = RandomResized((0.05, 0.1), (0.75, 4 / 3))
     plain = dataset(videos)
     more = dataset(videos, draw_boxes=[BOX, BOX, small, small])

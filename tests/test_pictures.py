@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sce_video.data.manifest import Video
 from sce_video.errors import log
 from sce_video.evaluation import pictures
 
@@ -66,7 +67,7 @@ def test_right_is_green_and_wrong_is_red_in_a_confusion() -> None:
 
 def test_retrieved_marks_hits_and_draws_grey_for_what_cannot_be_read(videos: Path) -> None:
     path = str(next(videos.rglob("*.mp4")))
-    picture = pictures.retrieved([((path, "a"), [(path, "a"), ("gone.mp4", "b")])], "title")
+    picture = pictures.retrieved([(Video(path, "a"), [Video(path, "a"), Video("gone.mp4", "b")])], "title")
     found = colours_in(picture, (0, 0, picture.width, picture.height))
     for color in (pictures.GREEN, pictures.RED, pictures.GREY, "#d0d7de"):
         assert tuple(int(color[at : at + 2], 16) for at in (1, 3, 5)) in found

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sce_video.data.segments import Segment
 from sce_video.errors import InputError
 
 SPACE = " \t\r\n"
@@ -18,11 +19,12 @@ LONGEST_LINE = 20_000  # characters; a path has at most 4,096 bytes
 
 
 class Entry(NamedTuple):
-    """One row of a list: a path relative to the folder of the videos, its class or None, and `file:line` for messages."""
+    """A row of a list: path relative to the folder of the videos, class or None, `file:line` for messages, and segment."""
 
     name: str
     label: str | None
     where: str
+    segment: Segment = Segment()
 
 
 def lines_of(path: str | Path) -> Iterator[tuple[str, str]]:
@@ -60,14 +62,14 @@ def inside(name: str, root: str | Path, where: str) -> str:
 
 
 def unique(entries: Iterable[Entry]) -> tuple[list[Entry], str | None]:
-    """Return the entries without repeated names, and a sentence about the repeated rows or None.
+    """Return the entries without repeated names and segments, and a sentence about the repeated rows or None.
 
     Raises InputError if two rows give one video different classes.
     """
-    kept: dict[str, Entry] = {}
+    kept: dict[tuple[str, Segment], Entry] = {}
     repeated = []
     for entry in entries:
-        first = kept.setdefault(entry.name, entry)
+        first = kept.setdefault((entry.name, entry.segment), entry)
         if first is entry:
             continue
         if first.label != entry.label:

@@ -28,7 +28,8 @@ class ClipFile(NamedTuple):
 class ClipFiles:
     """The files below some folders by YouTube id; `notes` reports on the search."""
 
-    def __init__(self, folders: Sequence[str]) -> None:
+    def __init__(self, folders: Sequence[str], *, untrimmed: bool = False) -> None:
+        self._untrimmed = untrimmed  # whether `ID.mp4` is the whole video, of which several clips may be taken
         self._roots = list(dict.fromkeys(os.path.abspath(folder) for folder in folders))
         self._files: dict[str, list[ClipFile]] = defaultdict(list)
         self._others: list[str] = []
@@ -72,10 +73,11 @@ class ClipFiles:
         chosen = ranked[0]
         self._copies += [file.path for file in ranked[1:]]
         other = self._taken.setdefault(chosen.path, clip)
-        if other is not clip:
+        if other is not clip and not (self._untrimmed and chosen.seconds is None):
             raise InputError(
                 f"{clip.where}: {chosen.path!r} could be this clip or that of {other.where}; name files of videos with "
-                f"several clips by their seconds: {clip.youtube_id}_{clip.start:06d}_{clip.end:06d}"
+                f"several clips by their seconds: {clip.youtube_id}_{clip.start:06d}_{clip.end:06d}; or add --untrimmed "
+                "if it is the whole video"
             )
         self._chosen.append((clip, chosen))
         return chosen.path

@@ -12,15 +12,31 @@ from sce_video.data import manifest
 
 
 def items_of(videos: Sequence[manifest.Video]) -> list[Row]:
-    """Return one item per file: `id` (its path), `labels` (without repeats) and `listed` (the number of its rows)."""
+    """Return one item per file: `id` (its path), `labels` (without repeats) and `listed` (the number of its rows).
+
+    A file with segments has them in `segments`: (label, start, end, in_frames, `file:line`) of each row, `labels` of the others.
+    """
     items: dict[str, Row] = {}
     for video in videos:
         path = os.path.normpath(video.path)
         item = items.setdefault(path, {"id": path, "labels": [], "listed": 0})
         item["listed"] += 1
-        if video.label not in item["labels"]:
+        if video.segment:
+            row = [video.label, video.start, video.end, video.in_frames, video.where]
+            known = item.setdefault("segments", [])
+            known += [row] if all(row[:4] != one[:4] for one in known) else []
+        elif video.label not in item["labels"]:
             item["labels"].append(video.label)
     return list(items.values())
+
+
+def videos_of(item: Row, path: str) -> list[manifest.Video]:
+    """Return the rows of a list for an item, with another path: those of whole videos first."""
+    whole = [manifest.Video(path, label) for label in item["labels"]]
+    return whole + [
+        manifest.Video(path, label, start=start, end=end, in_frames=in_frames, where=where)
+        for label, start, end, in_frames, where in item.get("segments", ())
+    ]
 
 
 def targets_of(items: Sequence[Row], base: str | Path, ending: str = ".mp4") -> list[str]:

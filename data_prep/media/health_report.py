@@ -10,14 +10,17 @@ import importlib.util
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 from jobs.journal import Row
+from jobs.manifest_items import videos_of
 from output_files import csv_bytes, csv_text
 
 from media.examine import STATUSES
+from sce_video.data.decode import DecodeError, FrameReader
 from sce_video.data.manifest import Video
 from sce_video.errors import printable
 from sce_video.runs.files import write_atomically
@@ -85,24 +88,36 @@ def write(out: Path, items: Sequence[Row], rows: Sequence[Row], *, drop_short: b
     """Write health.csv, clean.csv, quarantine.csv, summary.html and, where pyarrow is installed, health.parquet to `out`.
 
     items: see `items_of`; rows: from `examine`, in the same order. Short videos are kept unless drop_short: they decode,
-    readers repeat their frames, and a test set without them is another test set. Returns the rows in quarantine.
+    readers repeat their frames, and a test set without them is another test set. Segments that the file does not give are left
+    out of clean.csv. Returns the rows in quarantine.
     """
     table = [{**row, "path": row["id"], "listed": item["listed"]} for item, row in zip(items, rows, strict=True)]
     good = ("ok",) if drop_short else ("ok", "short")
     bad = [row for row in table if row["status"] not in good]
-    videos = [
-        Video(item["id"], label)
-        for item, row in zip(items, rows, strict=True)
-        for label in item["labels"]
-        if row["status"] in good
-    ]
+    videos, outside = list[Video](), list[Row]()
+    for item, row in zip(items, rows, strict=True):
+        for video in videos_of(item, item["id"]) if row["status"] in good else ():
+            reason = outside_of(video, row)
+            videos += [] if reason else [video]
+            outside += [{"path": item["id"], "status": "segment", "reason": reason}] if reason else []
     write_atomically(out / "health.csv", csv_bytes(COLUMNS, table), flush=True)
-    write_atomically(out / "quarantine.csv", csv_bytes(("path", "status", "reason"), bad), flush=True)
+    write_atomically(out / "quarantine.csv", csv_bytes(("path", "status", "reason"), [*bad, *outside]), flush=True)
     write_atomically(out / "clean.csv", csv_text(videos, out).encode("utf-8", "surrogateescape"), flush=True)
     write_atomically(out / "summary.html", _page(table, bad, quick=quick).encode(), flush=True)
     if importlib.util.find_spec("pyarrow") is not None:
         write_atomically(out / "health.parquet", _parquet(table), flush=True)
-    return bad
+    return bad + outside
+
+
+def outside_of(video: Video, row: Row) -> str:
+    """Return why the file does not give a row's segment, "" where it does or the row is a whole video."""
+    reader = FrameReader(video.path)
+    reader.num_frames, reader.fps = row["frames"], Fraction(row["fps"]).limit_denominator(1001)
+    try:
+        reader.cut(video.segment, video.where)
+    except DecodeError as error:
+        return printable(str(error).removeprefix(f"{video.path}: "))
+    return ""
 
 
 def _parquet(rows: Sequence[Row]) -> bytes:

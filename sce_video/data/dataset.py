@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from ..randomness import generator
 from . import clips as clip_times
 from . import crops, health
-from .decode import DecodeError, open_video, reading
+from .decode import DecodeError, open_row, reading
 from .manifest import Video, check_kind
 from .packed import Clip, Packed
 from .readers.planes import PlanarClip
@@ -32,7 +32,7 @@ ATTEMPTS = 10  # videos tried for one row before the run stops: ten failures mea
 
 
 class Failure(NamedTuple):
-    """A video that could not be read, and the reason."""
+    """A video, with its segment if it has one (`Video.name`), that could not be read, and the reason."""
 
     path: str
     reason: str
@@ -43,7 +43,7 @@ class Sample:
     """The clips of one row: T frames each, 2 T where `differences` is True (see `augment.apply`)."""
 
     row: int
-    path: str
+    path: str  # `Video.name` of the row that was read
     source: int = -1  # row of the video that was read; differs from `row` if the video was replaced
     epoch: int = 0
     clips: list[Clip] = field(default_factory=list)
@@ -134,21 +134,21 @@ class ClipDataset(Dataset[Sample]):
             if attempt:
                 draw = generator(self.seed, "substitute", epoch, row, attempt)
                 source = int(torch.randint(len(self.videos), (), generator=draw))
-            path = self.videos[source].path
+            video = self.videos[source]
             try:
-                with reading(path):
+                with reading(video.path):
                     if self.before_reading is not None:
                         self.before_reading(source)
-                    clips, differences = self._read_views(path, epoch, row)
+                    clips, differences = self._read_views(video, epoch, row)
             except DecodeError as error:
-                failures.append(Failure(path, str(error)))
+                failures.append(Failure(video.name, str(error)))
                 continue
-            return Sample(row, path, source, epoch, clips, differences, failures)
+            return Sample(row, video.name, source, epoch, clips, differences, failures)
         tried = "; ".join(failure.reason for failure in failures)
         raise DecodeError(f"row {row} and {ATTEMPTS - 1} substitutes could not be read: {tried}")
 
-    def _read_views(self, path: str, epoch: int, row: int) -> tuple[list[Clip], list[bool]]:
-        with open_video(path, self.decoder, loop_filter=self.loop_filter) as video:
+    def _read_views(self, source: Video, epoch: int, row: int) -> tuple[list[Clip], list[bool]]:
+        with open_row(source, self.decoder, loop_filter=self.loop_filter) as video:
             indices, differences, boxes = [], [], []
             for view, draw_box in enumerate(self.draw_boxes):
                 draw = generator(self.seed, "clip", epoch, row, view)
@@ -223,22 +223,22 @@ class EvaluationDataset(Dataset[Sample]):
         return len(self.videos)
 
     def __getitem__(self, row: int) -> Sample:
-        path = self.videos[row].path
-        if health.status_of(self.videos[row]) in health.UNREADABLE:  # never opened: it may hang
-            reason = f"{path}: {self.videos[row].health} (as data_prep/doctor.py found)"
-            return Sample(row, path, failures=[Failure(path, reason)])
+        listed = self.videos[row]
+        if health.status_of(listed) in health.UNREADABLE:  # never opened: it may hang
+            reason = f"{listed.path}: {listed.health} (as data_prep/doctor.py found)"
+            return Sample(row, listed.name, failures=[Failure(listed.name, reason)])
         try:
             if self.before_reading:
                 self.before_reading(row)
-            with reading(path), open_video(path, self.decoder) as video:
+            with open_row(listed, self.decoder) as video:
                 times = clip_times.constant_clips(video.seconds, self.clip_seconds, self.clips_per_video)
                 windows = (video.window(*time) for time in times)
                 indices = [first + clip_times.uniform_subsample(last - first, self.num_frames) for first, last in windows]
                 frames = video.read(torch.cat(indices), max_short_side=self.max_short_side)
         except DecodeError as error:
-            return Sample(row, path, failures=[Failure(path, str(error))])
+            return Sample(row, listed.name, failures=[Failure(listed.name, str(error))])
         clips: list[Clip] = [*frames.split(self.num_frames)]
-        return Sample(row, path, row, clips=clips, differences=[False] * len(clips))
+        return Sample(row, listed.name, row, clips=clips, differences=[False] * len(clips))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

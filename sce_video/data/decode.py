@@ -15,8 +15,10 @@ import traceback
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..errors import InputError, Preempted, Stopped, log
+from .manifest import Video
 from .readers.decord import DecordReader
 from .readers.frame_folder import FrameFolder
 from .readers.media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames, is_picture, reason_of
@@ -24,7 +26,8 @@ from .readers.pyav import LOOP_FILTERS, PyAVReader
 from .readers.reader import FrameReader
 from .readers.torchcodec import TorchcodecReader, warn_inexact
 
-__all__ = ["DECODERS", "FORMATS", "LOOP_FILTERS", "DecodeError", "FrameReader", "Limits", "check_media", "open_video", "reading"]
+__all__ = ["DECODERS", "FORMATS", "LOOP_FILTERS", "DecodeError", "FrameReader", "Limits", "check_media", "open_row", "open_video"]
+__all__ += ["reading"]
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 _logged = mmap.mmap(-1, 1 << 12)  # a byte per kind of exception, shared with forked workers: its stack was logged
@@ -84,3 +87,14 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
         if named.num_frames == reader.num_frames:
             named.fps, named.times = reader.fps, reader.times
         return named
+
+
+@contextmanager
+def open_row(video: Video, decoder: str = "auto", **options: Any) -> Iterator[FrameReader]:
+    """Open the video of a row and keep to its segment; options as in `open_video`.
+
+    Raises DecodeError, also for whatever the libraries raise (`reading`), and for a segment that the file does not give.
+    """
+    with reading(video.path), open_video(video.path, decoder, **options) as reader:
+        reader.cut(video.segment, video.where)
+        yield reader

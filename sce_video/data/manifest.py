@@ -2,7 +2,7 @@
 
 | given                                        | read as                                                               |
 |----------------------------------------------|-----------------------------------------------------------------------|
-| `x.csv` with a header that has `path`        | columns `path` and optionally `label`; other columns are ignored      |
+| `x.csv` with a header that has `path`        | `path`, optionally `label` and a segment; other columns are ignored   |
 | a video                                      | a list of one                                                         |
 | any other file                               | one video per line: `path label` or `path`; skips blank lines and `#` |
 | a folder whose videos all lie one level down | one class per subfolder                                               |
@@ -12,6 +12,7 @@ A video is a file with a known extension, a folder `*.frames` or a zip `*.frames
 (`readers/frame_folder.py`). In a .csv a path may be any folder of pictures. An image is a .jpg, .jpeg, .png or .webp file
 (`readers/picture.py`). A folder without any video is read as one of images by the same rules; beside videos, pictures are
 passed over (they are covers and thumbnails). A list may name either, and a run reads one kind (`check_kind`).
+A row with a segment (`segments.py`) is that part of its video only; two segments of a video are two rows.
 
 Relative paths start at `root`, by default the manifest's folder. Labels are kept as text ("3", "archery"), so that two
 lists of a data set need no common index; `label_ids` numbers them. No video is opened here.
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 
 from .. import distributed
 from ..errors import InputError, log
+from . import segments
 from .readers.media import FRAMES_FOLDER, FRAMES_ZIP, PICTURES
 
 VIDEO_SUFFIXES = frozenset([
@@ -43,12 +45,32 @@ IMAGE_RECIPES = "sce_r50_imagenet, sce_r18_imagenet100, sce_r18_stl10, sce_r18_c
 
 
 class Video(NamedTuple):
-    """One row: an absolute path (not resolved, not checked) and the label as written, None without one."""
+    """One row: an absolute path (not resolved, not checked), the label as written, and the segment; None without one."""
 
     path: str
     label: str | None
     line: int = 0  # line number in the list, from 1; 0 for a folder
     health: str = ""  # the doctor's `status: reason`; "" if it has not examined the file (see data.health)
+    start: float | None = None  # of the segment [start, end), see `segments`; None: from the beginning
+    end: float | None = None  # None: to the end
+    in_frames: bool = False  # whether these are numbers of frames; else seconds
+    where: str = ""  # `file:line` of a row with a segment
+
+    @property
+    def segment(self) -> segments.Segment:
+        """The part of the video that this row is; false for the whole."""
+        return segments.Segment(self.start, self.end, self.in_frames)
+
+    @property
+    def name(self) -> str:
+        """The path, and the segment if there is one: no two rows but repeated ones have the same."""
+        return f"{self.path} {self.segment}" if self.segment else self.path
+
+
+def columns(videos: Sequence[Video]) -> dict[str, list[str]]:
+    """Return path, label, and the columns of segments if there are any, as text: a list that `read` reads."""
+    named = {"path": [video.path for video in videos], "label": [video.label or "" for video in videos]}
+    return named | segments.as_columns(video.segment for video in videos)
 
 
 def read(path: str | Path, root: str | Path | None = None, *, labels: str = "file") -> list[Video]:
@@ -97,27 +119,41 @@ def label_ids(*lists: Iterable[Video]) -> tuple[list[str], list[list[int]]]:
 
 
 def _warn_of_repeats(path: Path, videos: Sequence[Video]) -> None:
-    first: dict[str, Video] = {}
-    again = [(one, video) for video in videos if (one := first.setdefault(os.path.normpath(video.path), video)) is not video]
+    first: dict[tuple[str, segments.Segment], Video] = {}
+    keys = ((os.path.normpath(video.path), video.segment) for video in videos)
+    again = [(one, video) for key, video in zip(keys, videos, strict=True) if (one := first.setdefault(key, video)) is not video]
     if again:
         one, video = max(again, key=lambda pair: pair[0].label != pair[1].label)
         labels = ", with another label" if one.label != video.label else ""
-        text = f"{len(again)} rows list a video again, e.g. {one.path} (lines {one.line} and {video.line}{labels})"
+        text = f"{len(again)} rows list a video again, e.g. {one.name} (lines {one.line} and {video.line}{labels})"
         distributed.warn([f"{path}: {text}"])
+
+
+def warn_of_short(videos: Sequence[Video], clip_seconds: float) -> None:
+    """Warn of segments that are shorter than a clip: as short videos do, they give shorter clips."""
+    short = [video for video in videos if video.end is not None and not video.in_frames]
+    short = [video for video in short if video.end is not None and video.end - (video.start or 0) < clip_seconds]
+    if short:
+        text = f"{len(short)} of {len(videos)} segments are shorter than a clip of {clip_seconds:g} s"
+        distributed.warn([f"{text} and give shorter clips, e.g. {short[0].segment} ({short[0].where})"])
 
 
 def hold_out(videos: Sequence[Video], share: float) -> tuple[list[Video], list[Video]]:
     """Split into videos to train on and held-out ones: of each class, in the list's order, every round(1 / share)-th.
 
-    share: in [0, 0.5]; 0 holds none out. Videos without a label are one class.
+    share: in [0, 0.5]; 0 holds none out. Videos without a label are one class. All segments of a video go where its first does.
     """
     every = round(1 / share) if share else len(videos) + 1
     kept: list[Video] = []
     held: list[Video] = []
     met: Counter[str | None] = Counter()
+    sides: dict[str, list[Video]] = {}
     for video in videos:
-        met[video.label] += 1
-        (kept if met[video.label] % every else held).append(video)
+        side = sides.get(video.path) if video.segment else None
+        if side is None:
+            met[video.label] += 1
+            sides[video.path] = side = kept if met[video.label] % every else held
+        side.append(video)
     return kept, held
 
 
@@ -126,14 +162,23 @@ def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:
     warnings = []
     with ThreadPoolExecutor(16) as pool:  # a look at each file is slow on network disks
         resolved = [list(pool.map(os.path.realpath, (video.path for video in videos))) for videos in (train, test)]
-    in_train = dict(zip(resolved[0], train, strict=True))
-    shared = [(video, in_train[path]) for video, path in zip(test, resolved[1], strict=True) if path in in_train]
-    if shared:
-        first, same = shared[0]
-        warnings.append(
-            f"{len(shared)} of {len(test)} test videos are in the train list too, e.g. {first.path} (line "
-            f"{same.line} of the train list, line {first.line} of the test list)"
-        )
+    in_train: dict[str, list[Video]] = {}
+    for video, path in zip(train, resolved[0], strict=True):
+        in_train.setdefault(path, []).append(video)
+    same = [(video, in_train[path]) for video, path in zip(test, resolved[1], strict=True) if path in in_train]
+    found = [(video, others[0], _overlapping(video, others)) for video, others in same]
+    shared = [(video, both) for video, _, both in found if both]
+    apart = [(video, other) for video, other, both in found if not both]
+    for pairs, what in (
+        (shared, "test videos are in the train list too"),
+        (apart, "test segments are of videos with training segments, so that recording, not class, may make them alike"),
+    ):
+        if pairs:
+            first, other = pairs[0]
+            warnings.append(
+                f"{len(pairs)} of {len(test)} {what}, e.g. {first.name} (line "
+                f"{other.line} of the train list, line {first.line} of the test list)"
+            )
     classes = [{video.label for video in videos if video.label is not None} for videos in (train, test)]
     for name, own, others in (("test", classes[0], classes[1]), ("train", classes[1], classes[0])):
         if only := sorted(own - others):
@@ -144,6 +189,17 @@ def compare(train: Sequence[Video], test: Sequence[Video]) -> list[str]:
         if gaps:
             warnings.append(f"labels are numbers up to {numbers[-1]}, but no video has {gaps[0]} ({len(gaps)} such gaps)")
     return warnings
+
+
+def _overlapping(video: Video, others: Sequence[Video]) -> Video | None:
+    """Return a row of the same video whose segment shares frames with this one's, or may do so (seconds beside frames)."""
+    for other in others:
+        known = video.in_frames == other.in_frames or not (video.segment and other.segment)
+        after = other.end is not None and (video.start or 0) >= other.end
+        before = video.end is not None and (other.start or 0) >= video.end
+        if not (known and (after or before)):
+            return other
+    return None
 
 
 def is_video_name(name: str) -> bool:
@@ -246,7 +302,8 @@ def _read_csv(path: Path, base: Path) -> list[Video]:
         try:
             columns = [name.strip() for name in reader.fieldnames or []]
             if "path" not in columns:
-                raise InputError(f"{path}:1: the header is {columns}, it must name `path` and may name `label`")
+                raise InputError(f"{path}:1: the header is {columns}, it must name `path` and may name `label`, `start`, `end`")
+            distributed.warn([doubt] if (doubt := segments.check_columns(columns, f"{path}:1")) else [])
             reader.fieldnames = columns
             return [_csv_video(row, columns, base, f"{path}:{reader.line_num}", reader.line_num) for row in reader]
         except csv.Error as error:  # Python 3.10 rejects NUL bytes
@@ -257,7 +314,9 @@ def _csv_video(row: dict[Any, Any], columns: list[str], base: Path, where: str, 
     if None in row or row["path"] is None or (row.get("label", "") is None):
         got = sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None) or [])
         raise InputError(f"{where}: {got} columns where the header has {len(columns)}; quote values with commas")
-    return Video(_resolve_path(row["path"], base, where), (row.get("label") or "").strip() or None, line)
+    video = Video(_resolve_path(row["path"], base, where), (row.get("label") or "").strip() or None, line)
+    part = segments.parse(row, where)
+    return video._replace(start=part.start, end=part.end, in_frames=part.in_frames, where=where) if part else video
 
 
 def _read_list(path: Path, base: Path) -> list[Video]:

@@ -111,7 +111,7 @@ class _Watched(Dataset[Sample]):
         dataset.before_reading = self.note
 
     def note(self, row: int) -> None:
-        path = self.dataset.videos[row].path
+        path = self.dataset.videos[row].name
         if path in self.quarantined:
             raise DecodeError(f"{path}: in quarantine ({self.quarantined[path]})")
         if (worker := get_worker_info()) is not None:
@@ -277,7 +277,7 @@ class Batches:
         if not (guilty or dead or torn or quiet):  # all workers are alive, only slow
             return "timed out" in str(error) and waited < STALL_SECONDS
         for row, reason in guilty.items():
-            self.quarantine.add(self._watched.dataset.videos[row].path, reason)
+            self.quarantine.add(self._watched.dataset.videos[row].name, reason)
         self.recoveries += 1
         if self.recoveries > RECOVERIES:
             raise Stopped(
@@ -304,7 +304,7 @@ class Batches:
         return guilty
 
     def _is_guilty(self, row: int, number: int) -> bool:
-        path = self._watched.dataset.videos[row].path
+        path = self._watched.dataset.videos[row].name
         self._deaths[path] += 1
         return number in OWN_FAULT or self._deaths[path] > 1
 

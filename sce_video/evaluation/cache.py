@@ -1,8 +1,8 @@
 """A cache of features on disk, shared by all programs: a video is decoded once per encoder and views.
 
 Each folder under `<cache>/features/` (see `cache_folder`) holds `about.json` and parts `*.npz`. Its name is a digest of the
-encoder's weights and normalisation, the views and PROTOCOL. The key of a video is its real path, size and modification
-time, so lists may be reordered, split or joined, and a changed file is decoded again. Labels are not stored. Parts are
+encoder's weights and normalisation, the views and PROTOCOL. The key of a video is its real path, size, modification time and
+segment, so lists may be reordered, split or joined, and a changed file is decoded again. Labels are not stored. Parts are
 written atomically and carry the zip format's checksums; a damaged part is skipped and logged. The folder may be deleted at
 any time.
 """
@@ -34,9 +34,10 @@ PROTOCOL = 1  # raise it when a change gives other features for the same encoder
 
 
 def identify(video: Video) -> str | None:
-    """Return the key of a video: real path, size in bytes and modification time; None if the file is missing."""
+    """Return the key of a row: real path, size in bytes, modification time, and segment; None if the file is missing."""
     found = health.stamp(video.path)
-    return None if found is None else f"{os.path.realpath(video.path)}\0{found.bytes}\0{found.changed_ns}"
+    part = f"\0{video.segment}" if video.segment else ""
+    return None if found is None else f"{os.path.realpath(video.path)}\0{found.bytes}\0{found.changed_ns}{part}"
 
 
 class FeatureCache:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from .. import distributed
+from ..data import manifest
 from ..data.clips import constant_clips
 from ..data.dataset import Failure
-from ..data.decode import DecodeError, open_video
+from ..data.decode import DecodeError, open_row
 from ..data.manifest import Video
 from ..errors import InputError
 from ..runs.files import write_rows
@@ -96,13 +97,9 @@ def write_report(
     best = predictions.probabilities.max(dim=1)
     accuracy = metrics.per_class_accuracy(best.indices, labels)
     counts = metrics.confusion_matrix(best.indices, labels, len(classes)).tolist()
-    write_predictions(
-        folder / "predictions.csv",
-        ("path", "label"),
-        [(videos[row].path, classes[ids[row]]) for row in predictions.rows],
-        predictions,
-        classes,
-    )
+    columns = manifest.columns([videos[row] for row in predictions.rows])
+    columns["label"] = [classes[ids[row]] for row in predictions.rows]
+    write_predictions(folder / "predictions.csv", [*columns], [*zip(*columns.values(), strict=True)], predictions, classes)
     write_rows(
         folder / "per_class.csv",
         ["label", "videos", "top1"],
@@ -137,17 +134,17 @@ def write_predictions(
 def predict_windows(
     classifier: Callable[[Tensor], Tensor], videos: Sequence[Video], views: Views, *, every_seconds: float, **options: Any
 ) -> tuple[Predictions, list[tuple[float, float]]]:
-    """Return predictions of single clips, one for every so many seconds of each video, and their (start, end) in seconds.
+    """Return predictions of single clips, one for every so many seconds of each video, and their (start, end) in its seconds.
 
     views: its clips_per_video is not used. rows: the video of each clip. options: as in `view_outputs`.
     """
     rows, times, parts, failures = [], [], [], []
     for row, video in enumerate(videos):
         try:
-            with open_video(video.path, options.get("decoder", "auto")) as reader:
-                seconds = reader.seconds
+            with open_row(video, options.get("decoder", "auto")) as reader:
+                seconds, begin = reader.seconds, reader.begin
         except DecodeError as error:
-            failures.append(Failure(video.path, str(error)))
+            failures.append(Failure(video.name, str(error)))
             continue
         count = max(1, math.ceil(seconds / Fraction(every_seconds)))
         cut = replace(views, clips_per_video=count)
@@ -158,7 +155,7 @@ def predict_windows(
                 parts.append(metrics.average_views(clips))
                 rows += [row] * count
                 ends = constant_clips(seconds, views.clip_seconds, count)
-                times += [(float(start), float(min(end, seconds))) for start, end in ends]
+                times += [(float(begin + start), float(begin + min(end, seconds))) for start, end in ends]
     if not parts:
         raise InputError(f"none of the videos could be read, e.g. {failures[0].reason}")
     return Predictions(torch.cat(parts), rows, failures), times

@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..data.decode import DecodeError, open_video
+from ..data.decode import DecodeError, open_row
+from ..data.manifest import Video
 from ..errors import log
 from ..runs.files import replace_atomically
 
@@ -120,8 +121,8 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: st
     return sheet
 
 
-def retrieved(rows: Sequence[tuple[tuple[str, str], Sequence[tuple[str, str]]]], title: str) -> Image.Image:
-    """Draw queries and their nearest videos, each (path, label): green where the class is the query's, red where not."""
+def retrieved(rows: Sequence[tuple[Video, Sequence[Video]]], title: str) -> Image.Image:
+    """Draw queries and their nearest videos: green where the class is the query's, red where not."""
     count = max(len(found) for _, found in rows) + 1
     side, line = (WIDTH - 20) // count - 8, 18
     sheet = Image.new("RGB", (WIDTH, 40 + len(rows) * (side + line + 8)), "white")
@@ -129,13 +130,14 @@ def retrieved(rows: Sequence[tuple[tuple[str, str], Sequence[tuple[str, str]]]],
     write(pen, (4, 2), title)
     for number, (query, found) in enumerate(rows):
         top = 40 + number * (side + line + 8)
-        for column, (path, label) in enumerate([query, *found]):
+        for column, video in enumerate([query, *found]):
             left = 4 + column * (side + 8) + (12 if column else 0)
-            color = GREY if not column else GREEN if label == query[1] else RED
+            right = video.label == query.label
+            color = GREY if not column else GREEN if right else RED
             pen.rectangle((left, top, left + side - 1, top + side - 1), fill=color)
-            sheet.paste(_thumbnail(path, side - 8), (left + 4, top + 4))
-            mark = "query" if not column else "right" if label == query[1] else "wrong"
-            write(pen, (left, top + side + 1), f"{mark}: {label}", fill=color, width=side)
+            sheet.paste(_thumbnail(video, side - 8), (left + 4, top + 4))
+            mark = "query" if not column else "right" if right else "wrong"
+            write(pen, (left, top + side + 1), f"{mark}: {video.label}", fill=color, width=side)
     return sheet
 
 
@@ -157,11 +159,11 @@ def views(clips: Sequence[Tensor], paths: Sequence[str]) -> Image.Image:
     return sheet
 
 
-def _thumbnail(path: str, side: int) -> Image.Image:
+def _thumbnail(video: Video, side: int) -> Image.Image:
     """Return the middle frame's central square, or a grey one."""
     try:
-        with open_video(path) as reader:
-            frame = reader.read([reader.num_frames // 2])[0]
+        with open_row(video) as reader:
+            frame = reader.read([sum(reader.window(0, reader.seconds)) // 2])[0]
     except DecodeError:
         return Image.new("RGB", (side, side), "#d0d7de")
     image = Image.fromarray(frame.numpy())

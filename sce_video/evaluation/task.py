@@ -62,13 +62,15 @@ def prepare(cfg: EncoderOptions, train: str, test: str) -> Task:
     if distributed.rank() == 0:
         log.info(encoder.report)
     untrained = untrained_like(encoder, seed=cfg.seed)
+    views = choose_views(cfg, encoder)
+    manifest.warn_of_short([*lists[0], *lists[1]], views.clip_seconds)
     return Task(
         train=lists[0],
         test=lists[1],
         sources={"train": train, "test": test},
         classes=classes,
         ids={"train": ids[0], "test": ids[1]},
-        views=choose_views(cfg, encoder),
+        views=views,
         checkpoint=str(cfg.checkpoint),
         encoders={"checkpoint": encoder, "random weights": untrained},
     )

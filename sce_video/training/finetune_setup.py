@@ -94,7 +94,9 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
     cfg.augment.view.check_size(size, "augment.view")
     with together():
         lists = read_lists(cfg)
-    check_videos(cfg.optim, lists.videos["train"], seed=cfg.seed, decoder=cfg.data.decoder.value)
+    check_videos(
+        cfg.optim, lists.videos["train"], seed=cfg.seed, decoder=cfg.data.decoder.value, clip_seconds=clip["clip_seconds"]
+    )
     workers = loader.share_cores(device, cfg.system.workers)
     method = build_method(cfg, encoder, clip, lists)
     run = build_run(

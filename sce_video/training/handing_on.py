@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..config.pretrain import PretrainConfig
 from ..config.shared import Labels
+from ..data import manifest
 from ..data.manifest import Video
 from ..runs.files import write_rows
 
@@ -46,7 +47,8 @@ def _features_files(folder: Path) -> Iterator[Path]:
 
 
 def write_lists(folder: Path, videos: Sequence[Video], held: Sequence[Video]) -> None:
-    """Write train.csv and held_out.csv, of absolute paths and labels, for the programs that score a run."""
+    """Write train.csv and held_out.csv, of absolute paths, labels and segments, for the programs that score a run."""
     folder.mkdir(exist_ok=True)
     for name, part in (("train", videos), ("held_out", held)):
-        write_rows(folder / f"{name}.csv", ("path", "label"), ((video.path, video.label or "") for video in part))
+        columns = manifest.columns(part)
+        write_rows(folder / f"{name}.csv", [*columns], zip(*columns.values(), strict=True))

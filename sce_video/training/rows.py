@@ -16,22 +16,22 @@ LIST = "train_rows.csv"
 
 
 def digest(videos: Sequence[Video]) -> str:
-    """Return a SHA-256 over paths and labels in their order."""
-    text = "".join(f"{video.path}\0{video.label}\n" for video in videos)
+    """Return a SHA-256 over paths, segments and labels in their order."""
+    text = "".join(f"{video.name}\0{video.label}\n" for video in videos)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def keep(folder: Path, videos: Sequence[Video]) -> None:
     """Write the rows into the run folder, once for all ranks."""
     if distributed.rank() == 0:
-        write_rows(folder / LIST, ("path", "label"), ((printable(video.path), video.label or "") for video in videos))
+        write_rows(folder / LIST, ("path", "label"), ((printable(video.name), video.label or "") for video in videos))
 
 
 def check(folder: Path, videos: Sequence[Video], meta: Mapping[str, Any], *, accept: bool) -> None:
     """Raise InputError, or with `accept` warn, if the rows are not those that a checkpoint's meta data names by `digest`."""
     if meta.get("rows", own := digest(videos)) == own:  # checkpoints of earlier versions name none
         return
-    now = [(printable(video.path), video.label or "") for video in videos]
+    now = [(printable(video.name), video.label or "") for video in videos]
     then = [(row["path"], row["label"]) for row in read_rows(folder / LIST)]
     if then == now:  # accepted before, and no checkpoint was written since
         return

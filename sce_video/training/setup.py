@@ -83,8 +83,9 @@ def check_machine(options: Optim, device: torch.device) -> None:
         check_precision(options.precision, device)
 
 
-def check_videos(options: Optim, videos: Sequence[Video], *, seed: int, decoder: str) -> None:
+def check_videos(options: Optim, videos: Sequence[Video], *, seed: int, decoder: str, clip_seconds: float) -> None:
     """Raise InputError unless some videos can be read, and the batch fits their number and the processes."""
+    manifest.warn_of_short(videos, clip_seconds)
     with together():
         loader.check_readable(videos, seed=seed, decoder=decoder)
     loader.check_batch(len(videos), options.batch, options.accumulate, distributed.world_size())
@@ -111,7 +112,7 @@ def set_up_pretraining(
         videos, held = read_training_videos(cfg)
     if cfg.optim.fit is Fit.auto:
         fit_to_gpus(cfg, build_method, device)
-    check_videos(cfg.optim, videos, seed=cfg.seed, decoder=cfg.data.decoder.value)
+    check_videos(cfg.optim, videos, seed=cfg.seed, decoder=cfg.data.decoder.value, clip_seconds=cfg.data.clip_seconds)
     workers = loader.share_cores(device, cfg.system.workers)
     monitor = build_monitor(cfg, videos, held, device, workers)
 

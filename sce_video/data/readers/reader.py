@@ -6,6 +6,7 @@ frames, with the file's orientation applied. Open and close a reader in the same
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from types import TracebackType
@@ -19,8 +20,11 @@ from torch import Tensor
 
 from ..clips import Seconds, frame_window, timed_window
 from ..crops import Box, short_side
+from ..segments import Segment
 from .media import DecodeError
 from .planes import PlanarClip
+
+ROUNDING = 1e-7  # seconds by which the float time of a frame may differ from the decimal that a list gives
 
 
 class FrameReader:
@@ -42,14 +46,53 @@ class FrameReader:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._cut: tuple[Fraction, Fraction, int, int] | None = None
 
     @property
     def seconds(self) -> Fraction:
-        """Duration in seconds, num_frames / fps."""
-        return self.num_frames / self.fps
+        """Duration in seconds, num_frames / fps; of the segment after `cut`."""
+        return self._cut[1] - self._cut[0] if self._cut else self.num_frames / self.fps
+
+    @property
+    def begin(self) -> Fraction:
+        """Seconds from the first frame of the file to the segment; 0 without one."""
+        return self._cut[0] if self._cut else Fraction(0)
+
+    def cut(self, segment: Segment, where: str = "") -> None:
+        """Keep to the frames of a segment: `seconds` is its length, and `window` counts from its start. False: the whole.
+
+        Raises DecodeError, with `where`, for a segment of which less than half lies in the file, or without a frame.
+        """
+        self._cut = None
+        if not segment:
+            return
+        rate, whole = self.fps if segment.in_frames else Fraction(1), self.seconds
+        # Seconds are as written: 0.08 is 2/25, where the third frame at 25 per second begins.
+        start = Fraction(repr(segment.start or 0.0)) / rate
+        end = whole if segment.end is None else Fraction(repr(segment.end)) / rate
+        inside = min(end, whole)
+        named = f"{self.path}: the segment {segment}{f' ({where})' * bool(where)}"
+        if inside - start < (end - start) / 2 or start >= whole:
+            raise DecodeError(f"{named} lies outside the file by more than half, which ends at {float(whole):.3f} s")
+        first, last = (int(start * rate), math.ceil(inside * rate)) if segment.in_frames else self._frames_from(start, inside)
+        if first >= last:
+            raise DecodeError(f"{named} has no frame: its video has {float(self.fps):.3f} a second")
+        self._cut = start, inside, first, last
+
+    def _frames_from(self, start: Fraction, end: Fraction) -> tuple[int, int]:
+        """Return the frames whose time is in [start, end), without one for an empty window."""
+        if self.times is None:
+            return math.ceil(start * self.fps), math.ceil(end * self.fps)
+        first, last = np.searchsorted(self.times, [float(start) - ROUNDING, float(end) - ROUNDING])
+        return int(first), int(last)
 
     def window(self, start: Seconds, end: Seconds) -> tuple[int, int]:
         """Return the frames of [start, end) seconds as [first, last), at least one; see `clips.frame_window`."""
+        if self._cut is not None:
+            begin, finish, low, high = self._cut
+            first, last = self._frames_from(begin + Fraction(start), min(begin + Fraction(end), finish))
+            first = min(max(first, low), high - 1)
+            return first, max(min(last, high), first + 1)
         if self.times is not None:
             return timed_window(self.times, start, end)
         return frame_window(self.fps, start, end, self.num_frames)
