@@ -148,9 +148,13 @@ class PretrainConfig:
         require(self.extend, "extend", lambda value: value >= 0, "at least 0")
         check_clip_precision(self.system, self.optim)
         if isinstance(self.sce, SCEOptions) and isinstance(self.optim, Optim) and given(self.sce.queue, self.optim.batch):
-            views = 2 if self.sce.symmetric else 1
-            if self.sce.queue < views * self.optim.batch:
-                raise InputError(
-                    f"sce.queue ({self.sce.queue}) must hold at least one step's keys, {views} * optim.batch = "
-                    f"{views * self.optim.batch}: every step enqueues {'both views' if views == 2 else 'view 1'}"
-                )
+            check_queue(self.sce.queue, self.optim.batch, 2 if self.sce.symmetric else 1)
+
+
+def check_queue(queue: int, batch: int, views: int) -> None:
+    """Raise InputError for a queue that is shorter than a step's keys. views: of a video that give keys."""
+    if queue < views * batch:
+        raise InputError(
+            f"sce.queue ({queue}) must hold at least one step's keys, {views} * optim.batch = {views * batch}: "
+            f"every step enqueues {'both views' if views == 2 else 'view 1'}"
+        )

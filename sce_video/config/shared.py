@@ -115,8 +115,8 @@ class Optim:
             raise InputError(
                 f"optim.accumulate ({self.accumulate}) leaves micro-batches of 1 of {self.batch}; batch norm needs 2"
             )
-        if given(self.epochs, self.warmup_epochs) and not 0 <= self.warmup_epochs <= self.epochs:
-            raise InputError(f"optim.warmup_epochs ({self.warmup_epochs}) must be between 0 and optim.epochs ({self.epochs})")
+        if given(self.epochs, self.warmup_epochs):
+            check_warmup(self.warmup_epochs, self.epochs)
 
     @property
     def lr(self) -> float:
@@ -157,6 +157,12 @@ class System:
                 f"system.step_timeout ({self.step_timeout:g}) must be more than 10 s above system.read_timeout "
                 f"({self.read_timeout:g}): a step waits that long for a video that hangs"
             )
+
+
+def check_warmup(warmup_epochs: float, epochs: int) -> None:
+    """Raise InputError for a warm-up that is longer than training."""
+    if not 0 <= warmup_epochs <= epochs:
+        raise InputError(f"optim.warmup_epochs ({warmup_epochs}) must be between 0 and optim.epochs ({epochs})")
 
 
 def check_clip_precision(system: Any, optim: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import time
 from collections import Counter, defaultdict
@@ -151,7 +152,7 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1)  # type: ignore[no-untyped-call]
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:  # some terminals have no size: lines
             self._bar = tqdm(
                 total=total_steps, initial=start_step, dynamic_ncols=True, bar_format="{percentage:3.0f}%|{bar:16}| {desc}"
             )

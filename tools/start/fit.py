@@ -7,12 +7,17 @@ the values that would do. Sizes are powers of two. Nothing is read here: `own_vi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sce_video.data.loader import default_workers
+import torch
+
+from sce_video.config.pretrain import check_queue
+from sce_video.config.shared import Optim, Precision, System, check_clip_precision, check_warmup
+from sce_video.data.loader import check_batch, default_workers
 from sce_video.errors import InputError
+from sce_video.training.setup import check_precision
 
 STEPS = {"cpu": 300, "cuda": 10_000}  # of training, about
 LABEL_STEPS = {"cpu": 200, "cuda": 5_000}  # of finetuning, about
@@ -20,19 +25,17 @@ MAX_EPOCHS = 200
 STEPS_PER_EPOCH = 3  # at least
 MAX_BATCH = 64  # videos: the recipes' own batch
 MAX_QUEUE = {"cpu": 512, "cuda": 4096}  # keys: the recipes' own queues
-GIB_PER_VIDEO = 0.25  # of a GPU's memory, for the views of a video in training (R3D-18, 16 frames of 112 px)
 SCORED_VIDEOS = 256  # for scores without labels
 HELD_OUT = 0.2  # of each class's videos
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine of a run. cores: of one process; memory_gib: of one GPU; half: the best half precision of the GPU."""
+    """The machine of a run. cores: of one process; half: the best half precision of the GPU."""
 
     device: str  # cpu, cuda
     cores: int
     processes: int = 1
-    memory_gib: float = 0.0
     half: str = "bf16"
 
 
@@ -71,6 +74,8 @@ def fit(num_videos: int, *, scored_by_label: bool, machine: Machine, given: Mapp
     else:
         choose("monitor.videos", min(SCORED_VIDEOS, num_videos), "without labels, two clips of a video are matched")
     batch = chosen.add_sizes(num_videos, machine, steps=STEPS[machine.device], max_batch=MAX_BATCH)
+    if gpu and "optim.accumulate" not in given:
+        choose("optim.fit", "auto", "as few parts of a batch as the memory counted for this network asks for")
     keys = (1 if given.get("sce.symmetric") is False else 2) * batch
     queue = min(MAX_QUEUE[machine.device], power_of_two(2 * num_videos / 3))
     choose("sce.queue", max(keys, queue), f"a third of an epoch's keys, {keys} (one step's) to {MAX_QUEUE[machine.device]}")
@@ -113,10 +118,6 @@ class Choices:
         share = min(max_batch // processes or 1, num_videos // (STEPS_PER_EPOCH * processes))
         why = f"up to a third of {num_videos} videos and {max_batch}"
         batch = int(self.add("optim.batch", processes * max(2, power_of_two(share)), why))
-        if gpu:
-            micro = power_of_two(0.8 * machine.memory_gib / GIB_PER_VIDEO)
-            accumulate = max(1, batch // processes // micro)
-            self.add("optim.accumulate", accumulate, f"{micro} videos fit into {machine.memory_gib:.0f} GiB at once")
         own = max(1, num_videos // max(1, batch))
         why = f"about {steps} steps, {own} an epoch, 1 to {MAX_EPOCHS} epochs"
         epochs = self.add("optim.epochs", max(1, min(MAX_EPOCHS, round(steps / own))), why)
@@ -127,7 +128,7 @@ class Choices:
 
 
 def refusals(values: Mapping[str, Any], num_videos: int, machine: Machine) -> list[Choice]:
-    """Return every option of a composed recipe that does not fit, with a value that would do; `why` is a whole sentence.
+    """Return every option of a composed recipe that does not fit, with a value that would do; `why` is the rule's own sentence.
 
     values: all options by dotted name. Options that are missing or of a wrong type are left to the schema's own checks.
     """
@@ -136,38 +137,27 @@ def refusals(values: Mapping[str, Any], num_videos: int, machine: Machine) -> li
     if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
         return []
     batch, accumulate, epochs, warmup, queue = (number or 0 for number in numbers)
-    found = _wrong_precision(values, machine)
-    wrong = _wrong_batch(int(batch), max(1, int(accumulate)), num_videos, machine.processes)
-    if wrong:
-        found.append(wrong)
-        batch = wrong.value
-    views = 1 if values.get("sce.symmetric") is False else 2
-    if queue < views * batch:
-        why = f"sce.queue ({queue}) must hold at least one step's keys, {views} * optim.batch = {views * batch}"
-        found.append(Choice("sce.queue", 1 << math.ceil(math.log2(views * batch)), why))
-    if warmup > epochs:
-        why = f"optim.warmup_epochs ({warmup:g}) must be between 0 and optim.epochs ({epochs})"
-        found.append(Choice("optim.warmup_epochs", epochs / 10, why))
-    return found
+    found: list[Choice] = []
 
+    def look(option: str, value: Any, rule: Callable[..., None], *arguments: Any) -> bool:
+        try:
+            rule(*arguments)
+        except InputError as error:
+            found.append(Choice(option, value, str(error)))
+        return bool(found) and found[-1].option == option
 
-def _wrong_precision(values: Mapping[str, Any], machine: Machine) -> list[Choice]:
     precision = str(values.get("optim.precision"))
-    if machine.device == "cuda" or precision == "fp32":
-        return []
-    found = [Choice("optim.precision", "fp32", f"optim.precision={precision} needs a GPU: add optim.precision=fp32")]
-    if values.get("system.bf16_clips"):
-        found.append(Choice("system.bf16_clips", "false", "system.bf16_clips needs optim.precision=bf16"))
+    if precision in Precision.__members__ and look(
+        "optim.precision", "fp32", check_precision, Precision[precision], torch.device(machine.device)
+    ):
+        clips = System(bf16_clips=bool(values.get("system.bf16_clips")))
+        look("system.bf16_clips", "false", check_clip_precision, clips, Optim(precision=Precision.fp32))
+    step = machine.processes * max(1, int(accumulate))
+    if max(2, step) <= num_videos:  # else none fits, which the loader refuses
+        value = power_of_two(num_videos / step) * step if batch > num_videos else max(2, int(batch) // step * step, step)
+        arguments = (num_videos, int(batch), max(1, int(accumulate)), machine.processes)
+        batch = value if look("optim.batch", value, check_batch, *arguments) else batch
+    views = 1 if values.get("sce.symmetric") is False else 2
+    look("sce.queue", 1 << math.ceil(math.log2(max(1, views * batch))), check_queue, queue, int(batch), views)
+    look("optim.warmup_epochs", epochs / 10, check_warmup, warmup, epochs)
     return found
-
-
-def _wrong_batch(batch: int, accumulate: int, num_videos: int, processes: int) -> Choice | None:
-    """Return a batch that fits for one that does not; None also where none fits, which the loader refuses."""
-    step = processes * accumulate
-    if max(2, step) > num_videos or (batch <= num_videos and batch % step == 0):
-        return None
-    if batch > num_videos:
-        value = power_of_two(num_videos / step) * step
-        return Choice("optim.batch", value, f"optim.batch ({batch}) is larger than the data ({num_videos} videos): lower it")
-    why = f"optim.batch ({batch}) must be divisible by processes ({processes}) x optim.accumulate ({accumulate}) = {step}"
-    return Choice("optim.batch", max(2, batch // step * step, step), why)

@@ -47,7 +47,7 @@ def complete(arguments: list[str]) -> list[str]:
         return arguments
     added: list[str] = []
     fitted = "recipe" not in given
-    machine = look_at_machine(given, memory=fitted)
+    machine = look_at_machine(given, precision=fitted)
     began = begun("data.train", given, FOLDERS, PretrainConfig) if fitted else []
     if began:
         return [*began, *arguments]
@@ -86,7 +86,7 @@ def complete_finetuning(arguments: list[str]) -> list[str]:
         return arguments  # which the schema refuses
     added: list[str] = []
     fitted = "recipe" not in given
-    machine = look_at_machine(given, memory=fitted)
+    machine = look_at_machine(given, precision=fitted)
     began = begun("train", given, FINETUNED, FinetuneConfig) if fitted else []
     if began:
         return [*began, *arguments]
@@ -130,16 +130,15 @@ def has_classes(videos: Sequence[Video]) -> bool:
     return all(video.label is not None for video in videos) and len(held) >= MIN_QUERIES and len({v.label for v in held}) > 1
 
 
-def look_at_machine(given: Mapping[str, Any], *, memory: bool) -> Machine:
-    """Return the machine as this process may use it, by the options given. memory: whether to ask the GPU for its size."""
+def look_at_machine(given: Mapping[str, Any], *, precision: bool) -> Machine:
+    """Return the machine as this process may use it, by the options given. precision: whether to ask the GPU for its best."""
     device, shared = str(given.get("system.device", "auto")), given.get("system.backend") == "gloo"
     cuda = device != "cpu" and torch.cuda.is_available()
-    about = torch.cuda.get_device_properties(distributed.gpu_of_this_rank(shared=shared)) if cuda and memory else None
+    about = torch.cuda.get_device_properties(distributed.gpu_of_this_rank(shared=shared)) if cuda and precision else None
     return Machine(
         device="cuda" if cuda else "cpu",
         cores=loader.own_cores(),
         processes=int(os.environ.get("WORLD_SIZE", "1")),
-        memory_gib=about.total_memory / 2**30 if about else 0.0,
         half="bf16" if about is None or about.major >= 8 else "fp16",
     )
 
