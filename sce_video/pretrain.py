@@ -75,28 +75,29 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Mo
         RunFolder(cfg.run_folder, cfg, stop) as folder,
     ):
         run, monitor, lists = set_up_pretraining(cfg, build_method, device, folder)
+        beginning = f"network of {cfg.init}" if cfg.init else "untrained network"
         clips_per_step = len(cfg.augment.views) * cfg.optim.batch
         with open_log(run, clips_per_step=clips_per_step, every=cfg.system.log_every) as log:
             log.message(f"{'continuing' if run.step else 'training'} {describe(cfg, run)}")
             for remark in run.remarks:
                 log.message(remark)
             if monitor:
-                run.evaluate = score_with(monitor)
+                run.evaluate = score_with(monitor, beginning)
                 if not run.step and not cfg.after:
-                    score_untrained(run, monitor, log)
+                    score_untrained(run, monitor, log, beginning)
             train(run, log, stop)
             log.message(f"done: run folder {folder.path}; next: {next_command(cfg, folder.path, lists)}")
         return folder.path
 
 
-def score_untrained(run: Run, monitor: Monitor, log: RunLog) -> None:
+def score_untrained(run: Run, monitor: Monitor, log: RunLog, beginning: str) -> None:
     """Score the encoder before the first step: the baseline, kept in every checkpoint and printed beside later scores."""
     run.notes["untrained"] = monitor.score(run.method.online.backbone)
     log.evaluation(0, run.notes["untrained"])
-    log.message(f"untrained network: {scores(run.notes['untrained'])} ({monitor.about})")
+    log.message(f"{beginning}: {scores(run.notes['untrained'])} ({monitor.about})")
 
 
-def score_with(monitor: Monitor) -> Callable[[Run, RunLog, Saver], None]:
+def score_with(monitor: Monitor, beginning: str) -> Callable[[Run, RunLog, Saver], None]:
     """Return the evaluation that the loop calls: scores of the encoder beside those of the untrained network."""
 
     def score(run: Run, log: RunLog, _: Saver) -> None:
@@ -104,7 +105,7 @@ def score_with(monitor: Monitor) -> Callable[[Run, RunLog, Saver], None]:
         log.evaluation(run.step, figures)
         epoch = run.step // run.steps_per_epoch
         untrained = {name: value for name, value in run.notes["untrained"].items() if name in figures}  # by the same scores
-        log.message(f"epoch {epoch}: {scores(figures)} | untrained network: {scores(untrained)} ({monitor.about})")
+        log.message(f"epoch {epoch}: {scores(figures)} | {beginning}: {scores(untrained)} ({monitor.about})")
 
     return score
 

@@ -267,7 +267,8 @@ for name in ("r3d50", "r2plus1d18"):
 
 
 # ExportConfig and RetrievalConfig: trust and weights.key, without which a foreign file is either refused or runs its code.
-OPTIONS = {PretrainConfig: 110, FinetuneConfig: 92, EvaluateConfig: 27, RetrievalConfig: 22, FeaturesConfig: 22, ExportConfig: 8}
+# Pretraining and finetuning from weights: init, init_lr_scale, weights.key.
+OPTIONS = {PretrainConfig: 113, FinetuneConfig: 93, EvaluateConfig: 27, RetrievalConfig: 22, FeaturesConfig: 22, ExportConfig: 8}
 
 
 def count_options(schema: type, seen: set[type]) -> int:

@@ -92,6 +92,7 @@ class FinetuneConfig:
     backbone: str = ""  # network from scratch, or of a weight file without a description
     trust: bool = False  # allow the checkpoint to name a network outside sce_video, whose code is then run
     weights: Weights = field(default_factory=Weights)
+    init_lr_scale: float = 1.0  # learning rate of the checkpoint's backbone as a share of the last layer's
     train: str = MISSING  # as data.train of pretraining, with labels; % stands for a split's number
     test: str = MISSING
     val: str = ""  # for testing.select=val
@@ -116,6 +117,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_clip_precision(self.system, self.optim)
+        require(self.init_lr_scale, "init_lr_scale", lambda value: 0 < value <= 1, "above 0 and at most 1")
         require(self.window_seconds, "window_seconds", lambda value: value >= 0, "at least 0 seconds")
         if self.window_seconds and not self.predict:
             raise InputError("window_seconds= is for predict=FOLDER: give it too")

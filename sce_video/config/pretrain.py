@@ -16,7 +16,7 @@ from omegaconf import MISSING
 from ..augment.view import Local, View
 from ..errors import InputError, given, require
 from ..methods.sce import SCEOptions
-from .shared import Labels, Optim, Reading, System, check_clip_precision
+from .shared import Labels, Optim, Reading, System, Weights, check_clip_precision
 
 
 @dataclass
@@ -129,6 +129,9 @@ class PretrainConfig:
     out: str = ""  # run folder; empty: runs/<name>. A folder with a run: continue it
     extend: int = 0  # epochs to train a finished run on, in the folder <run folder>_extended_<epochs>; 0: off
     after: str = ""  # finished run whose whole state this one begins with; extend= sets it (training.extension)
+    init: str = ""  # run or weight file to begin from: the backbone and, where it fits, the projector
+    init_lr_scale: float = 1.0  # learning rate of that backbone as a share of the other parts'
+    weights: Weights = field(default_factory=Weights)  # of init=
     preview: str = ""  # .png file: draw the first augmented views and exit without training
     seed: int = 0
     data: Data = field(default_factory=Data)
@@ -145,6 +148,7 @@ class PretrainConfig:
         return Path((self.out or f"runs/{self.name}") + (f"_extended_{self.extend}" if self.extend else ""))
 
     def __post_init__(self) -> None:
+        require(self.init_lr_scale, "init_lr_scale", lambda value: 0 < value <= 1, "above 0 and at most 1")
         require(self.extend, "extend", lambda value: value >= 0, "at least 0")
         check_clip_precision(self.system, self.optim)
         if isinstance(self.sce, SCEOptions) and isinstance(self.optim, Optim) and given(self.sce.queue, self.optim.batch):

@@ -7,13 +7,16 @@ draws other orders and views than those that were trained on. `docs/own_videos.m
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..config.pretrain import PretrainConfig
 from ..errors import InputError
 from ..runs import checkpoint
 from ..runs.folder import check_run_folder, stored_options
+from . import optim
 
 RATE = 0.1  # of the finished run's base rate; that of an extension is kept
 
@@ -51,3 +54,20 @@ def load_finished(folder: Path, needed: tuple[str, ...]) -> tuple[checkpoint.Sta
             f"the run in {folder} is not finished (step {found[1]['step']} of {total}): give its command without extend= first"
         )
     return found
+
+
+def load_initial(cfg: PretrainConfig, method: Any, folder: Path) -> list[str]:
+    """Load the weights of `cfg.init` before the first step and return lines on what matched; a begun run has its own."""
+    if not cfg.init or cfg.after or checkpoint.checkpoints(folder / "checkpoints"):
+        return []
+    start: Any = importlib.import_module("sce_video.weights.start")  # only a run that begins so needs to read weights
+    lines: list[str] = start.start_from_weights(
+        method, cfg.init, cfg.model.backbone, key=cfg.weights.key, mean=cfg.augment.mean, std=cfg.augment.std
+    )
+    return lines
+
+
+def parameter_groups(cfg: PretrainConfig, method: Any) -> list[dict[str, Any]]:
+    """Return the optimiser's groups; those of a backbone that `init` loaded have the rate's share `init_lr_scale`."""
+    backbone, scale = method.online.backbone.parameters(), cfg.init_lr_scale if cfg.init else 1.0
+    return optim.with_slower_part(method.parameters(), backbone, cfg.optim.weight_decay, scale)

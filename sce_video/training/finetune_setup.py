@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .. import distributed
 from ..config.finetune import FinetuneConfig, Select
 from ..config.shared import Changed, ResizeOn
 from ..data import loader, manifest
@@ -20,7 +21,7 @@ from ..data.crops import RandomScaled
 from ..data.dataset import ClipDataset
 from ..data.manifest import Video
 from ..distributed import warn
-from ..errors import InputError
+from ..errors import InputError, log
 from ..evaluation.views import Views, test_size
 from ..methods.supervised import Supervised
 from ..models.encoder import Classifier, FrozenEncoder
@@ -83,12 +84,10 @@ class Finetuning:
 def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFolder) -> Finetuning:
     """Check everything, build everything, load the newest checkpoint."""
     check_machine(cfg.optim, device)
-    encoder = load_or_build(cfg)
-    clip = {
-        "num_frames": cfg.data.num_frames or encoder.clip["num_frames"],
-        "clip_seconds": cfg.data.clip_seconds or encoder.clip["clip_seconds"],
-        "size": cfg.augment.size or encoder.clip["size"],
-    }
+    with together():
+        encoder = continued(cfg, folder.path) or load_or_build(cfg)
+    own = {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
+    clip = {name: value or encoder.clip[name] for name, value in own.items()}
     size = int(clip["size"])
     check_short_sides(size, short_sides(cfg, size))
     cfg.augment.view.check_size(size, "augment.view")
@@ -142,10 +141,23 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
     return Finetuning(cfg, run, lists, encoder, clip, workers)
 
 
+def continued(cfg: FinetuneConfig, folder: Path) -> FrozenEncoder | None:
+    """Return the encoder of a run that has checkpoints, whose weights they hold: `checkpoint` is not read again."""
+    found = checkpoint.load_newest(folder / "checkpoints", report=lambda _: None)  # `resume` reports
+    about = found[1].get("encoder") if found else None
+    if not about:
+        return None
+    clip = {name: about[name] for name in ("num_frames", "clip_seconds", "size")}
+    name = load.choose_backbone(folder, about["backbone"], cfg.backbone or None, trust=cfg.trust)
+    return load.untrained_encoder(str(name), seed=cfg.seed, mean=about["mean"], std=about["std"], clip=clip)
+
+
 def load_or_build(cfg: FinetuneConfig) -> FrozenEncoder:
     """Return the encoder to start from: the checkpoint's, its network with random weights, or one from scratch."""
     if cfg.checkpoint:
         encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key)
+        if distributed.rank() == 0:
+            log.info(f"weights: {encoder.report}")
         return load.untrained_like(encoder, seed=cfg.seed) if cfg.model.random_weights else encoder
     clip = {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
     usual = load.USUAL
@@ -208,11 +220,14 @@ def build_method(cfg: FinetuneConfig, encoder: FrozenEncoder, clip: dict[str, fl
 
 
 def parameter_groups(cfg: FinetuneConfig, method: Supervised) -> list[dict[str, Any]]:
-    """Return the optimiser's groups, stage by stage where layer_decay is not 1."""
-    options = cfg.optim
-    if options.layer_decay == 1.0:
+    """Return the optimiser's groups, stage by stage where the stages have rates of their own (layer_decay, init_lr_scale)."""
+    options, scale = cfg.optim, cfg.init_lr_scale
+    if options.layer_decay == scale == 1.0:
         return optim.without_decay_on_vectors(method.parameters(), options.weight_decay)
-    return optim.by_depth(method.online.stages(), options.weight_decay, options.layer_decay)
+    stages = method.online.stages()
+    backbone = optim.by_depth([*stages[:-1], []], options.weight_decay, options.layer_decay)
+    last = optim.by_depth(stages[-1:], options.weight_decay, 1.0)
+    return [*({**group, "lr_scale": scale * group["lr_scale"]} for group in backbone), *last]
 
 
 def short_sides(cfg: FinetuneConfig, size: int) -> tuple[int, int]:

@@ -72,6 +72,18 @@ def without_decay_on_vectors(parameters: Iterable[nn.Parameter], weight_decay: f
     return [group for group in groups if group["params"]]
 
 
+def with_slower_part(
+    parameters: Iterable[nn.Parameter], slower: Iterable[nn.Parameter], weight_decay: float, scale: float
+) -> list[dict[str, Any]]:
+    """Group parameters as `without_decay_on_vectors`; where `scale` is not 1, those of `slower` have it as their `lr_scale`."""
+    if scale == 1:
+        return without_decay_on_vectors(parameters, weight_decay)
+    own, inside = list(parameters), {id(parameter) for parameter in slower}
+    scaled, rest = ([p for p in own if (id(p) in inside) is chosen] for chosen in (True, False))
+    groups = ({**group, "lr_scale": scale} for group in without_decay_on_vectors(scaled, weight_decay))
+    return [*groups, *without_decay_on_vectors(rest, weight_decay)]
+
+
 def by_depth(stages: Sequence[Iterable[nn.Parameter]], weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Group the parameters of stages, input first, with `lr_scale` = layer_decay ** (stages behind it); 1 for the last.
 

@@ -34,7 +34,7 @@ from ..runs.folder import RunFolder
 from ..runs.rank_check import check_ranks_are_equal, together
 from . import optim, rows
 from .augmenter import Augmenter
-from .extension import load_finished
+from .extension import load_finished, load_initial, parameter_groups
 from .handing_on import remarks, write_lists
 from .log import RunLog, SkippedVideos, draw_views
 from .loop import Run
@@ -115,15 +115,16 @@ def set_up_pretraining(
     check_videos(cfg.optim, videos, seed=cfg.seed, decoder=cfg.data.decoder.value, clip_seconds=cfg.data.clip_seconds)
     workers = loader.share_cores(device, cfg.system.workers)
     monitor = build_monitor(cfg, videos, held, device, workers)
-
     torch.manual_seed(cfg.seed)  # for initial weights only: all else draws from keyed generators
     method = build_method(cfg)
     check_method(method)
+    with together():
+        loaded = load_initial(cfg, method, folder.path)
     run = build_run(
         cfg.optim,
         cfg.system,
         synchronise(method, device),
-        groups=optim.without_decay_on_vectors(method.parameters(), cfg.optim.weight_decay),
+        groups=parameter_groups(cfg, method),
         augment=build_augmenter(cfg, device),
         dataset=build_dataset(cfg, videos, device),
         workers=workers,
@@ -139,11 +140,10 @@ def set_up_pretraining(
     if distributed.rank() == 0:
         hours = loader.sampled_hours(videos, cfg.data.decoder.value)
         needs = describe_needs(run.method, run.optimizer, run.total_steps, hours, cfg.system)
-        run.remarks = [f"needs: {needs}", *remarks(cfg, videos, scored=monitor is not None)]
+        run.remarks = [*loaded, f"needs: {needs}", *remarks(cfg, videos, scored=monitor is not None)]
         run.look = partial(draw_views, folder.path / "views.png", cfg.augment.mean, cfg.augment.std)
     run.alarm = CollapseAlarm(cfg.monitor.collapse_std, cfg.monitor.collapse_steps, stop=cfg.monitor.stop_on_collapse)
     run.evaluate_every = cfg.monitor.every_epochs * run.steps_per_epoch
-
     origin = Path(cfg.after or folder.path)
 
     def check_list(meta: Mapping[str, Any]) -> None:

@@ -68,7 +68,7 @@ def load_encoder(path: str | Path, backbone: str | None = None, *, trust: bool =
     contents = read.read(path, key)
     found = read.find_backbone(path, contents)
     about = contents.about or {}
-    name = _choose_backbone(path, about.get("backbone"), backbone, trust=trust) or recognise(path, found)
+    name = choose_backbone(path, about.get("backbone"), backbone, trust=trust) or recognise(path, found)
     network, width = backbones.build(name)
     fitting = fit(found.backbone, network)
     if not fitting.whole:
@@ -124,7 +124,7 @@ def load_classifier(path: str | Path, *, trust: bool = False) -> tuple[FrozenEnc
     if "classes" not in meta:
         raise InputError(f"{path} was not trained with labels: use load_encoder, or train a classifier with tools/finetune.py")
     about = meta["encoder"]
-    network, width = backbones.build(str(_choose_backbone(path, about["backbone"], None, trust=trust)))
+    network, width = backbones.build(str(choose_backbone(path, about["backbone"], None, trust=trust)))
     _require_finite(path, state["method"])
     classifier = Classifier(network, width, len(meta["classes"]), dropout=0.0)
     classifier.load_state_dict(state["method"])
@@ -157,7 +157,10 @@ def _require_finite(path: str | Path, weights: dict[str, Tensor]) -> None:
         )
 
 
-def _choose_backbone(path: str | Path, described: str | None, given: str | None, *, trust: bool) -> str | None:
+def choose_backbone(path: str | Path, described: str | None, given: str | None, *, trust: bool) -> str | None:
+    """Return the given or the described name of a network. Raises InputError if both differ, or if the described one is
+    foreign code that is neither given nor trusted.
+    """
     if described and given and described != given:
         raise InputError(f"{path} holds {described}, not backbone={given}: leave backbone= out, or give another file")
     if described and described not in backbones.BACKBONES and not given and not trust:
