@@ -13,8 +13,13 @@ from torch import Tensor
 from sce_video.data.decode import open_video
 
 
-def encode_scene(path: Path, seed: int, *, num_frames: int = 100, rate: int = 25, gop: int = 25, b_frames: int = 2) -> Path:
-    """A clip of smooth noise that drifts: every frame differs from every other one, and scenes from each other."""
+def encode_scene(
+    path: Path, seed: int, *, num_frames: int = 100, rate: int = 25, gop: int = 25, b_frames: int = 2, noise: int = 0
+) -> Path:
+    """A clip of smooth noise that drifts: every frame differs from every other one, and scenes from each other.
+
+    noise: amplitude of fine noise, anew in every frame, which makes the file large.
+    """
     random = np.random.default_rng(seed)
     low = random.integers(0, 255, (9, 12, 3)).astype(np.float32)
     other = random.integers(0, 255, (9, 12, 3)).astype(np.float32)
@@ -32,6 +37,7 @@ def encode_scene(path: Path, seed: int, *, num_frames: int = 100, rate: int = 25
             share = number / max(1, num_frames - 1)
             picture = ((1 - share) * low + share * other).repeat(8, axis=0).repeat(8, axis=1)
             picture[4:12, : 8 + number % 80] = 255  # a bar that tells the frame
+            picture = (picture + random.uniform(-noise, noise, picture.shape)).clip(0, 255) if noise else picture
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")))
         container.mux(stream.encode())
     return path

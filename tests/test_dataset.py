@@ -200,14 +200,14 @@ def test_no_readable_video_is_said_before_training(tmp_path: Path) -> None:
 def test_a_video_that_hangs_the_decoder_does_not_hang_the_start(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is opened in a process that is ended; the next video is tried."""
     good = manifest.read(videos / "train.csv")[0]
-    open_good = loader.open_video
+    open_good = loader.open_row
 
-    def hang(path: str, decoder: str) -> Any:
-        while path == "hangs.mp4":
+    def hang(video: Video, decoder: str) -> Any:
+        while video.path == "hangs.mp4":
             time.sleep(60)
-        return open_good(path, decoder)
+        return open_good(video, decoder)
 
-    monkeypatch.setattr(loader, "open_video", hang)
+    monkeypatch.setattr(loader, "open_row", hang)
     monkeypatch.setattr(loader, "OPEN_SECONDS", 0.5)
     hanging = Video("hangs.mp4", None)
     loader.check_readable([hanging, good._replace(health="ok")], seed=0, decoder="auto")

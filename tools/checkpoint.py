@@ -9,7 +9,7 @@ python tools/checkpoint.py cache
 digest prints a SHA-256 over names, dtypes, shapes and bytes of all tensors: equal states have equal digests.
 precise-bn writes a new file of the encoder whose batch norms hold the means and variances over training clips (of a list or
 folder, as evaluation takes them) instead of training's moving averages; compare both with tools/evaluate.py.
-cache lists what the programs keep outside run folders (features, built-in videos) with sizes; cache --clear NAME removes it.
+cache lists what programs keep outside run folders (features, built-in videos, indexes) with sizes; cache --clear NAME removes it.
 inspect checks every checkpoint of a run against its digest, and lists the tensors of the newest intact one.
 """
 

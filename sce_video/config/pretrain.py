@@ -7,6 +7,7 @@ from a command line.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -27,12 +28,22 @@ class Data(Reading):
     root: str = ""  # base of relative paths; empty: the manifest's folder
     num_frames: int = MISSING  # frames per clip
     clip_seconds: float = MISSING  # time span of a clip
+    seconds_per_row: float = 0.0  # long videos: a row, drawn once an epoch, for every so many seconds; 0: one for each video
+    min_gap: float = 0.0  # seconds between the starts of a row's two clips, at least
+    max_gap: float | None = None  # and at most, as SlowFast's DELTA_CLIPS_MAX; null: any two of the row
     held_out: float = 0.0  # share of each class's videos that is scored and not trained on; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.num_frames, "data.num_frames", lambda value: value >= 1, "at least 1")
         require(self.clip_seconds, "data.clip_seconds", lambda value: value > 0, "positive")
+        require(self.seconds_per_row, "data.seconds_per_row", lambda value: value >= 0, "at least 0")
+        if given(self.clip_seconds) and 0 < self.seconds_per_row < self.clip_seconds:
+            raise InputError(
+                f"data.seconds_per_row ({self.seconds_per_row:g}) must be at least data.clip_seconds ({self.clip_seconds:g})"
+            )
+        if not 0 <= self.min_gap <= (math.inf if self.max_gap is None else self.max_gap):
+            raise InputError(f"data.min_gap ({self.min_gap:g}) must be from 0 to data.max_gap ({self.max_gap})")
         require(self.held_out, "data.held_out", lambda value: 0 <= value <= 0.5, "in [0, 0.5]")
 
 

@@ -7,6 +7,7 @@ frames never depend on rounding. A window of frames is `[first, last)`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -22,6 +23,29 @@ def random_clip(video_seconds: Seconds, clip_seconds: Seconds, generator: torch.
     latest = max(Fraction(video_seconds) - Fraction(clip_seconds), Fraction(0))
     start = Fraction(torch.rand((), generator=generator, dtype=torch.float64).item()) * latest
     return start, start + Fraction(clip_seconds)
+
+
+def neighbouring_clips(
+    video_seconds: Seconds, clip_seconds: Sequence[Seconds], *, gap: tuple[float, float], generator: torch.Generator
+) -> list[Fraction]:
+    """Draw the starts of a video's clips: the first two lie gap[0] to gap[1] seconds apart, others within gap[1] of both.
+
+    The pair is uniform over all that the gap allows and the video holds; in one too short for gap[0] it is as far apart as
+    can be.
+    """
+    side, apart, place, *others = torch.rand(len(clip_seconds) + 1, generator=generator, dtype=torch.float64).tolist()
+    room = [max(float(video_seconds) - float(seconds), 0.0) for seconds in clip_seconds]
+    both = min(room[:2])
+    low, high = min(gap[0], both), min(gap[1], both)
+    # Two starts at distance d leave room for both - d positions: the distribution function is inverted.
+    distance = both - math.sqrt((both - low) ** 2 - apart * ((both - low) ** 2 - (both - high) ** 2))
+    distance = min(max(distance, low), high)
+    first = place * (both - distance)
+    starts = [first, first + distance] if side < 0.5 else [first + distance, first]
+    for latest, draw in zip(room[2:], others, strict=True):
+        lowest = min(max(first + distance - gap[1], 0.0), latest)
+        starts.append(lowest + draw * max(min(first + gap[1], latest) - lowest, 0.0))
+    return [Fraction(start) for start in starts[: len(clip_seconds)]]
 
 
 def constant_clips(video_seconds: Seconds, clip_seconds: Seconds, clips_per_video: int) -> list[tuple[Fraction, Fraction]]:

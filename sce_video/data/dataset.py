@@ -10,8 +10,10 @@ is reported; training also replaces it by one drawn from (seed, epoch, row, atte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -79,6 +81,7 @@ class ClipDataset(Dataset[Sample]):
         draw_boxes: one `RandomResized` or `RandomScaled` per view.
         difference_probability: probability per clip of becoming a temporal difference (see `augment.temporal_difference`).
         speed: range of the factor that multiplies a clip's length, see `clips.playback_speed`.
+        gap: seconds between the starts of a row's clips, see `clips.neighbouring_clips`; by default any.
         frame_jitter: range of each frame's random shift in time, see `clips.jittered_subsample`.
         seed: seed of the run.
         decoder, loop_filter: see `decode.open_video`.
@@ -100,6 +103,7 @@ class ClipDataset(Dataset[Sample]):
         difference_probability: float = 0.0,
         speed: tuple[float, float] = (1.0, 1.0),
         frame_jitter: float = 0.0,
+        gap: tuple[float, float] = (0.0, math.inf),
         decoder: str = "auto",
         loop_filter: str = "exact",
         planes: bool = False,
@@ -110,6 +114,7 @@ class ClipDataset(Dataset[Sample]):
         self.videos = videos
         self.speed = speed
         self.frame_jitter = frame_jitter
+        self.gap = gap
         self.num_frames = num_frames
         self.clip_seconds = clip_seconds
         self.draw_boxes = draw_boxes
@@ -150,13 +155,21 @@ class ClipDataset(Dataset[Sample]):
     def _read_views(self, source: Video, epoch: int, row: int) -> tuple[list[Clip], list[bool]]:
         with open_row(source, self.decoder, loop_filter=self.loop_filter) as video:
             indices, differences, boxes = [], [], []
-            for view, draw_box in enumerate(self.draw_boxes):
+            views = range(len(self.draw_boxes))
+            # Separate generators, to keep the other draws unchanged.
+            timings = [generator(self.seed, "time", epoch, row, view) for view in views]
+            lengths = [self.clip_seconds] * len(views)
+            if self.speed != (1.0, 1.0):
+                lengths = [
+                    seconds * clip_times.playback_speed(*self.speed, timings[view]) for view, seconds in enumerate(lengths)
+                ]
+            near = generator(self.seed, "gap", epoch, row) if self.gap != (0.0, math.inf) else None
+            starts = near and clip_times.neighbouring_clips(video.seconds, lengths, gap=self.gap, generator=near)
+            for view, (draw_box, timing, seconds) in enumerate(zip(self.draw_boxes, timings, lengths, strict=True)):
                 draw = generator(self.seed, "clip", epoch, row, view)
-                timing = generator(self.seed, "time", epoch, row, view)  # separate, to keep the other draws unchanged
-                seconds = self.clip_seconds
-                if self.speed != (1.0, 1.0):
-                    seconds *= clip_times.playback_speed(*self.speed, timing)
                 start, end = clip_times.random_clip(video.seconds, seconds, draw)
+                if starts:
+                    start, end = starts[view], starts[view] + Fraction(seconds)
                 boxes.append(draw_box(video.height, video.width, draw))
                 difference = torch.rand((), generator=draw).item() < self.difference_probability
                 first, last = video.window(start, end)

@@ -8,28 +8,37 @@ one in use. `media.check_media` checks every file before a decoder opens it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import mmap
 import os
 import traceback
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, Preempted, Stopped, log
+from . import health
 from .manifest import Video
+from .readers import frame_index
 from .readers.decord import DecordReader
 from .readers.frame_folder import FrameFolder
 from .readers.media import FORMATS, LIMITS, DecodeError, Limits, check_media, is_frames, is_picture, reason_of
 from .readers.pyav import LOOP_FILTERS, PyAVReader
 from .readers.reader import FrameReader
 from .readers.torchcodec import TorchcodecReader, warn_inexact
+from .synthetic import cache_folder
 
 __all__ = ["DECODERS", "FORMATS", "LOOP_FILTERS", "DecodeError", "FrameReader", "Limits", "check_media", "open_row", "open_video"]
 __all__ += ["reading"]
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
+# From here on the index of a file is kept on disk, and the file is open between two rows; its index takes 200 bytes a frame.
+LONG_FRAMES = 5_000
+OPEN_FRAMES = 2_000_000  # of all files that a process holds open
+_open_files: dict[Any, tuple[FrameReader, health.Stamp | None]] = {}  # the least recently used one first
 _logged = mmap.mmap(-1, 1 << 12)  # a byte per kind of exception, shared with forked workers: its stack was logged
 
 
@@ -71,8 +80,13 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
         return picture
     container = check_media(path)
     absolute = os.path.realpath(path)
+    kept = _index_file(absolute)
+    known = frame_index.load(kept)
     # PyAV opens every file first: decord and torchcodec have no whitelists and no limits.
-    reader = PyAVReader(absolute, is_mp4=container == "mp4", loop_filter=loop_filter, limits=limits)
+    reader = PyAVReader(absolute, is_mp4=container == "mp4", loop_filter=loop_filter, limits=limits, known=known)
+    if known is None and reader.num_frames >= LONG_FRAMES and reader.index is not None:
+        with suppress(OSError):  # it is found again next time
+            frame_index.save(reader.index, kept)
     if decoder in ("auto", "pyav"):
         return reader
     with reader:
@@ -91,10 +105,32 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
 
 @contextmanager
 def open_row(video: Video, decoder: str = "auto", **options: Any) -> Iterator[FrameReader]:
-    """Open the video of a row and keep to its segment; options as in `open_video`.
+    """Open the video of a row and keep to its segment; options as in `open_video`. Long files stay open for the next row.
 
     Raises DecodeError, also for whatever the libraries raise (`reading`), and for a segment that the file does not give.
     """
-    with reading(video.path), open_video(video.path, decoder, **options) as reader:
-        reader.cut(video.segment, video.where)
-        yield reader
+    key = (os.getpid(), video.path, decoder, *sorted(options.items()))
+    with reading(video.path):
+        reader, seen = _open_files.pop(key, (None, None))
+        if reader is None or seen != health.stamp(video.path):
+            reader, seen = open_video(video.path, decoder, **options), None
+        try:
+            reader.cut(video.segment, video.where)
+            yield reader
+        except BaseException:
+            reader.close()
+            raise
+        if reader.num_frames < LONG_FRAMES or reader.decoder not in ("pyav", "jpeg"):
+            reader.close()
+            return
+        _open_files[key] = reader, seen or health.stamp(video.path)
+        for other in [other for other in _open_files if other[0] != key[0]]:  # of the process that this one was forked from
+            del _open_files[other]
+        while sum(one.num_frames for one, _ in _open_files.values()) > OPEN_FRAMES:
+            _open_files.pop(next(iter(_open_files)))[0].close()
+
+
+def _index_file(path: str) -> Path:
+    """Return where the index of a file is kept: the name depends on its path, size and time."""
+    digest = hashlib.sha256(f"{path}\0{health.stamp(path)}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return cache_folder() / "frame_indexes" / f"{digest}.npz"

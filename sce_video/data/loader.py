@@ -23,7 +23,7 @@ from ..errors import InputError, log
 from ..randomness import generator
 from . import health, manifest, synthetic
 from .dataset import ClipDataset
-from .decode import DecodeError, open_video, reading
+from .decode import DecodeError, open_row
 from .manifest import Video
 from .workers import Batches, Quarantine
 
@@ -45,10 +45,13 @@ def step_rows(seed: int, step: int, *, num_rows: int, batch: int) -> tuple[int, 
     return epoch, epoch_order(seed, epoch, num_rows)[position * batch : (position + 1) * batch]
 
 
-def check_batch(num_videos: int, batch: int, accumulate: int, world_size: int) -> None:
-    """Raise InputError unless the global batch fits the data and divides into the processes' micro-batches."""
+def check_batch(num_videos: int, batch: int, accumulate: int, world_size: int, more: str = "") -> None:
+    """Raise InputError unless the global batch fits the data and divides into the processes' micro-batches.
+
+    more: what else would help against too few videos.
+    """
     if batch > num_videos:
-        raise InputError(f"optim.batch ({batch}) is larger than the data ({num_videos} videos): lower it")
+        raise InputError(f"optim.batch ({batch}) is larger than the data ({num_videos} videos): lower it{more}")
     if batch % (world_size * accumulate):
         raise InputError(
             f"optim.batch ({batch}) must be divisible by processes ({world_size}) x optim.accumulate "
@@ -148,16 +151,15 @@ def _apply_health(videos: list[Video], table: Path, *, training: bool) -> list[V
 def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
     """Raise InputError if none of up to 32 random videos opens; videos without a health status are tried first."""
     order = sorted(epoch_order(seed, 0, len(videos)), key=lambda row: videos[row].health != "")
-    paths = [videos[row].path for row in order[:READABLE_TRIES]]
     reasons: list[str] = []
-    for path in paths:
+    for video in (videos[row] for row in order[:READABLE_TRIES]):
         try:
-            _look_up_seconds(path, decoder)
+            _look_up_seconds(video, decoder)
             return
         except DecodeError as error:
             reasons.append(str(error))
         except multiprocessing.TimeoutError:
-            reasons.append(f"{path}: the decoder hung or crashed, it was not open after {OPEN_SECONDS} s")
+            reasons.append(f"{video.path}: the decoder hung or crashed, it was not open after {OPEN_SECONDS} s")
             if len(reasons) == HANGS:
                 break
     raise InputError(
@@ -166,17 +168,17 @@ def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
     )
 
 
-def _look_up_seconds(path: str, decoder: str) -> float:
-    """Open a video in a process that is ended after OPEN_SECONDS; return its duration.
+def _look_up_seconds(video: Video, decoder: str) -> float:
+    """Open a video in a process that is ended after OPEN_SECONDS; return the duration of its row.
 
     Raises DecodeError, and multiprocessing.TimeoutError where the file hangs or crashes the decoder.
     """
     with multiprocessing.Pool(1, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:  # leaving it ends a hang
-        return pool.apply_async(_seconds, (path, decoder)).get(OPEN_SECONDS)
+        return pool.apply_async(_seconds, (video, decoder)).get(OPEN_SECONDS)
 
 
-def _seconds(path: str, decoder: str) -> float:
-    with reading(path), open_video(path, decoder) as reader:
+def _seconds(video: Video, decoder: str) -> float:
+    with open_row(video, decoder) as reader:
         return float(reader.seconds)
 
 
@@ -185,7 +187,7 @@ def sampled_hours(videos: Sequence[Video], decoder: str, sample: int = 16) -> fl
     seconds = []
     for video in spread(videos, sample):
         try:
-            seconds.append(_look_up_seconds(video.path, decoder))
+            seconds.append(_look_up_seconds(video, decoder))
         except DecodeError:
             continue
         except multiprocessing.TimeoutError:  # an estimate is not worth waiting for another one

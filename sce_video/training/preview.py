@@ -24,7 +24,8 @@ from ..data.dataset import Sample
 from ..data.decode import DecodeError
 from ..data.packed import Packed
 from ..errors import InputError
-from .setup import build_augmenter, build_dataset, read_training_videos
+from . import rows as rows_of_run
+from .setup import build_augmenter, build_dataset
 
 VIDEOS = 4  # at most
 FRAMES = 8  # of a clip, at most
@@ -63,8 +64,8 @@ def preview(cfg: PretrainConfig) -> Path:
 
 
 def _rows(cfg: PretrainConfig) -> Iterator[Row]:
-    videos, _ = read_training_videos(cfg)
-    loader.check_batch(len(videos), cfg.optim.batch, cfg.optim.accumulate, 1)
+    videos, _ = rows_of_run.read(cfg.data)
+    loader.check_batch(len(videos), cfg.optim.batch, cfg.optim.accumulate, 1, rows_of_run.MORE)
     dataset = build_dataset(cfg, videos, torch.device("cpu"))
     augmenter = build_augmenter(cfg, torch.device("cpu"))
     epoch, rows = loader.step_rows(cfg.seed, 0, num_rows=len(videos), batch=cfg.optim.batch)

@@ -1,4 +1,4 @@
-"""The rows of a run's list, kept in its folder: a continued run draws the same videos only from the same rows."""
+"""The rows of a run: read from its lists, and kept in its folder: a continued run draws the same videos only from the same."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from .. import distributed
+from ..config.pretrain import Data
+from ..data import loader, long_videos, manifest
 from ..data.manifest import Video
 from ..errors import InputError, printable
 from ..runs.files import read_rows, write_rows
 
 LIST = "train_rows.csv"
+MORE = ", or give data.seconds_per_row= (of long videos, a row for every so many seconds)"
+
+
+def read(options: Data) -> tuple[list[Video], list[Video]]:
+    """Return the rows to pretrain on and the videos held out, without those that the doctor found broken."""
+    videos = loader.read_videos(options.train, split="train", root=options.root, known_health=options.health, training=True)
+    kept, held = manifest.hold_out(videos, options.held_out)
+    if options.seconds_per_row:
+        kept = long_videos.divide(kept, options.seconds_per_row, decoder=options.decoder.value)
+    return kept, held
 
 
 def digest(videos: Sequence[Video]) -> str:

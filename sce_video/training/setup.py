@@ -7,6 +7,7 @@ scaler and the step. The order of the data and the schedules are functions of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -83,18 +84,14 @@ def check_machine(options: Optim, device: torch.device) -> None:
         check_precision(options.precision, device)
 
 
-def check_videos(options: Optim, videos: Sequence[Video], *, seed: int, decoder: str, clip_seconds: float) -> None:
+def check_videos(
+    options: Optim, videos: Sequence[Video], *, seed: int, decoder: str, clip_seconds: float, more: str = ""
+) -> None:
     """Raise InputError unless some videos can be read, and the batch fits their number and the processes."""
     manifest.warn_of_short(videos, clip_seconds)
     with together():
         loader.check_readable(videos, seed=seed, decoder=decoder)
-    loader.check_batch(len(videos), options.batch, options.accumulate, distributed.world_size())
-
-
-def read_training_videos(cfg: PretrainConfig) -> tuple[list[Video], list[Video]]:
-    """Return the videos to pretrain on and those held out, without those that the doctor found broken."""
-    videos = loader.read_videos(cfg.data.train, split="train", root=cfg.data.root, known_health=cfg.data.health, training=True)
-    return manifest.hold_out(videos, cfg.data.held_out)
+    loader.check_batch(len(videos), options.batch, options.accumulate, distributed.world_size(), more)
 
 
 # Building.
@@ -109,10 +106,12 @@ def set_up_pretraining(
     """
     check_machine(cfg.optim, device)
     with together():
-        videos, held = read_training_videos(cfg)
+        videos, held = rows.read(cfg.data)
     if cfg.optim.fit is Fit.auto:
         fit_to_gpus(cfg, build_method, device)
-    check_videos(cfg.optim, videos, seed=cfg.seed, decoder=cfg.data.decoder.value, clip_seconds=cfg.data.clip_seconds)
+    check_videos(
+        cfg.optim, videos, seed=cfg.seed, decoder=cfg.data.decoder.value, clip_seconds=cfg.data.clip_seconds, more=rows.MORE
+    )
     workers = loader.share_cores(device, cfg.system.workers)
     monitor = build_monitor(cfg, videos, held, device, workers)
     torch.manual_seed(cfg.seed)  # for initial weights only: all else draws from keyed generators
@@ -269,6 +268,7 @@ def build_dataset(cfg: PretrainConfig, videos: list[Video], device: torch.device
         videos,
         num_frames=cfg.data.num_frames,
         clip_seconds=cfg.data.clip_seconds,
+        gap=(cfg.data.min_gap, math.inf if cfg.data.max_gap is None else cfg.data.max_gap),
         draw_boxes=[box, box, *[local_box] * local.views],
         difference_probability=cfg.augment.temporal_difference_probability,
         seed=cfg.seed,

@@ -20,7 +20,7 @@ from sce_video import distributed
 from sce_video.command_line import compose_options, composed_values, given_values, option_names, override
 from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
-from sce_video.data import health, loader, manifest
+from sce_video.data import health, loader, long_videos, manifest
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError, log
 from sce_video.runs.folder import stored_options
@@ -121,7 +121,11 @@ def count(videos: Sequence[Video], given: Mapping[str, Any]) -> int:
     """Return how many videos are trained on."""
     share = given.get("data.held_out", HELD_OUT if has_classes(videos) else 0)
     valid = isinstance(share, (int, float)) and 0 <= share <= 0.5
-    return len(manifest.hold_out(videos, share)[0]) if valid else len(videos)
+    kept = manifest.hold_out(videos, share)[0] if valid else videos
+    length = given.get("data.seconds_per_row", 0)
+    if isinstance(length, (int, float)) and length > 0:
+        kept = long_videos.divide(kept, length, decoder=str(given.get("data.decoder", "auto")))
+    return len(kept)
 
 
 def has_classes(videos: Sequence[Video]) -> bool:

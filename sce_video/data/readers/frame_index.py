@@ -10,17 +10,24 @@ packets, and the packets that an edit list discards. MP4 files store all of it; 
 
 from __future__ import annotations
 
+import json
 import operator
+import zipfile
+import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ...errors import log
+from ...runs.files import replace_atomically
 
 # Codecs whose packets are one shown frame each. In MPEG-4 part 2 a packet may be two frames or none, in VP8 none.
 ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1", "libdav1d", "libaom-av1")
@@ -96,6 +103,34 @@ class FrameIndex:
         """The time between frames in the stream's time base, None if it varies or is unknown."""
         gaps = np.diff(np.asarray(self.times or (), dtype=np.int64))
         return int(gaps[0]) if len(gaps) and gaps[0] > 0 and (gaps == gaps[0]).all() else None
+
+
+ARRAYS = ("stamps", "keys", "shown_before", "times")
+
+
+def save(index: FrameIndex, path: Path) -> None:
+    """Write an index as a small file, atomically. Raises OSError."""
+    about = {"stamp_is": index.stamp_is, "num_frames": index.num_frames, "source": index.source, "begin": index.begin}
+    arrays: dict[str, Any] = {name: np.diff(np.asarray(getattr(index, name) or [], dtype=np.int64), prepend=0) for name in ARRAYS}
+    text = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_atomically(path) as work, open(work, "wb") as file:
+        np.savez_compressed(file, about=text, **arrays)
+
+
+def load(path: Path) -> FrameIndex | None:
+    """Return an index that `save` wrote, None if there is none, or if it is damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+            about = json.loads(found["about"].tobytes())
+            arrays = {name: np.cumsum(found[name]).tolist() for name in ARRAYS}
+        index = FrameIndex(**{**arrays, "times": arrays["times"] or None}, **about)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        log.info(f"{path} is damaged ({error}): the index is found again")
+        return None
+    return index
 
 
 KEY, DISCARD = 1, 2  # FFmpeg's flags of an index entry

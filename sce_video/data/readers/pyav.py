@@ -39,13 +39,23 @@ class PyAVReader(FrameReader):
 
     loop_filter: "exact"; "reference" skips H.264's deblocking filter in non-reference pictures, "off" in all pictures:
     faster and inexact (PSNR in docs/decoding.md). is_mp4: whether to try the header only, without probing the streams.
+    known: the index that an earlier reader of the file has found (`index`).
     """
 
     decoder = "pyav"
 
-    def __init__(self, path: str, *, is_mp4: bool = False, loop_filter: str = "exact", limits: Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        is_mp4: bool = False,
+        loop_filter: str = "exact",
+        limits: Limits = LIMITS,
+        known: FrameIndex | None = None,
+    ) -> None:
         super().__init__(path)
         self._limits = limits
+        self._known = known
         self._loop_filter = loop_filter
         self._index: FrameIndex | None = None
         self._orientation = orientation.UPRIGHT
@@ -71,10 +81,10 @@ class PyAVReader(FrameReader):
     def _look(self, is_mp4: bool) -> None:
         """Open the file and read its size, number of frames, index, orientation and frame rate."""
         self._open(header_only=is_mp4)
-        self._index = self._container_index()
+        self._index = self._known or self._container_index()
         if is_mp4 and not self._header_tells():
             self._open(header_only=False)
-            self._index = self._container_index()
+            self._index = self._known or self._container_index()
         self.stream_index = self._stream.index
         if self.header_only and self._index is not None and self._index.gap is not None:
             self.height, self.width, self.num_frames = self._codec.height, self._codec.width, self._index.num_frames
@@ -220,6 +230,11 @@ class PyAVReader(FrameReader):
         return "counting" if self._index is None else self._index.source
 
     @property
+    def index(self) -> FrameIndex | None:
+        """The index in use, None where frames are counted."""
+        return self._index
+
+    @property
     def plain_mp4(self) -> bool:
         """Whether decord is exact: one 8-bit H.264 stream in MP4 that starts at 0, every frame shown, constant rate."""
         return (
@@ -282,7 +297,8 @@ class PyAVReader(FrameReader):
     def _step_down(self) -> None:
         """Replace the container's index by one read from all packets, and that one by counting."""
         found = None
-        if self.found_by == "container":
+        if self.found_by == "container" or self._known is not None:
+            self._known = None
             with suppress(*self._errors):
                 found = frame_index.from_packets(self._read_packets(complete=True)[1])
         self._index = found if found is not None and found.num_frames == self.num_frames else None
