@@ -33,14 +33,14 @@ def neighbouring_clips(
     The pair is uniform over all that the gap allows and the video holds; in one too short for gap[0] it is as far apart as
     can be.
     """
-    side, apart, place, *others = torch.rand(len(clip_seconds) + 1, generator=generator, dtype=torch.float64).tolist()
+    side, apart, shift, *others = torch.rand(len(clip_seconds) + 1, generator=generator, dtype=torch.float64).tolist()
     room = [max(float(video_seconds) - float(seconds), 0.0) for seconds in clip_seconds]
     both = min(room[:2])
     low, high = min(gap[0], both), min(gap[1], both)
     # Two starts at distance d leave room for both - d positions: the distribution function is inverted.
     distance = both - math.sqrt((both - low) ** 2 - apart * ((both - low) ** 2 - (both - high) ** 2))
     distance = min(max(distance, low), high)
-    first = place * (both - distance)
+    first = shift * (both - distance)
     starts = [first, first + distance] if side < 0.5 else [first + distance, first]
     for latest, draw in zip(room[2:], others, strict=True):
         lowest = min(max(first + distance - gap[1], 0.0), latest)

@@ -131,6 +131,6 @@ def open_row(video: Video, decoder: str = "auto", **options: Any) -> Iterator[Fr
 
 
 def _index_file(path: str) -> Path:
-    """Return where the index of a file is kept: the name depends on its path, size and time."""
+    """Return the path of the kept index of a file; its name depends on the file's path, size and time."""
     digest = hashlib.sha256(f"{path}\0{health.stamp(path)}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return cache_folder() / "frame_indexes" / f"{digest}.npz"

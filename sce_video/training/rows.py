@@ -39,6 +39,15 @@ def keep(folder: Path, videos: Sequence[Video]) -> None:
         write_rows(folder / LIST, ("path", "label"), ((printable(video.name), video.label or "") for video in videos))
 
 
+def check_count(source: str, now: int, then: int, folder: Path) -> None:
+    """Raise InputError if a list has another number of rows than when the run began."""
+    if now != then:
+        raise InputError(
+            f"{source} lists {now} videos, the run in {folder} began with {then}: the order of the data would change; "
+            "restore the list, or choose another out="
+        )
+
+
 def check(folder: Path, videos: Sequence[Video], meta: Mapping[str, Any], *, accept: bool) -> None:
     """Raise InputError, or with `accept` warn, if the rows are not those that a checkpoint's meta data names by `digest`."""
     if meta.get("rows", own := digest(videos)) == own:  # checkpoints of earlier versions name none

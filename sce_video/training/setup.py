@@ -146,11 +146,7 @@ def set_up_pretraining(
     origin = Path(cfg.after or folder.path)
 
     def check_list(meta: Mapping[str, Any]) -> None:
-        if meta["videos"] != len(videos):
-            raise InputError(
-                f"{cfg.data.train} lists {len(videos)} videos, the run in {origin} began with {meta['videos']}: "
-                "the order of the data would change; restore the list, or choose another out="
-            )
+        rows.check_count(cfg.data.train, len(videos), meta["videos"], origin)
         rows.check(origin, videos, meta, accept=cfg.data.changed is Changed.accept)
 
     resume(run, check_list, after=Path(cfg.after) if cfg.after else None)
