@@ -174,8 +174,8 @@ def test_the_whole_keeps_its_budget() -> None:
     # 15,000 for SCE's relatives, more backbones and the Python API (700), segments, mixtures and images (600). What a recipe
     # chooses by name (methods, backbones) is loaded by name, so that the program's own closure grows by little.
     assert lines_of(MODULES) <= 15_000
-    # The closure by 400 for rows of lists: segments, rows by duration, mixtures. Every run reads its list.
-    assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 11_700
+    # The closure by 600 for rows of lists: segments, rows by duration, mixtures. Every run reads its list.
+    assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 11_900
     for method in (PACKAGE / "methods").glob("*.py"):
         assert lines_of(closure(method)) <= 1_800, method
     main_path = ["pretrain", "training/loop", "methods/sce", "losses", "data/dataset", "augment/pipeline"]
