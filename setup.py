@@ -10,6 +10,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sce_video/__init__.py").re
 EXPORT = ["safetensors>=0.4.3", "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 PREP = ["jinja2>=3.1", "pyarrow>=17"]
 CLUSTER = ["submitit>=1.5.2"]
+TOPS = ["configs", "tools", "data_prep"]
+INSIDE = [f"sce_video.{top}" for top in TOPS]
 
 setup(
     name="sce_video",
@@ -21,12 +23,13 @@ setup(
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["sce_video", "sce_video.*"]),
-        "sce_video.configs",
-        *(f"sce_video.configs.{name}" for name in find_packages("configs")),
+        *INSIDE,
+        *(f"sce_video.{top}.{name}" for top in TOPS for name in find_packages(top)),
     ],
-    # The recipes lie at the top of the repository and are installed inside the package.
-    package_dir={"sce_video.configs": "configs"},
-    package_data={"": ["*.yaml"], "sce_video": ["py.typed"]},
+    # Recipes and programs lie at the top of the repository and are installed inside the package.
+    package_dir={f"sce_video.{top}": top for top in TOPS},
+    package_data={"": ["*.yaml", "*.sh"], "sce_video": ["py.typed"]},
+    entry_points={"console_scripts": ["sce-video = sce_video.__main__:main"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

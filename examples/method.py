@@ -9,6 +9,7 @@ The contract is `sce_video.methods.Method`. The options of `sce.` are not used.
 from collections.abc import Sequence
 
 import torch.nn.functional as F
+from sce_video.pretrain import pretrain
 from torch import Tensor, nn
 
 from sce_video.command_line import run_program
@@ -16,7 +17,6 @@ from sce_video.config.pretrain import PretrainConfig
 from sce_video.methods import Rows, Step
 from sce_video.models import backbones
 from sce_video.models.encoder import MLP, Encoder
-from sce_video.pretrain import pretrain
 
 
 class SimSiam(nn.Module):

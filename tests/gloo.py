@@ -23,7 +23,7 @@ from torch import nn
 from sce_video import distributed
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError, Preempted, Stopped
-from sce_video.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_sce, pretrain
 
 Plant = Callable[[int], None]  # changes something in a rank, given its number
 
@@ -70,7 +70,7 @@ def start(
 
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sce_video.pretrain"])
+    context.set_forkserver_preload(["sce_video.programs.pretrain"])
     own = {"SCE_VIDEO_CACHE": os.environ["SCE_VIDEO_CACHE"], **(environment or {})}
     processes = []
     for rank in range(world):

@@ -11,7 +11,7 @@ from conftest import compose_pretrain
 from torch import nn
 
 from sce_video import distributed
-from sce_video.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_sce, pretrain
 
 
 def smooth() -> tuple[nn.Module, int]:

@@ -9,7 +9,7 @@ from conftest import TINY_RECIPE, compose_pretrain, losses
 
 from sce_video import distributed
 from sce_video.errors import Preempted
-from sce_video.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_sce, pretrain
 from sce_video.runs import checkpoint
 from sce_video.runs.folder import RunFolder
 from sce_video.runs.stop import StopRequest

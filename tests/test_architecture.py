@@ -8,6 +8,7 @@ The layers, from the bottom. A module imports only from layers below its own, or
 4  evaluation
 5  training (the loop and what every method shares)
 6  the programs: pretrain, finetune, evaluate, retrieval, embed, export; they never import each other
+7  api, the Python interface to them, and the console program (__main__)
 `command_line` turns a command into options and errors into exit codes; it stands beside the programs' options, in layer 3.
 """
 
@@ -37,7 +38,9 @@ LAYERS = [
     ["config", "command_line"],
     ["evaluation"],
     ["training"],
-    ["pretrain", "finetune", "evaluate", "retrieval", "embed", "export"],
+    ["programs"],
+    ["api"],
+    ["__main__"],
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 # Every heavy library is imported in one place (av also where the built-in videos are encoded).
@@ -60,9 +63,9 @@ ONLY_IN = {
         "runs.folder",
     ],
     "pickle": ["weights.files", "runs.checkpoint"],
-    "safetensors": ["weights.files", "export", "embed"],
+    "safetensors": ["weights.files", "programs.export", "programs.embed"],
     "onnx": [],
-    "onnxruntime": ["export"],
+    "onnxruntime": ["programs.export"],
     "faiss": ["evaluation.search"],
     "sklearn": ["evaluation.low_shot"],
 }
@@ -172,13 +175,14 @@ def test_the_whole_keeps_its_budget() -> None:
     # Raised on 2026-11-28 from 11,000 and 9,000: the batched augmentation, memory planning and batch norm for GPUs (1,050 lines),
     # files that other readers read wrongly (480), faults by attack (410), and the first hour with own videos (700); then to
     # 15,000 for SCE's relatives, more backbones and the Python API (700), segments, mixtures and images (600). What a recipe
-    # chooses by name (methods, backbones) is loaded by name, so that the program's own closure grows by little.
-    assert lines_of(MODULES) <= 15_000
+    # chooses by name (methods, backbones) is loaded by name, so that the program's own closure grows by little. By 400 more: long
+    # videos, pictures and init= had taken what the Python interface and the console program (430) need.
+    assert lines_of(MODULES) <= 15_400
     # The closure by 600 for rows of lists: segments, rows by duration, mixtures. Every run reads its list.
     assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 11_900
     for method in (PACKAGE / "methods").glob("*.py"):
         assert lines_of(closure(method)) <= 1_800, method
-    main_path = ["pretrain", "training/loop", "methods/sce", "losses", "data/dataset", "augment/pipeline"]
+    main_path = ["programs/pretrain", "training/loop", "methods/sce", "losses", "data/dataset", "augment/pipeline"]
     recipe = ROOT / "configs/pretrain/recipe/sce_r3d18_k400.yaml"
     assert lines_of([recipe, *(PACKAGE / f"{name}.py" for name in main_path)]) <= 1_000
 
@@ -231,7 +235,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 from sce_video.models import backbones
 from sce_video.data.decode import open_video
-import sce_video.pretrain, sce_video.retrieval
+import sce_video.programs.pretrain, sce_video.programs.retrieval
 backbones.build("r3d18")
 print(open_video(sys.argv[1], "pyav").read([0, 5]).shape)
 """

@@ -9,7 +9,7 @@ from conftest import TINY_RECIPE, compose_pretrain
 
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError
-from sce_video.pretrain import pretrain
+from sce_video.programs.pretrain import pretrain
 from sce_video.training import rows
 
 VIDEOS = [Video(f"/v/{name}.mp4", label) for name, label in zip("abcd", "1122", strict=True)]

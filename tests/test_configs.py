@@ -16,9 +16,9 @@ from sce_video.command_line import option_names
 from sce_video.config import evaluate
 from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
-from sce_video.finetune import finetune
 from sce_video.models import backbones
-from sce_video.pretrain import build_sce
+from sce_video.programs.finetune import finetune
+from sce_video.programs.pretrain import build_sce
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs/pretrain/recipe").glob("*.yaml"))
 SCIENTIFIC = ["data.num_frames", "data.clip_seconds", "augment.size", "model.backbone", "sce.coeff", "optim.batch"]

@@ -14,10 +14,10 @@ from sklearn.linear_model import LogisticRegression
 from sce_video.config.evaluate import EvaluateConfig, RetrievalConfig
 from sce_video.data import manifest
 from sce_video.errors import InputError
-from sce_video.evaluate import evaluate
 from sce_video.evaluation import extract
 from sce_video.evaluation.views import Views
-from sce_video.retrieval import retrieve
+from sce_video.programs.evaluate import evaluate
+from sce_video.programs.retrieval import retrieve
 from sce_video.weights import load
 
 CLIP = ["num_frames=4", "clip_seconds=0.8", "size=37", "clips_per_video=2", "num_crops=3", "workers=0"]

@@ -15,11 +15,11 @@ from test_layouts import SlowOnly
 from torch import nn
 
 import sce_video
-from sce_video import export
 from sce_video.config.evaluate import ExportConfig, Format
 from sce_video.errors import InputError
 from sce_video.models import backbones
 from sce_video.models.encoder import MLP
+from sce_video.programs import export
 from sce_video.runs import checkpoint
 from sce_video.weights import files
 

@@ -12,7 +12,7 @@ from conftest import ROOT, TINY_RECIPE, compose_pretrain, losses, records, run_t
 from launch.command import read_command
 
 from sce_video.errors import InputError, Preempted
-from sce_video.pretrain import pretrain
+from sce_video.programs.pretrain import pretrain
 from sce_video.runs import checkpoint
 from sce_video.training.extension import extension
 

@@ -21,9 +21,9 @@ from conftest import ROOT, compose_finetune, losses, records, run_tool
 
 import sce_video
 from sce_video.errors import InputError
-from sce_video.finetune import finetune
 from sce_video.models import backbones
 from sce_video.models.encoder import Classifier
+from sce_video.programs.finetune import finetune
 from sce_video.runs import checkpoint
 from sce_video.training.optim import by_depth
 from sce_video.weights import load

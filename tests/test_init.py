@@ -12,7 +12,7 @@ from conftest import TINY_RECIPE, compose_finetune, compose_pretrain, losses, ra
 from sce_video.errors import InputError
 from sce_video.models import backbones
 from sce_video.models.encoder import MLP, Classifier
-from sce_video.pretrain import pretrain
+from sce_video.programs.pretrain import pretrain
 from sce_video.runs import checkpoint
 from sce_video.training import extension, finetune_setup
 
@@ -73,7 +73,7 @@ def test_a_projector_of_other_widths_and_another_normalisation_are_said(tmp_path
 
 
 def test_the_loaded_backbone_has_its_share_of_the_rate(tmp_path: Path) -> None:
-    from sce_video.pretrain import build_sce
+    from sce_video.programs.pretrain import build_sce
 
     cfg = compose_pretrain(*TINY_RECIPE, "init=w.pt", "init_lr_scale=0.1")
     method = build_sce(cfg)

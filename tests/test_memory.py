@@ -18,7 +18,7 @@ from sce_video.methods.sce import SCE
 from sce_video.models import backbones
 from sce_video.models.encoder import MLP, Encoder
 from sce_video.models.recompute import recompute_stages
-from sce_video.pretrain import build_sce
+from sce_video.programs.pretrain import build_sce
 from sce_video.training.memory import USABLE, LiveMemory, StepMemory, count_step, fit
 
 CARDS = sorted(path.stem for path in (ROOT / "configs/pretrain/recipe").glob("sce_*.yaml"))

@@ -19,7 +19,7 @@ from sce_video.errors import InputError
 from sce_video.methods import Step, check_method
 from sce_video.methods.supervised import Supervised
 from sce_video.models.encoder import Classifier, Encoder
-from sce_video.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_sce, pretrain
 from sce_video.runs import checkpoint
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_tool
+from start.precise_norm import set_population_statistics
 
 import sce_video
 from sce_video.data import manifest
 from sce_video.data.decode import open_video
 from sce_video.errors import InputError
-from sce_video.evaluation.precise_norm import set_population_statistics
 from sce_video.evaluation.views import Views, view_outputs
 from sce_video.models import backbones
 from sce_video.models.encoder import FrozenEncoder

@@ -13,7 +13,7 @@ from conftest import TINY_RECIPE, compose_pretrain, run_tool
 
 from sce_video.data import manifest
 from sce_video.errors import log, printable
-from sce_video.pretrain import pretrain
+from sce_video.programs.pretrain import pretrain
 from sce_video.runs import checkpoint
 from sce_video.weights import inspect
 

@@ -22,7 +22,7 @@ from test_stopping import wait_until
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError, Stopped
 from sce_video.methods.sce import SCE
-from sce_video.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_sce, pretrain
 from sce_video.runs import checkpoint
 from sce_video.runs.status import read_status
 

@@ -16,9 +16,10 @@ from conftest import MULTI_CROP, TINY_RECIPE, losses
 from test_distributed import GENTLE, ROUGH
 from torch import nn
 
-from sce_video import distributed, pretrain
+from sce_video import distributed
 from sce_video.data import loader
 from sce_video.methods import sce
+from sce_video.programs import pretrain
 from sce_video.runs import checkpoint, rank_check
 from sce_video.runs.status import read_status
 from sce_video.training import setup

@@ -13,7 +13,7 @@ import torch
 from conftest import MULTI_CROP, TINY_RECIPE, compose_pretrain, losses
 
 from sce_video.errors import Preempted
-from sce_video.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_sce, pretrain
 from sce_video.runs import checkpoint
 
 

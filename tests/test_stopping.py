@@ -20,8 +20,8 @@ from conftest import ROOT, TINY_RECIPE, compose_finetune, compose_pretrain, loss
 from test_finetune import TINY
 
 from sce_video.errors import InputError, Preempted, Stopped
-from sce_video.finetune import finetune
-from sce_video.pretrain import pretrain
+from sce_video.programs.finetune import finetune
+from sce_video.programs.pretrain import pretrain
 from sce_video.runs import checkpoint
 from sce_video.runs import status as status_file
 from sce_video.runs.folder import RunFolder
@@ -110,7 +110,7 @@ def test_request_while_nothing_can_be_lost_stops_at_once(videos: Path, tmp_path:
     """Without a step to end: a signal during set-up leaves no folder behind."""
     script = (
         "import os, signal, sys; sys.path.insert(0, 'tests')\n"
-        "from sce_video import pretrain as program; from sce_video.config.pretrain import PretrainConfig\n"
+        "from sce_video.programs import pretrain as program; from sce_video.config.pretrain import PretrainConfig\n"
         "from sce_video.command_line import run_program\n"
         "def build(cfg): os.kill(os.getpid(), signal.SIGTERM); raise AssertionError('still here')\n"
         "run_program('pretrain', PretrainConfig, lambda cfg: program.pretrain(cfg, build))\n"

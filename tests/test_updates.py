@@ -15,7 +15,7 @@ from sce_video import schedules
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError, Stopped
 from sce_video.methods.sce import SCE
-from sce_video.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_sce, pretrain
 from sce_video.runs import checkpoint
 from sce_video.training.monitor import CollapseAlarm
 from sce_video.training.setup import restore, training_state

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 from start.caches import clear_cache, list_cache
+from start.precise_norm import set_population_statistics
 
 from sce_video import distributed
 from sce_video.command_line import errors_as_exit_codes
 from sce_video.config.evaluate import ExportConfig, Format
 from sce_video.data import loader
 from sce_video.errors import ArgumentParser, InputError
-from sce_video.evaluation.precise_norm import set_population_statistics
 from sce_video.evaluation.views import Views, test_size
-from sce_video.export import export, refuse_existing, require_packages, write_safetensors
+from sce_video.programs.export import export, refuse_existing, require_packages, write_safetensors
 from sce_video.runs.files import replace_atomically
 from sce_video.weights import inspect, load
 

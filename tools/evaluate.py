@@ -6,7 +6,7 @@ python tools/evaluate.py checkpoint=runs/k400 train=/data/ucf101/train.csv test=
 
 from sce_video.command_line import run_program
 from sce_video.config.evaluate import EvaluateConfig
-from sce_video.evaluate import evaluate
+from sce_video.programs.evaluate import evaluate
 
 if __name__ == "__main__":
     run_program("evaluate", EvaluateConfig, evaluate)

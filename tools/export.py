@@ -7,7 +7,7 @@ python tools/export.py checkpoint=runs/r3d50 to=onnx out=encoder.onnx num_frames
 
 from sce_video.command_line import run_program
 from sce_video.config.evaluate import ExportConfig
-from sce_video.export import export
+from sce_video.programs.export import export
 
 if __name__ == "__main__":
     run_program("export", ExportConfig, export)

@@ -7,7 +7,7 @@ torchrun --nproc-per-node 8 tools/features.py checkpoint=runs/k400 data=/data/k4
 
 from sce_video.command_line import run_program
 from sce_video.config.evaluate import FeaturesConfig
-from sce_video.embed import write_features
+from sce_video.programs.embed import write_features
 
 if __name__ == "__main__":
     run_program("features", FeaturesConfig, write_features)

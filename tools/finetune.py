@@ -13,7 +13,7 @@ from start.own_videos import complete_finetuning
 
 from sce_video.command_line import errors_as_exit_codes, run_program
 from sce_video.config.finetune import FinetuneConfig
-from sce_video.finetune import finetune
+from sce_video.programs.finetune import finetune
 
 if __name__ == "__main__":
     if any(word.startswith(new_recipe.FLAG) for word in sys.argv[1:]):

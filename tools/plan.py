@@ -10,7 +10,7 @@ import sys
 from sce_video.command_line import compose_options, errors_as_exit_codes
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError
-from sce_video.pretrain import build_sce
+from sce_video.programs.pretrain import build_sce
 from sce_video.training.memory import USABLE, count_step, fit
 
 OWN = {"gpus": 1.0, "memory": 80.0}  # GPUs of all machines, GB of each

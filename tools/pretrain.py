@@ -13,7 +13,7 @@ from start.own_videos import complete
 
 from sce_video.command_line import errors_as_exit_codes, run_program
 from sce_video.config.pretrain import PretrainConfig
-from sce_video.pretrain import pretrain
+from sce_video.programs.pretrain import pretrain
 
 if __name__ == "__main__":
     if any(word.startswith(new_recipe.FLAG) for word in sys.argv[1:]):

@@ -7,7 +7,7 @@ python tools/retrieval.py checkpoint=runs/ucf train=trainlist01.txt test=testlis
 
 from sce_video.command_line import run_program
 from sce_video.config.evaluate import RetrievalConfig
-from sce_video.retrieval import retrieve
+from sce_video.programs.retrieval import retrieve
 
 if __name__ == "__main__":
     run_program("retrieval", RetrievalConfig, retrieve)

@@ -22,7 +22,7 @@
 | resnet50          | torchvision: ResNet-50, for images        | 23,508,032 |  2048 |        |
 
 `stride` is in time; tools/models.py adds cost and speed. State keys are those of the libraries, pytorchvideo's for r3d18 too
-(`blocks.0.conv.weight`, ...), so that weights can be exchanged (`weights/layouts.py`, `export.py`). To add a backbone: a
+(`blocks.0.conv.weight`, ...), so that weights can be exchanged (`weights/layouts.py`, `programs/export.py`). To add a backbone: a
 function `-> (module, width)` and a line in BACKBONES, or `model.backbone=my.module:function` (also `my_file.py:function`).
 """
 

@@ -25,7 +25,7 @@ from benchmarks.measure import machine
 from sce_video import distributed
 from sce_video.command_line import compose_options
 from sce_video.config.pretrain import PretrainConfig
-from sce_video.pretrain import build_sce
+from sce_video.programs.pretrain import build_sce
 from sce_video.training import optim
 from sce_video.training.update import share
 

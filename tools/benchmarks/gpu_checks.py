@@ -30,7 +30,7 @@ from sce_video.data.packed import Packed
 from sce_video.data.readers.planes import Coding, PlanarClip
 from sce_video.evaluation.search import nearest
 from sce_video.models import backbones
-from sce_video.pretrain import build_sce
+from sce_video.programs.pretrain import build_sce
 from sce_video.randomness import generator
 from sce_video.runs.folder import RunFolder
 from sce_video.runs.stop import StopRequest

@@ -17,23 +17,23 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from . import distributed
-from .config.finetune import FinetuneConfig, Select
-from .data import loader, manifest
-from .errors import InputError, log
-from .evaluation import classify
-from .evaluation.task import choose_output_file
-from .evaluation.views import Views, test_size
-from .runs.background_save import Saver
-from .runs.files import to_json, write_atomically
-from .runs.folder import RunFolder
-from .runs.status import Status
-from .runs.stop import StopRequest
-from .training.finetune_setup import Finetuning, load_best, set_up_finetuning, split_configs
-from .training.log import RunLog
-from .training.loop import train
-from .training.setup import open_log, open_session
-from .weights.load import load_classifier
+from .. import distributed
+from ..config.finetune import FinetuneConfig, Select
+from ..data import loader, manifest
+from ..errors import InputError, log
+from ..evaluation import classify
+from ..evaluation.task import choose_output_file
+from ..evaluation.views import Views, test_size
+from ..runs.background_save import Saver
+from ..runs.files import to_json, write_atomically
+from ..runs.folder import RunFolder
+from ..runs.status import Status
+from ..runs.stop import StopRequest
+from ..training.finetune_setup import Finetuning, load_best, set_up_finetuning, split_configs
+from ..training.log import RunLog
+from ..training.loop import train
+from ..training.setup import open_log, open_session
+from ..weights.load import load_classifier
 
 SELECTED = {
     Select.last: "the last weights",

@@ -25,12 +25,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config.evaluate import ExportConfig
-from .errors import InputError
-from .models import backbones
-from .models.encoder import FrozenEncoder
-from .runs.files import replace_atomically
-from .weights import layouts, load, read
+from ..config.evaluate import ExportConfig
+from ..errors import InputError
+from ..models import backbones
+from ..models.encoder import FrozenEncoder
+from ..runs.files import replace_atomically
+from ..weights import layouts, load, read
 
 FITS = {"pytorchvideo": ["r3d50"], "slowfast": ["r3d50"], "torchvision": ["r2plus1d18", "r3d18_torchvision"]}
 NEEDS = {"safetensors": ["safetensors"], "onnx": ["onnx", "onnxscript"]}

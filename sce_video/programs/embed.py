@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from . import distributed
-from .config.evaluate import FeaturesConfig
-from .data import loader, manifest
-from .data.manifest import Video
-from .errors import InputError, log
-from .evaluation import extract, task
-from .runs.files import replace_atomically, write_rows
-from .weights import load
+from .. import distributed
+from ..config.evaluate import FeaturesConfig
+from ..data import loader, manifest
+from ..data.manifest import Video
+from ..errors import InputError, log
+from ..evaluation import extract, task
+from ..runs.files import replace_atomically, write_rows
+from ..weights import load
 
 
 def write_features(cfg: FeaturesConfig) -> extract.Features:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import distributed
-from .config.evaluate import RetrievalConfig
-from .evaluation import metrics, pictures, search
-from .evaluation.extract import Features
-from .evaluation.task import (
+from .. import distributed
+from ..config.evaluate import RetrievalConfig
+from ..evaluation import metrics, pictures, search
+from ..evaluation.extract import Features
+from ..evaluation.task import (
     Task,
     choose_output_file,
     count_videos,

@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from . import distributed
-from .config.evaluate import EvaluateConfig
-from .errors import InputError
-from .evaluation import low_shot, metrics, pictures
-from .evaluation.extract import Features
-from .evaluation.task import (
+from .. import distributed
+from ..config.evaluate import EvaluateConfig
+from ..errors import InputError
+from ..evaluation import low_shot, metrics, pictures
+from ..evaluation.extract import Features
+from ..evaluation.task import (
     Task,
     choose_output_file,
     count_videos,

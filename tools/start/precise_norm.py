@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..data.manifest import Video
-from ..errors import InputError
-from ..models.encoder import FrozenEncoder
-from .views import Views, view_outputs
+from sce_video.data.manifest import Video
+from sce_video.errors import InputError
+from sce_video.evaluation.views import Views, view_outputs
+from sce_video.models.encoder import FrozenEncoder
 
 Norm = nn.modules.batchnorm._BatchNorm
 

@@ -16,22 +16,22 @@ from pathlib import Path
 
 from torch import nn
 
-from . import distributed
-from .config.pretrain import PretrainConfig
-from .methods.sce import SCE
-from .models import backbones
-from .models.encoder import MLP, Encoder
-from .randomness import generator
-from .runs.background_save import Saver
-from .runs.folder import RunFolder
-from .runs.stop import StopRequest
-from .training.extension import extension
-from .training.handing_on import next_command
-from .training.log import RunLog
-from .training.loop import Run, train
-from .training.monitor import Monitor
-from .training.preview import preview
-from .training.setup import open_log, open_session, set_up_pretraining
+from .. import distributed
+from ..config.pretrain import PretrainConfig
+from ..methods.sce import SCE
+from ..models import backbones
+from ..models.encoder import MLP, Encoder
+from ..randomness import generator
+from ..runs.background_save import Saver
+from ..runs.folder import RunFolder
+from ..runs.stop import StopRequest
+from ..training.extension import extension
+from ..training.handing_on import next_command
+from ..training.log import RunLog
+from ..training.loop import Run, train
+from ..training.monitor import Monitor
+from ..training.preview import preview
+from ..training.setup import open_log, open_session, set_up_pretraining
 
 NAMES = {"knn_top1": "kNN", "r_at_1": "R@1", "pair_r_at_1": "R@1 of the same video"}  # figures that are shares
 
