@@ -210,7 +210,7 @@ def test_the_refusal_of_ten_long_videos_names_the_option(scenes: list[Path], tmp
     common = [*TINY_RECIPE, f"data.train={source}", "optim.batch=64", "sce.queue=256"]
     with pytest.raises(InputError, match=r"optim.batch \(64\) is larger than the data \(10 videos\): .*data.seconds_per_row="):
         pretrain(compose_pretrain(*common, f"out={tmp_path}/run"))
-    divided, _ = rows.read(compose_pretrain(*common, "data.seconds_per_row=8").data)
+    divided, *_ = rows.read(compose_pretrain(*common, "data.seconds_per_row=8").data)
     assert len(divided) == 70
     for wrong in ("data.seconds_per_row=0.1", "data.seconds_per_row=-1", "data.min_gap=-1", "data.max_gap=nan"):
         with pytest.raises(InputError, match="data.(seconds_per_row|min_gap|max_gap)"):

@@ -25,6 +25,7 @@ class Data(Reading):
     """Training videos and clips."""
 
     train: str = MISSING  # a .csv with `path`, a list `path label`, a folder, or `synthetic` (the built-in videos)
+    # Or several with weights: [a.csv:2,b.csv:1], see data.mixture.
     root: str = ""  # base of relative paths; empty: the manifest's folder
     num_frames: int = MISSING  # frames per clip
     clip_seconds: float = MISSING  # time span of a clip

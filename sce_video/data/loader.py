@@ -21,7 +21,7 @@ from torch.utils.data import Sampler
 from .. import distributed
 from ..errors import InputError, log
 from ..randomness import generator
-from . import health, manifest, synthetic
+from . import health, manifest, mixture, synthetic
 from .dataset import ClipDataset
 from .decode import DecodeError, open_row
 from .manifest import Video
@@ -43,6 +43,17 @@ def step_rows(seed: int, step: int, *, num_rows: int, batch: int) -> tuple[int, 
     """Return (epoch, rows) of the global batch of optimiser step `step`."""
     epoch, position = divmod(step, num_rows // batch)
     return epoch, epoch_order(seed, epoch, num_rows)[position * batch : (position + 1) * batch]
+
+
+def step_keys(
+    seed: int, step: int, *, num_rows: int, batch: int, sources: tuple[mixture.Source, ...] = ()
+) -> list[tuple[int, int]]:
+    """Return the (epoch, row) pairs of the global batch of a step; of a mixture, the epoch is the pass over the row's list."""
+    if not sources:
+        epoch, rows = step_rows(seed, step, num_rows=num_rows, batch=batch)
+        return [(epoch, row) for row in rows]
+    epoch, position = divmod(step, num_rows // batch)
+    return mixture.epoch_order(seed, epoch, sources)[position * batch : (position + 1) * batch]
 
 
 def check_batch(num_videos: int, batch: int, accumulate: int, world_size: int, more: str = "") -> None:
@@ -73,8 +84,10 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         world_size: int,
         start_step: int,
         total_steps: int,
+        sources: tuple[mixture.Source, ...] = (),
     ) -> None:
         check_batch(num_rows, batch, accumulate, world_size)
+        self.sources = sources
         self.seed = seed
         self.num_rows = num_rows
         self.batch = batch
@@ -89,14 +102,22 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start_step, self.total_steps):
-            epoch, rows = step_rows(self.seed, step, num_rows=self.num_rows, batch=self.batch)
-            block = rows[self.rank * self.local : (self.rank + 1) * self.local]
+            keys = step_keys(self.seed, step, num_rows=self.num_rows, batch=self.batch, sources=self.sources)
+            block = keys[self.rank * self.local : (self.rank + 1) * self.local]
             size = self.local // self.accumulate
             for start in range(0, self.local, size):
-                yield [(epoch, row) for row in block[start : start + size]]
+                yield block[start : start + size]
 
 
-def steps(num_rows: int, seed: int, batch: int, accumulate: int, start_step: int, total_steps: int) -> StepSampler:
+def steps(
+    num_rows: int,
+    seed: int,
+    batch: int,
+    accumulate: int,
+    start_step: int,
+    total_steps: int,
+    sources: tuple[mixture.Source, ...] = (),
+) -> StepSampler:
     """Return this rank's sampler for the steps [start_step, total_steps)."""
     return StepSampler(
         seed=seed,
@@ -107,6 +128,7 @@ def steps(num_rows: int, seed: int, batch: int, accumulate: int, start_step: int
         world_size=distributed.world_size(),
         start_step=start_step,
         total_steps=total_steps,
+        sources=sources,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config.pretrain import PretrainConfig
 from ..config.shared import Labels
-from ..data import manifest
+from ..data import manifest, mixture
 from ..data.manifest import Video
 from ..runs.files import write_rows
 
@@ -35,7 +35,7 @@ def next_command(cfg: PretrainConfig, folder: Path, held_out: Path | None) -> st
     program, options = "retrieval", scored
     if not scored:
         out = next(path for path in _features_files(folder) if not path.exists())
-        program, options = "features", {"data": cfg.data.train, "root": cfg.data.root, "out": str(out)}
+        program, options = "features", {"data": mixture.parse(cfg.data.train)[0][0], "root": cfg.data.root, "out": str(out)}
     options |= {"trust": "true"} if ":" in cfg.model.backbone else {}  # a network of the user's own
     words = [f"checkpoint={folder}", *(f"{name}={value}" for name, value in options.items() if value)]
     return f"python tools/{program}.py {shlex.join(words)}"

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,6 +120,7 @@ class RunLog:
         clips_per_step: of all ranks and views, small ones too, for the rate.
         every: steps between two records.
         processes: for the rate per process.
+        taken: returns a line on the rows of an epoch (from 0), for its end.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class RunLog:
         clips_per_step: int,
         every: int,
         processes: int,
+        taken: Callable[[int], str] | None = None,
     ) -> None:
         self.folder = folder
         self.total_steps = total_steps
@@ -139,6 +141,7 @@ class RunLog:
         self.clips_per_step = clips_per_step
         self.every = every
         self.processes = processes
+        self.taken = taken
         self._bar: tqdm[Any] | None = None
         self._board: Any = None
         self.start_step, self._elapsed = start_step, 0.0
@@ -202,6 +205,8 @@ class RunLog:
                 self._keep(text)
             if first:
                 self.restart_clock(step)  # it waited for the workers to start
+        if self.taken and step % self.steps_per_epoch == 0:
+            self.message(self.taken(step // self.steps_per_epoch - 1))
         if step == self.start_step + ESTIMATE_STEPS < self.total_steps:
             rate, wait, left = self._speed(step)
             memory = f"{resources.used()['rss_mb'] / 1e3:.1f} GB of memory in use"

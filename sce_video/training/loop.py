@@ -63,6 +63,7 @@ class Run:
     notes: dict[str, Any] = field(default_factory=dict)  # figures that a checkpoint keeps beside the tensors
     look: Callable[[Sequence[Tensor], Sequence[str]], None] | None = None  # called with the first batch's views and files
     remarks: Sequence[str] = ()  # lines on what the run needs and does, for its start
+    taken: Callable[[int], str] | None = None  # a line on the rows of an epoch, for its end
     step: int = 0  # batches trained on
 
     @property

@@ -64,12 +64,12 @@ def preview(cfg: PretrainConfig) -> Path:
 
 
 def _rows(cfg: PretrainConfig) -> Iterator[Row]:
-    videos, _ = rows_of_run.read(cfg.data)
+    videos, _, sources = rows_of_run.read(cfg.data)
     loader.check_batch(len(videos), cfg.optim.batch, cfg.optim.accumulate, 1, rows_of_run.MORE)
     dataset = build_dataset(cfg, videos, torch.device("cpu"))
     augmenter = build_augmenter(cfg, torch.device("cpu"))
-    epoch, rows = loader.step_rows(cfg.seed, 0, num_rows=len(videos), batch=cfg.optim.batch)
-    for row in rows[:VIDEOS]:
+    keys = loader.step_keys(cfg.seed, 0, num_rows=len(videos), batch=cfg.optim.batch, sources=sources)
+    for epoch, row in keys[:VIDEOS]:
         sample = dataset[epoch, row]
         yield sample.path, None
         for number, (view, size) in enumerate(zip(cfg.augment.views, cfg.augment.sizes, strict=True)):

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import distributed
 from ..config.pretrain import Data
-from ..data import loader, long_videos, manifest
+from ..data import loader, long_videos, manifest, mixture
 from ..data.manifest import Video
 from ..errors import InputError, printable
 from ..runs.files import read_rows, write_rows
@@ -18,13 +18,16 @@ LIST = "train_rows.csv"
 MORE = ", or give data.seconds_per_row= (of long videos, a row for every so many seconds)"
 
 
-def read(options: Data) -> tuple[list[Video], list[Video]]:
-    """Return the rows to pretrain on and the videos held out, without those that the doctor found broken."""
-    videos = loader.read_videos(options.train, split="train", root=options.root, known_health=options.health, training=True)
-    kept, held = manifest.hold_out(videos, options.held_out)
-    if options.seconds_per_row:
-        kept = long_videos.divide(kept, options.seconds_per_row, decoder=options.decoder.value)
-    return kept, held
+def read(options: Data) -> tuple[list[Video], list[Video], tuple[mixture.Source, ...]]:
+    """Return the rows to pretrain on and the videos held out, without those that the doctor found broken, and the mixture."""
+    rows, held, lengths = list[Video](), list[Video](), list[int]()
+    for source, _ in (weights := mixture.parse(options.train)):
+        videos = loader.read_videos(source, split="train", root=options.root, known_health=options.health, training=True)
+        kept, others = manifest.hold_out(videos, options.held_out)
+        if options.seconds_per_row:
+            kept = long_videos.divide(kept, options.seconds_per_row, decoder=options.decoder.value)
+        rows, held, lengths = rows + kept, held + others, [*lengths, len(kept)]
+    return rows, held, mixture.share(weights, lengths)
 
 
 def digest(videos: Sequence[Video]) -> str:

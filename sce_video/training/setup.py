@@ -20,7 +20,7 @@ from torch import nn
 from .. import __version__, distributed
 from ..config.pretrain import Fit, PretrainConfig
 from ..config.shared import Augmentation, Changed, Exchange, Optim, Precision, Reading, ResizeOn, System, Transport
-from ..data import loader, manifest
+from ..data import loader, manifest, mixture
 from ..data.crops import RandomResized
 from ..data.dataset import ClipDataset
 from ..data.decode import DecodeError
@@ -106,7 +106,7 @@ def set_up_pretraining(
     """
     check_machine(cfg.optim, device)
     with together():
-        videos, held = rows.read(cfg.data)
+        videos, held, sources = rows.read(cfg.data)
     if cfg.optim.fit is Fit.auto:
         fit_to_gpus(cfg, build_method, device)
     check_videos(
@@ -135,11 +135,12 @@ def set_up_pretraining(
             "encoder": {"backbone": cfg.model.backbone, "mean": cfg.augment.mean, "std": cfg.augment.std} | clip(cfg),
         },
         notes={"untrained": {}},
+        sources=sources,
     )
     if distributed.rank() == 0:
         hours = loader.sampled_hours(videos, cfg.data.decoder.value)
         needs = describe_needs(run.method, run.optimizer, run.total_steps, hours, cfg.system)
-        run.remarks = [*loaded, f"needs: {needs}", *remarks(cfg, videos, scored=monitor is not None)]
+        run.remarks = [*loaded, f"needs: {needs}", *remarks(cfg, videos, scored=monitor is not None), *mixture.describe(sources)]
         run.look = partial(draw_views, folder.path / "views.png", cfg.augment.mean, cfg.augment.std)
     run.alarm = CollapseAlarm(cfg.monitor.collapse_std, cfg.monitor.collapse_steps, stop=cfg.monitor.stop_on_collapse)
     run.evaluate_every = cfg.monitor.every_epochs * run.steps_per_epoch
@@ -179,6 +180,7 @@ def build_run(
     max_bad_fraction: float,
     about: dict[str, Any],
     notes: dict[str, Any],
+    sources: tuple[mixture.Source, ...] = (),
 ) -> Run:
     """Build the parts that every method shares. about: what a checkpoint says of the run; notes: figures that it keeps."""
     device, num_videos = augment.device, len(dataset.videos)
@@ -200,7 +202,7 @@ def build_run(
         updates=Updates(folder.path, method),
         open_batches=lambda step: loader.build(
             dataset,
-            loader.steps(num_videos, augment.seed, options.batch, options.accumulate, step, total_steps),
+            loader.steps(num_videos, augment.seed, options.batch, options.accumulate, step, total_steps, sources),
             workers=workers,
             pin_memory=device.type == "cuda",
             read_timeout=system.read_timeout,
@@ -221,6 +223,7 @@ def build_run(
         keep_every=system.keep_every,
         notes=notes,
         ahead=system.overlap and device.type == "cuda",
+        taken=partial(mixture.describe_epoch, augment.seed, sources, steps_per_epoch * options.batch) if sources else None,
     )
 
 
@@ -385,6 +388,7 @@ def open_log(run: Run, *, clips_per_step: int, every: int) -> Iterator[RunLog]:
         clips_per_step=clips_per_step,
         every=every,
         processes=distributed.world_size(),
+        taken=run.taken,
     )
     try:
         yield log

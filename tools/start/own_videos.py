@@ -20,7 +20,7 @@ from sce_video import distributed
 from sce_video.command_line import compose_options, composed_values, given_values, option_names, override
 from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
-from sce_video.data import health, loader, long_videos, manifest
+from sce_video.data import health, loader, long_videos, manifest, mixture
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError, log
 from sce_video.runs.folder import stored_options
@@ -112,6 +112,11 @@ def fits(program: str, arguments: Sequence[str]) -> bool:
 
 def list_videos(source: str, root: Any, known_health: Any) -> list[Video]:
     """Return the videos to train on without those that the doctor found broken. Raises InputError as `manifest.read`."""
+    if len(sources := mixture.parse(source)) > 1:
+        return [video for name, _ in sources for video in list_videos(name, root, known_health)]
+    (source, _), *_ = sources
+    if source == "synthetic":
+        return loader.read_videos(source, split="train")
     videos = manifest.read(source, str(root) if root else None)
     table = health.find(source, str(known_health))
     return videos if table is None else health.drop_bad(health.add_health(videos, table))
