@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from started_python import StartedPython
 from torch import nn
 
 from sce_video.command_line import typed
@@ -86,14 +88,32 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache
+def started_python() -> StartedPython:
+    """The Python of this test process whose children are the programs."""
+    return StartedPython({**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def run_program(
+    program: str, *arguments: str | Path, cwd: Path | None = None, timeout: int = 240, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of this checkout, such as "data_prep/doctor.py", in a process of its own."""
+    command = [str(ROOT / program), *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    if started_python().fits(env):
+        return started_python().run(command, cwd=cwd or Path.cwd(), env=env, timeout=timeout)
+    command = [sys.executable, *command]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+
+
 def run_tool(
-    name: str, *arguments: str, cwd: Path, processes: int = 0, timeout: float = 240, **environment: str
+    name: str, *arguments: str, cwd: Path, processes: int = 0, timeout: int = 240, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run tools/<name>.py with this Python, or under torchrun with `processes` processes."""
-    command = [sys.executable]
-    if processes:
-        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
-        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    if not processes:
+        return run_program(f"tools/{name}.py", *arguments, cwd=cwd, timeout=timeout, **environment)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     command += [str(ROOT / "tools" / f"{name}.py"), *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import lists
 import pytest
 import ucf101
 from annotations.entries import Entry, refuse_shared, unique
-from conftest import ROOT, SHARED
+from conftest import SHARED, run_program
 
 from sce_video.data import manifest
 from sce_video.errors import InputError
@@ -26,8 +25,7 @@ real = pytest.mark.skipif(not (SHARED / "clips").is_dir(), reason="the shared li
 
 def program(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run data_prep/<name>.py as a user does."""
-    command = [sys.executable, str(ROOT / "data_prep" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return run_program(f"data_prep/{name}.py", *arguments, timeout=120)
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:

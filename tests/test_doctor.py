@@ -16,7 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, numbered_frames
+from conftest import ROOT, SHARED, numbered_frames, run_program
 from media.examine import examine
 from test_decode import encode
 
@@ -27,9 +27,7 @@ FAULTS = {"SCE_ALLOW_FAULTS": "1", "SCE_FAULTS": "hang@hang.mp4,crash@crash.mp4"
 
 
 def doctor(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "data_prep/doctor.py"), *map(str, arguments)]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return run_program("data_prep/doctor.py", *arguments, timeout=120, **environment)
 
 
 def table(folder: Path, name: str = "health.csv") -> dict[str, dict[str, str]]:

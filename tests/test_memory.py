@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, compose_pretrain
+from conftest import ROOT, compose_pretrain, run_program
 from torch import nn
 
 from sce_video import distributed
@@ -144,8 +143,7 @@ def test_a_card_states_the_memory_of_its_command_and_fits_the_gpu_it_names(name:
 
 
 def run_plan(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools/plan.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return run_program("tools/plan.py", *words, timeout=100)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, numbered_frames
+from conftest import ROOT, SHARED, numbered_frames, run_program
 from jobs.manifest_items import items_of, targets_of
 from media.copy_form import Form, Shown, compared, size_in
 from test_decode import encode, forward_decode
@@ -33,9 +33,7 @@ TIMES = [0, 33, 66, 100, 300, 333, 366, 400, 700, 733, 766, 800, 1000, 1100, 113
 
 
 def shrink(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "data_prep/shrink.py"), *map(str, arguments)]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+    return run_program("data_prep/shrink.py", *arguments, timeout=200, **environment)
 
 
 def varying(path: Path) -> Path:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import csv
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, numbered_frames
+from conftest import numbered_frames, run_program
 from test_decode import encode
 
 
 def submit(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "data_prep/submit.py"), *map(str, arguments)]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+    return run_program("data_prep/submit.py", *arguments, timeout=200, **environment)
 
 
 @pytest.fixture

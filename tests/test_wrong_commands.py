@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_program
 
 from sce_video.command_line import read_words
 from sce_video.config.evaluate import FeaturesConfig
@@ -90,9 +88,7 @@ def test_a_wrong_command_is_answered_in_one_block(
         (tmp_path / name).write_bytes(bytes(range(256)) * 4)
     before = sorted(tmp_path.rglob("*"))
     words = [word.format(videos=videos, root=ROOT) for word in arguments]
-    command = [sys.executable, str(ROOT / program), *words]
-    environment = {**os.environ, "COLUMNS": "80"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    result = run_program(program, *words, cwd=tmp_path, timeout=120, COLUMNS="80")
     assert result.returncode == (1 if "no program: it" in message or message.endswith("is no program") else 70), result.stderr
     assert message.format(videos=videos) in result.stderr
     assert "Traceback" not in result.stderr
