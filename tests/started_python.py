@@ -7,8 +7,10 @@ environment changes how Python or a library starts are started freshly.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +25,8 @@ class StartedPython:
     """A waiting Python; `run` is `subprocess.run` of a program in it."""
 
     def __init__(self, env: dict[str, str]) -> None:
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         self.env = env
         self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, env=env, text=True)
         self.count = 0
@@ -36,7 +39,7 @@ class StartedPython:
     def run(self, command: list[str], *, cwd: Path, env: dict[str, str], timeout: int) -> subprocess.CompletedProcess[str]:
         """Run [program.py, arguments...] and return its exit code (negative: the signal that ended it) and its output."""
         self.count += 1
-        place = Path(self.folder.name, str(self.count))
+        place = Path(self.folder, str(self.count))
         place.mkdir()
         os.mkfifo(place / "code")
         request = {"command": command, "cwd": str(cwd), "env": env, "place": str(place), "timeout": timeout}
