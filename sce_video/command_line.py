@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -31,55 +31,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from . import distributed
+from .config.ranges import check_ranges
 from .errors import InputError, Preempted, Stopped, exit_code, log
+from .methods import METHODS, section_name
 from .runs.folder import flatten
 
 # Hydra 1.3 warns without version_base, 1.4 warns with it.
 _VERSION: dict[str, Any] = {"version_base": None} if hydra.__version__.startswith("1.3") else {}
 
 S = TypeVar("S")
-
-# Smallest and largest value of numeric options, by their last name or two. Beyond them a run would fail far from the option,
-# for want of memory above all, or train to nonsense.
-_RANGES = {
-    name: (low, high)
-    for names, low, high in (
-        ("seed", 0, 2**63 - 1),
-        ("size short_side_min short_side_max num_frames", 0, 8192),
-        ("clip_seconds warmup_epochs", 0, 1e6),
-        ("speed_min speed_max ratio_min ratio_max erase_ratio_min erase_ratio_max blur_sigma_min blur_sigma_max", 1e-3, 1e3),
-        ("mean", -10, 10),
-        ("std temp temp_target temp_target_start", 1e-4, 100),
-        ("brightness contrast saturation rand_augment_operations views weight_decay mixup_alpha cutmix_alpha", 0, 1000),
-        ("solarize_threshold collapse_std coeff_start frame_jitter max_bad_fraction temporal_difference_probability", 0, 1),
-        ("area_min area_max layer_decay", 1e-6, 1),
-        ("dropout label_smoothing optim.momentum", 0, 0.9999),
-        ("blur_kernel", 1, 999),
-        ("hidden projection", 2, 65536),
-        ("queue", 1, 2**24),
-        ("trust_coefficient lr_per_256", 1e-12, 1e30),
-        ("batch", 2, 2**20),
-        ("clips_per_video repeats shots", 1, 10**4),
-        ("epochs every_epochs k keep log_every save_every accumulate", 1, 10**9),
-        ("workers", -1, 1024),
-        ("step_timeout read_timeout", 1e-3, 1e9),
-        ("keep_every worker_videos agree_every collapse_steps", 0, 2**31),
-    )
-    for name in names.split()
-}
-
-
-def _check_ranges(options: Any, prefix: str = "") -> None:
-    """Raise InputError for a number outside its range, without one for those that are not finite or above 2^31."""
-    for item in fields(options):
-        value, name = getattr(options, item.name), prefix + item.name
-        if is_dataclass(value):
-            _check_ranges(value, f"{name}.")
-        for number in value if isinstance(value, list) else [value]:
-            low, high = _RANGES.get(".".join(name.split(".")[-2:])) or _RANGES.get(item.name) or (-(2**31), 2**31)
-            if isinstance(number, (int, float)) and not low <= number <= high:
-                raise InputError(f"{name} ({number}) must be a number from {low:g} to {high:g}")
-
 
 # Hydra's own flags that a user may give, and those of them that the next word belongs to.
 FLAGS = frozenset(
@@ -88,6 +48,48 @@ FLAGS = frozenset(
 )
 FLAGS_WITH_VALUE = frozenset(["--cfg", "-c", "-p", "--package", "-cd", "--config-dir"])
 _PLAIN = re.compile(r"[\w./:@%+-]*", re.ASCII)  # values that Hydra reads as they are
+
+
+def with_method(schema: type[S], arguments: Sequence[str]) -> type[S]:
+    """Return pretraining's schema with the options of the method that a command line or its recipe chooses; others as they are.
+
+    Raises InputError for an unknown method.
+    """
+    if not hasattr(schema, "of_method"):
+        return schema
+    base: Any = schema
+    chosen: type[S] = base.of_method(_named("method", arguments) or _method_of_recipe(arguments) or "sce")
+    return chosen
+
+
+def _named(option: str, arguments: Sequence[str]) -> str:
+    """Return the last value of an option in a command line as it was typed, `option=value` or `--option value`."""
+    found = re.findall(rf"(?:^|\n)[-+]*{option}\s*[=\n]\s*=?\s*([^\n]+)", "\n".join(arguments))
+    return found[-1].strip().strip("'\"") if found else ""
+
+
+def _method_of_recipe(arguments: Sequence[str]) -> str:
+    name = _named("recipe", arguments) or "demo"
+    for folder in (_named("config-dir", arguments), _named("cd", arguments), str(CONFIGS / "pretrain")):
+        path = Path(folder) / "recipe" / f"{name}.yaml"
+        if folder and path.is_file():
+            found = re.search(r"^method:\s*['\"]?([^\s'\"]+)", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+            return found[1] if found else ""
+    return ""
+
+
+def _other_sections(schema: type) -> list[str]:
+    """Return the sections of the methods that were not chosen: a recipe may have them, and they do not count."""
+    return (
+        [name for name in METHODS if name not in {item.name for item in fields(schema)}] if hasattr(schema, "of_method") else []
+    )
+
+
+def _store(program: str, schema: type) -> None:
+    """Give Hydra the schema, with sections of other methods for what a recipe has in them."""
+    others: list[Any] = [(name, dict[str, Any], field(default_factory=dict)) for name in _other_sections(schema)]
+    node = make_dataclass(schema.__name__, others, bases=(schema,)) if others else schema
+    ConfigStore.instance().store(name=f"{program}_schema", node=node)
 
 
 def option_types(schema: type, prefix: str = "") -> dict[str, Any]:
@@ -123,6 +125,7 @@ def read_words(arguments: Sequence[str], schema: type) -> list[str]:
 
     Raises InputError for a word that is neither an option nor a flag.
     """
+    schema = with_method(schema, arguments)
     types = {**option_types(schema), "recipe": None}
     sweep = bool({"-m", "--multirun"} & set(arguments))
     words: list[str] = []
@@ -167,7 +170,11 @@ def _no_option(word: str, before: Sequence[str], types: Mapping[str, Any]) -> In
 
 
 def _unknown(key: str, schema: type) -> InputError:
-    names = option_names(schema)
+    names, section = option_names(schema), key.split(".")[0]
+    if section in _other_sections(schema):
+        return InputError(
+            f"option {key!r} belongs to method={section}, which is not the chosen one: leave it out, or choose that"
+        )
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
     last = [name for name in names if name.split(".")[-1] == key.split(".")[-1]]
     nearest = last[0] if last else close[0] if close else None
@@ -180,6 +187,12 @@ def typed(composed: DictConfig, schema: type[S]) -> S:
 
     Raises InputError: unknown key (the nearest known one is named), wrong type, missing value, a broken rule.
     """
+    if hasattr(schema, "of_method"):
+        method = str(composed.get("method", "sce"))
+        base: Any = schema
+        schema = base.of_method(method)
+        kept: Any = OmegaConf.to_container(composed)
+        composed = OmegaConf.create({key: kept[key] for key in kept if key not in METHODS or key == section_name(method)})
     try:
         values = OmegaConf.to_container(composed, throw_on_missing=True)
         result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
@@ -190,7 +203,7 @@ def typed(composed: DictConfig, schema: type[S]) -> S:
     except OmegaConfBaseException as error:
         raise InputError(f"option {error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(result, schema)
-    _check_ranges(result)
+    check_ranges(result)
     return result
 
 
@@ -211,6 +224,7 @@ CONFIGS = _find_configs()
 
 def check_overrides(arguments: Sequence[str], schema: type, recipes: Path) -> None:
     """Refuse unknown options, wrong types and unknown recipes on the command line before Hydra sees them."""
+    schema = with_method(schema, arguments)
     own_folder = any(argument.startswith(("--config-dir", "-cd")) for argument in arguments)
     parsed = _parsed(arguments)
     names = set(option_names(schema))
@@ -257,7 +271,7 @@ def compose_values(program: str, schema: type, arguments: Sequence[str]) -> Dict
             overrides.append(word)
     if folders:
         overrides.append(f"hydra.searchpath=[{','.join(f'file://{Path(folder).resolve()}' for folder in folders)}]")
-    ConfigStore.instance().store(name=f"{program}_schema", node=schema)
+    _store(program, with_method(schema, arguments))
     with initialize_config_module(f"sce_video.configs.{program}", **_VERSION):
         try:
             return compose("base", overrides)
@@ -273,6 +287,17 @@ def composed_values(program: str, schema: type, arguments: Sequence[str]) -> dic
 def given_values(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the options of a command line by dotted name, as Hydra parses them."""
     return {one.key_or_group: one.value() for one in _parsed(arguments)}
+
+
+def choices_of(word: str) -> list[Any]:
+    """Return the values of `option=[a,b]` or Hydra's sweep `option=a,b`; of any other option its one value."""
+    (one,) = _parsed([word]) or (None,)
+    if one is None:
+        raise InputError(f"cannot read {word!r}: write key=value")
+    if one.is_sweep_override():
+        return list(one.sweep_string_iterator())
+    value = one.value()
+    return value if isinstance(value, list) else [value]
 
 
 def _parsed(arguments: Sequence[str]) -> list[Override]:
@@ -297,12 +322,14 @@ def run_program(
 
     complete: adds options to those of the command line, before they are composed.
     """
-    ConfigStore.instance().store(name=f"{program}_schema", node=schema)
     with errors_as_exit_codes():
         check_launcher(os.environ)
         words = read_words(sys.argv[1:], schema)
         check_overrides(words, schema, CONFIGS / program / "recipe")
-        sys.argv[1:] = complete(words) if complete else words
+        words = complete(words) if complete else words
+        own = with_method(schema, words)
+        _store(program, own)
+        sys.argv[1:] = [*(f"~{name}" for name in _other_sections(own)), *words]
 
     @hydra.main(config_path=f"pkg://sce_video.configs.{program}", config_name="base", **_VERSION)
     def main(composed: DictConfig) -> None:

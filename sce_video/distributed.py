@@ -139,6 +139,27 @@ def gather(tensor: Tensor) -> Tensor:
     return output
 
 
+class _GatherWithGradient(torch.autograd.Function):
+    """Every rank's loss depends on every rank's rows, so that the gradient sums over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.rows = len(tensor)
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Return the tensors of all ranks as `gather` does; gradients flow back to the rank that each row came from."""
+    gathered: Tensor = _GatherWithGradient.apply(tensor) if active() else tensor
+    return gathered
+
+
 def gather_rows(tensor: Tensor | None) -> Tensor | None:
     """Return the rows of all ranks' CPU tensors [N, C], rank-major; N may differ, and None stands for no rows."""
     if not active():
@@ -191,13 +212,13 @@ def can_sum(dtype: torch.dtype, device: torch.device) -> bool:
     return True
 
 
-def parallel(module: nn.Module, device: torch.device, *, compress: bool = False) -> nn.Module:
+def parallel(module: nn.Module, device: torch.device, *, compress: bool = False, unused: bool = False) -> nn.Module:
     """Wrap a module so that gradients are averaged over ranks; the module itself in a single process.
 
     Buffers are not sent around at every step: they are equal by construction (the queue is filled with gathered keys,
     batch norms use global statistics), and the queue alone would be 64 MiB a step. Gradients are views of the buckets
     that are sent, not copies. compress: gradients are rounded to bfloat16 on their way, half the bytes; all ranks still
-    get the same sum.
+    get the same sum. unused: a step may leave parameters without a gradient, which costs a search through the graph.
     """
     if not active():
         return module
@@ -205,6 +226,7 @@ def parallel(module: nn.Module, device: torch.device, *, compress: bool = False)
     options = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     arguments: dict[str, Any] = {"device_ids": [device] if device.type == "cuda" else None, name: False}
+    arguments["find_unused_parameters"] = unused
     network = DistributedDataParallel(module, gradient_as_bucket_view=True, **arguments)
     if compress:
         network.register_comm_hook(None, bf16_compress_hook)  # type: ignore[no-untyped-call]

@@ -13,12 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
 from started_python import StartedPython
 from torch import nn
 
-from sce_video.command_line import typed
+from sce_video.command_line import compose_values, typed
 from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.data import synthetic
@@ -121,9 +119,7 @@ def run_tool(
 
 def compose_program(program: str, schema: type[S], *overrides: str) -> S:
     """The options of tools/<program>.py with these overrides, as the program gets them."""
-    ConfigStore.instance().store(name=f"{program}_schema", node=schema)
-    with initialize_config_module(f"sce_video.configs.{program}", version_base="1.3"):
-        return typed(compose("base", list(overrides)), schema)
+    return typed(compose_values(program, schema, overrides), schema)
 
 
 def compose_pretrain(*overrides: str) -> PretrainConfig:

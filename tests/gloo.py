@@ -23,7 +23,7 @@ from torch import nn
 from sce_video import distributed
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError, Preempted, Stopped
-from sce_video.programs.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_method, pretrain
 
 Plant = Callable[[int], None]  # changes something in a rank, given its number
 
@@ -37,7 +37,7 @@ def train(folder: Path, dtype: str, rank: int, overrides: list[str], plant: Plan
     def build(cfg: PretrainConfig) -> nn.Module:
         # Ranks that start from different weights must not matter: rank 0's are broadcast.
         torch.manual_seed(cfg.seed + distributed.rank())
-        method = build_sce(cfg).to(getattr(torch, dtype))
+        method = build_method(cfg).to(getattr(torch, dtype))
         method.register_forward_pre_hook(lambda _, x: ([view.to(getattr(torch, dtype)) for view in x[0]], *x[1:]))
         built.append(method)
         return method

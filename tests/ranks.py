@@ -11,7 +11,7 @@ from conftest import compose_pretrain
 from torch import nn
 
 from sce_video import distributed
-from sce_video.programs.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_method, pretrain
 
 
 def smooth() -> tuple[nn.Module, int]:
@@ -28,7 +28,7 @@ def main(folder: str, dtype: str, *overrides: str) -> None:
     def build(cfg):
         # Ranks that start from different weights must not matter: rank 0's are broadcast.
         torch.manual_seed(cfg.seed + distributed.rank())
-        method = build_sce(cfg).to(getattr(torch, dtype))
+        method = build_method(cfg).to(getattr(torch, dtype))
         method.register_forward_pre_hook(lambda _, x: ([view.to(getattr(torch, dtype)) for view in x[0]], *x[1:]))
         built.extend([method, distributed.rank()])
         return method

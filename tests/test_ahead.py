@@ -9,7 +9,7 @@ from conftest import TINY_RECIPE, compose_pretrain, losses
 
 from sce_video import distributed
 from sce_video.errors import Preempted
-from sce_video.programs.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_method, pretrain
 from sce_video.runs import checkpoint
 from sce_video.runs.folder import RunFolder
 from sce_video.runs.stop import StopRequest
@@ -25,7 +25,7 @@ def train_ahead(*options: str) -> Path:
         StopRequest(cfg.run_folder) as stop,
         RunFolder(cfg.run_folder, cfg, stop) as folder,
     ):
-        run, _, _ = set_up_pretraining(cfg, build_sce, device, folder)
+        run, _, _ = set_up_pretraining(cfg, build_method, device, folder)
         assert not run.ahead, "a CPU has nothing to overlap"
         run.ahead = True
         with open_log(run, clips_per_step=2 * cfg.optim.batch, every=1) as log:

@@ -9,7 +9,7 @@ The layers, from the bottom. A module imports only from layers below its own, or
 5  training (the loop and what every method shares)
 6  the programs: pretrain, finetune, evaluate, retrieval, embed, export; they never import each other
 7  api, the Python interface to them, and the console program (__main__)
-`command_line` turns a command into options and errors into exit codes; it stands beside the programs' options, in layer 3.
+`command_line` turns a command into options and errors into exit codes; it stands above the programs' options, in layer 4.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ LAYERS = [
     ["errors", "randomness", "distributed", "losses", "schedules"],
     ["models", "augment", "runs"],
     ["data", "weights", "methods"],
-    ["config", "command_line"],
-    ["evaluation"],
+    ["config"],
+    ["command_line", "evaluation"],
     ["training"],
     ["programs"],
     ["api"],
@@ -177,14 +177,17 @@ def test_the_whole_keeps_its_budget() -> None:
     # 15,000 for SCE's relatives, more backbones and the Python API (700), segments, mixtures and images (600). What a recipe
     # chooses by name (methods, backbones) is loaded by name, so that the program's own closure grows by little. By 400 more: long
     # videos, pictures and init= had taken what the Python interface and the console program (430) need.
-    assert lines_of(MODULES) <= 15_400
+    # To 16,300: the contract of methods, their choice by name and the seven relatives took 880 lines.
+    assert lines_of(MODULES) <= 16_300
     # The closure by 600 for rows of lists: segments, rows by duration, mixtures. Every run reads its list.
     assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 11_900
+    # 1,950 since every method knows the contract (methods/__init__) and the loader of names (models/named).
     for method in (PACKAGE / "methods").glob("*.py"):
-        assert lines_of(closure(method)) <= 1_800, method
+        assert lines_of(closure(method)) <= 1_950, method
     main_path = ["programs/pretrain", "training/loop", "methods/sce", "losses", "data/dataset", "augment/pipeline"]
     recipe = ROOT / "configs/pretrain/recipe/sce_r3d18_k400.yaml"
-    assert lines_of([recipe, *(PACKAGE / f"{name}.py" for name in main_path)]) <= 1_000
+    # Raised from 1,000: losses.py holds the relatives' losses too.
+    assert lines_of([recipe, *(PACKAGE / f"{name}.py" for name in main_path)]) <= 1_120
 
 
 def test_there_is_one_loop() -> None:

@@ -18,7 +18,7 @@ from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.models import backbones
 from sce_video.programs.finetune import finetune
-from sce_video.programs.pretrain import build_sce
+from sce_video.programs.pretrain import build_method
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs/pretrain/recipe").glob("*.yaml"))
 SCIENTIFIC = ["data.num_frames", "data.clip_seconds", "augment.size", "model.backbone", "sce.coeff", "optim.batch"]
@@ -66,7 +66,7 @@ def test_learning_rate_is_scaled_like_the_references(conformance: dict[str, list
 
 def test_learnable_parameters_are_the_references() -> None:
     """R3D-18 with both heads: 22,389,312 learnable, 44,252,288 with the target."""
-    method = build_sce(compose_pretrain("recipe=sce_r3d18_k400", "data.train=x.csv", "sce.queue=1024"))
+    method = build_method(compose_pretrain("recipe=sce_r3d18_k400", "data.train=x.csv", "sce.queue=1024"))
     assert sum(p.numel() for p in method.online.parameters()) == 22_389_312
     assert sum(p.numel() for p in method.parameters()) == 44_252_288
 

@@ -73,10 +73,10 @@ def test_a_projector_of_other_widths_and_another_normalisation_are_said(tmp_path
 
 
 def test_the_loaded_backbone_has_its_share_of_the_rate(tmp_path: Path) -> None:
-    from sce_video.programs.pretrain import build_sce
+    from sce_video.programs.pretrain import build_method
 
     cfg = compose_pretrain(*TINY_RECIPE, "init=w.pt", "init_lr_scale=0.1")
-    method = build_sce(cfg)
+    method = build_method(cfg)
     groups = extension.parameter_groups(cfg, method)
     scales = {id(parameter): group.get("lr_scale", 1.0) for group in groups for parameter in group["params"]}
     for name, parameter in method.named_parameters():

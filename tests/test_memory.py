@@ -17,7 +17,7 @@ from sce_video.methods.sce import SCE
 from sce_video.models import backbones
 from sce_video.models.encoder import MLP, Encoder
 from sce_video.models.recompute import recompute_stages
-from sce_video.programs.pretrain import build_sce
+from sce_video.programs.pretrain import build_method
 from sce_video.training.memory import USABLE, LiveMemory, StepMemory, count_step, fit
 
 CARDS = sorted(path.stem for path in (ROOT / "configs/pretrain/recipe").glob("sce_*.yaml"))
@@ -77,7 +77,7 @@ def test_recomputed_stages_change_neither_gradients_nor_statistics() -> None:
 def peak(recipe: str, videos: int, *, parts: int) -> float:
     cfg = compose_pretrain(f"recipe={recipe}", "data.train=x.csv")
     with torch.device("meta"):
-        method: Any = build_sce(cfg)
+        method: Any = build_method(cfg)
     method = method.to(torch.bfloat16)
     shape = (videos, 3, cfg.data.num_frames, cfg.augment.size, cfg.augment.size)
     views = [torch.empty(shape, dtype=torch.bfloat16, device="meta") for _ in range(2)]
@@ -96,14 +96,14 @@ def test_the_papers_best_recipe_needs_half_the_memory_and_fits_under_50_gb() -> 
     at_once, one_by_one = peak("sce_r3d50_k400_16f", 64, parts=1), peak("sce_r3d50_k400_16f", 64, parts=2)
     assert 85e9 < at_once < 95e9
     assert one_by_one < 0.52 * at_once
-    planned = count_step(compose_pretrain("recipe=sce_r3d50_k400_16f", "data.train=x.csv"), build_sce)
+    planned = count_step(compose_pretrain("recipe=sce_r3d50_k400_16f", "data.train=x.csv"), build_method)
     assert planned.at(64) < 50e9
     assert abs(planned.at(64) - 47.5e9) < 0.05 * 47.5e9, "what was measured"
 
 
 def test_the_plan_grows_with_the_batch_as_the_count_does() -> None:
     cfg = compose_pretrain("recipe=sce_r3d18_k400_112", "data.train=x.csv")
-    planned = count_step(cfg, build_sce)
+    planned = count_step(cfg, build_method)
     counted = peak("sce_r3d18_k400_112", 48, parts=2) - peak("sce_r3d18_k400_112", 16, parts=2)
     clips = 32 * 2 * 2 * 3 * 16 * 112**2 * 4  # two views of this batch and of the next, float32
     assert abs(planned.at(48) - planned.at(16) - (counted + clips)) < 0.05 * (counted + clips)
@@ -123,7 +123,7 @@ def test_fitting_needs_a_gpu() -> None:
     from sce_video.training.memory import fit_to_gpus
 
     with pytest.raises(InputError, match=r"optim.fit=auto needs a GPU: leave it out, or plan for one with tools/plan.py"):
-        fit_to_gpus(compose_pretrain("optim.fit=auto"), build_sce, torch.device("cpu"))
+        fit_to_gpus(compose_pretrain("optim.fit=auto"), build_method, torch.device("cpu"))
     assert distributed.world_size() == 1
 
 
@@ -137,7 +137,7 @@ def test_a_card_states_the_memory_of_its_command_and_fits_the_gpu_it_names(name:
     assert command
     cfg = compose_pretrain(f"recipe={name}", "data.train=x.csv")
     assert videos == cfg.optim.batch // int(command[1] or 1) // cfg.optim.accumulate
-    counted = count_step(cfg, build_sce).at(videos) / 1e9
+    counted = count_step(cfg, build_method).at(videos) / 1e9
     assert abs(counted - gigabytes) <= max(0.05 * counted, 0.5)
     assert counted < USABLE * gpu
 

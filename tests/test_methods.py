@@ -19,7 +19,7 @@ from sce_video.errors import InputError
 from sce_video.methods import Step, check_method
 from sce_video.methods.supervised import Supervised
 from sce_video.models.encoder import Classifier, Encoder
-from sce_video.programs.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_method, pretrain
 from sce_video.runs import checkpoint
 
 
@@ -44,7 +44,7 @@ def options(videos: Path, out: Path, *more: str) -> list[str]:
 
 
 def build(cfg: PretrainConfig) -> Invariance:
-    return Invariance(build_sce(cfg).online)
+    return Invariance(build_method(cfg).online)
 
 
 def test_a_second_method_trains_logs_saves_and_loads(videos: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_figures_are_means_over_micro_batches(videos: Path, tmp_path: Path) -> N
             return Step(loss, figures={"rows": torch.tensor(seen[-1]), "clock": where})
 
     def counting(cfg: PretrainConfig) -> Counting:
-        return Counting(build_sce(cfg).online)
+        return Counting(build_method(cfg).online)
 
     arguments = options(videos, tmp_path / "run", "optim.accumulate=2", "optim.epochs=2")
     logged = records(pretrain(compose_pretrain(*arguments), counting))
@@ -151,4 +151,4 @@ def test_a_second_method_trains_on_two_ranks_as_on_one(videos: Path, tmp_path: P
 
 
 def _use_build(_: int) -> None:
-    gloo.build_sce = build
+    gloo.build_method = build

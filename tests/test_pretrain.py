@@ -22,7 +22,7 @@ from test_stopping import wait_until
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError, Stopped
 from sce_video.methods.sce import SCE
-from sce_video.programs.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_method, pretrain
 from sce_video.runs import checkpoint
 from sce_video.runs.status import read_status
 
@@ -240,7 +240,7 @@ class Unsaveable(SCE):
 
 def test_bug_in_saving_ends_the_run_long_before_the_next_checkpoint(videos: Path, tmp_path: Path) -> None:
     def build(cfg: PretrainConfig) -> SCE:
-        method = build_sce(cfg)
+        method = build_method(cfg)
         method.__class__ = Unsaveable
         return method
 
@@ -312,7 +312,7 @@ def first_views(overrides: list[str]) -> list[torch.Tensor]:
     seen: list[list[torch.Tensor]] = []
 
     def build(cfg: PretrainConfig) -> SCE:
-        method = build_sce(cfg)
+        method = build_method(cfg)
         method.register_forward_pre_hook(lambda _, given: seen.append([view.clone() for view in given[0]]))
         return method
 

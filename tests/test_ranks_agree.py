@@ -121,14 +121,14 @@ def _own_target(rank: int) -> None:
 
 
 def _target_in_eval_mode(_: int) -> None:
-    right = pretrain.build_sce
+    right = pretrain.build_method
 
     def build(cfg: Any) -> nn.Module:
         method = right(cfg)
         method.target.eval()
         return method
 
-    gloo.build_sce = build
+    gloo.build_method = build
 
 
 def _same_data(_: int) -> None:

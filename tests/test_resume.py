@@ -13,7 +13,7 @@ import torch
 from conftest import MULTI_CROP, TINY_RECIPE, compose_pretrain, losses
 
 from sce_video.errors import Preempted
-from sce_video.programs.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_method, pretrain
 from sce_video.runs import checkpoint
 
 
@@ -63,7 +63,7 @@ def fresh(cfg: Any, *parts: str) -> Callable[[checkpoint.State, dict[str, Any]],
 
     def leave_out(state: checkpoint.State, meta: dict[str, Any]) -> None:
         torch.manual_seed(cfg.seed)
-        for name, value in build_sce(cfg).state_dict().items():
+        for name, value in build_method(cfg).state_dict().items():
             if any(part in name for part in parts):
                 state["method"][name] = value
 

@@ -15,7 +15,7 @@ from sce_video import schedules
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError, Stopped
 from sce_video.methods.sce import SCE
-from sce_video.programs.pretrain import build_sce, pretrain
+from sce_video.programs.pretrain import build_method, pretrain
 from sce_video.runs import checkpoint
 from sce_video.training.monitor import CollapseAlarm
 from sce_video.training.setup import restore, training_state
@@ -145,7 +145,7 @@ def test_collapsed_network_raises_the_alarm_and_a_fresh_one_does_not(videos: Pat
     alarm = ["monitor.collapse_steps=6", "monitor.stop_on_collapse=true", "optim.lr_per_256=0.0001"]
 
     def collapsed(cfg: PretrainConfig) -> SCE:  # every clip gets the same key
-        method = build_sce(cfg)
+        method = build_method(cfg)
         nn.init.zeros_(method.target.projector.layers[-2].weight)  # then comes a batch norm, which leaves zeros
         return method
 

@@ -10,7 +10,7 @@ import sys
 from sce_video.command_line import compose_options, errors_as_exit_codes
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError
-from sce_video.programs.pretrain import build_sce
+from sce_video.methods import build_method
 from sce_video.training.memory import USABLE, count_step, fit
 
 OWN = {"gpus": 1.0, "memory": 80.0}  # GPUs of all machines, GB of each
@@ -29,7 +29,7 @@ def plan(words: list[str]) -> None:
         words.append("data.train=not_read.csv")
     cfg = compose_options("pretrain", PretrainConfig, words)
     gpus, memory_bytes = int(own["gpus"]), own["memory"] * 1e9
-    step = count_step(cfg, build_sce)
+    step = count_step(cfg, build_method)
     print(f"{cfg.name}: {step.fixed / 1e9:.1f} GB for weights, optimiser and augmentation, {step.per_video / 1e9:.3f} GB a video")
     local = math.ceil(cfg.optim.batch / gpus / cfg.optim.accumulate)
     given = f"{cfg.optim.batch} videos on {gpus} GPUs with optim.accumulate={cfg.optim.accumulate}"

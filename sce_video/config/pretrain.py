@@ -8,15 +8,17 @@ from a command line.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
 from ..augment.view import Local, View
 from ..errors import InputError, given, require
-from ..methods.sce import SCEOptions
+from ..methods import METHODS, load_method, section_name
 from .shared import Labels, Optim, Reading, System, Weights, check_clip_precision
 
 
@@ -61,22 +63,24 @@ class Augment:
     antialias: bool = False  # low-pass filter before downscaling; the reference has none
     mean: float = 0.45  # clips in 0..1 are normalised by (clip - mean) / std
     std: float = 0.225
+    global_views: int = 2  # clips per video that are each other's positives; the third is augmented as view1, and so on
     view1: View = field(default_factory=View)
     view2: View = field(default_factory=View)
     local: Local = field(default_factory=Local)
 
     @property
     def views(self) -> list[View]:
-        """Options of each view of a video: two global views, then the local ones."""
-        return [self.view1, self.view2, *[self.local.view] * self.local.views]
+        """Options of each view of a video: the global views, then the local ones."""
+        return [*([self.view1, self.view2] * self.global_views)[: self.global_views], *[self.local.view] * self.local.views]
 
     @property
     def sizes(self) -> list[int]:
         """Size of each view, pixels."""
-        return [self.size, self.size, *[self.local.size] * self.local.views]
+        return [*[self.size] * self.global_views, *[self.local.size] * self.local.views]
 
     def __post_init__(self) -> None:
         require(self.size, "augment.size", lambda value: value >= 16, "at least 16 pixels")
+        require(self.global_views, "augment.global_views", lambda value: 1 <= value <= 8, "from 1 to 8")
         if given(self.area_min, self.area_max) and self.area_min > self.area_max:
             raise InputError(f"augment.area_min ({self.area_min}) is above augment.area_max ({self.area_max})")
         for number, view in ((1, self.view1), (2, self.view2)):
@@ -135,7 +139,7 @@ class MonitorOptions:
 
 @dataclass
 class PretrainConfig:
-    """tools/pretrain.py"""
+    """tools/pretrain.py; `of_method` adds the section of the chosen method's own options."""
 
     name: str = MISSING  # recipe name
     out: str = ""  # run folder; empty: runs/<name>. A folder with a run: continue it
@@ -146,10 +150,10 @@ class PretrainConfig:
     weights: Weights = field(default_factory=Weights)  # of init=
     preview: str = ""  # .png file: draw the first augmented views and exit without training
     seed: int = 0
+    method: str = "sce"  # one of methods.METHODS, package.module:Name or path/to/file.py:Name
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
-    sce: SCEOptions = field(default_factory=SCEOptions)
     optim: PretrainOptim = field(default_factory=PretrainOptim)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
     system: System = field(default_factory=System)
@@ -159,18 +163,30 @@ class PretrainConfig:
         """Run folder: `out`, or runs/<name>; of an extension another beside it."""
         return Path((self.out or f"runs/{self.name}") + (f"_extended_{self.extend}" if self.extend else ""))
 
+    @property
+    def method_options(self) -> Any:
+        """The section of the chosen method; None if it has no options."""
+        return getattr(self, section_name(self.method), None)
+
     def __post_init__(self) -> None:
         require(self.init_lr_scale, "init_lr_scale", lambda value: 0 < value <= 1, "above 0 and at most 1")
         require(self.extend, "extend", lambda value: value >= 0, "at least 0")
         check_clip_precision(self.system, self.optim)
-        if isinstance(self.sce, SCEOptions) and isinstance(self.optim, Optim) and given(self.sce.queue, self.optim.batch):
-            check_queue(self.sce.queue, self.optim.batch, 2 if self.sce.symmetric else 1)
+        options = self.method_options
+        if is_dataclass(options) and hasattr(options, "check"):
+            options.check(self)
+
+    @staticmethod
+    def of_method(method: str) -> type[PretrainConfig]:
+        """Return this schema with the section of a method. Raises InputError for an unknown one, see `methods.load_method`."""
+        return _of_method(method)
 
 
-def check_queue(queue: int, batch: int, views: int) -> None:
-    """Raise InputError for a queue that is shorter than a step's keys. views: of a video that give keys."""
-    if queue < views * batch:
-        raise InputError(
-            f"sce.queue ({queue}) must hold at least one step's keys, {views} * optim.batch = {views * batch}: "
-            f"every step enqueues {'both views' if views == 2 else 'view 1'}"
-        )
+@lru_cache
+def _of_method(method: str) -> type[PretrainConfig]:
+    options, name = getattr(load_method(method), "Options", None), section_name(method)
+    if name in {item.name for item in fields(PretrainConfig)} or (name in METHODS and method not in METHODS):
+        raise InputError(f"method={method}: the name {name!r} is taken by options of ours: choose another")
+    section: list[Any] = [(name, options, field(default_factory=options))] if options else []
+    space: dict[str, Any] = {"__module__": __name__, "__doc__": PretrainConfig.__doc__}
+    return make_dataclass("PretrainConfig", section, bases=(PretrainConfig,), namespace=space)

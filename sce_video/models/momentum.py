@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -27,6 +29,15 @@ def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
     source = dict(online.named_parameters())
     targets = dict(target.named_parameters())
     torch._foreach_lerp_(list(targets.values()), [source[name] for name in targets], 1.0 - momentum)
+
+
+def check_queue(queue: int, batch: int, views: int, name: str = "sce") -> None:
+    """Raise InputError for a queue shorter than a step's keys. views: of a video that give keys; name: the options' section."""
+    if queue < views * batch:
+        raise InputError(
+            f"{name}.queue ({queue}) must hold at least one step's keys, {views} * optim.batch = {views * batch}: every step "
+            f"enqueues {dict([(1, 'view 1'), (2, 'both views')]).get(views, f'all {views} global views')}"
+        )
 
 
 class KeyQueue(nn.Module):

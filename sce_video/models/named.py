@@ -46,15 +46,10 @@ def _import_module(source: str, text: str, option: str) -> types.ModuleType:
         raise InputError(f"{option}={text}: {source!r} is no name of a module; a file ends in .py")
     try:
         return importlib.import_module(source)
-    except ModuleNotFoundError as error:
-        if error.name and (source == error.name or source.startswith(f"{error.name}.")):
-            raise InputError(
-                f"{option}={text} cannot be imported ({error}): is its folder on PYTHONPATH? A file is named by its path, "
-                "path/to/file.py:name"
-            ) from error
-        raise InputError(f"{option}={text} cannot be imported: {source} itself imports what is missing ({error})") from error
     except (ImportError, SyntaxError) as error:
-        raise InputError(f"{option}={text} cannot be imported: {type(error).__name__}: {error}") from error
+        missing = isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}.")
+        why = "is its folder on PYTHONPATH? A file is named by its path" if missing else f"an error inside {source}"
+        raise InputError(f"{option}={text} cannot be imported ({type(error).__name__}: {error}): {why}") from error
 
 
 def _import_file(source: str, text: str, option: str) -> types.ModuleType:
@@ -64,18 +59,11 @@ def _import_file(source: str, text: str, option: str) -> types.ModuleType:
     name = str(path)  # no module found on the path has such a name
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class up by its module
-    done = False
+    spec: Any = importlib.util.spec_from_file_location(name, path)
+    sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses and pickle look a class up by its module
     try:
-        spec.loader.exec_module(module)
-        done = True
+        spec.loader.exec_module(sys.modules[name])
     except (ImportError, SyntaxError, OSError, UnicodeError) as error:
+        del sys.modules[name]
         raise InputError(f"{option}={text}: {path} cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        if not done:
-            del sys.modules[name]
-    return module
+    return sys.modules[name]

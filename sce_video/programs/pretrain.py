@@ -18,10 +18,7 @@ from torch import nn
 
 from .. import distributed
 from ..config.pretrain import PretrainConfig
-from ..methods.sce import SCE
-from ..models import backbones
-from ..models.encoder import MLP, Encoder
-from ..randomness import generator
+from ..methods import build_method, evaluated
 from ..runs.background_save import Saver
 from ..runs.folder import RunFolder
 from ..runs.stop import StopRequest
@@ -36,32 +33,8 @@ from ..training.setup import open_log, open_session, set_up_pretraining
 NAMES = {"knn_top1": "kNN", "r_at_1": "R@1", "pair_r_at_1": "R@1 of the same video"}  # figures that are shares
 
 
-def build_sce(cfg: PretrainConfig) -> SCE:
-    """Build SCE and its networks as the recipe says."""
-    backbone, width = backbones.build(cfg.model.backbone)
-    hidden, projection = cfg.model.hidden, cfg.model.projection
-    online = Encoder(
-        backbone, MLP([width, hidden, hidden, projection], last_norm=True), MLP([projection, hidden, projection], last_norm=False)
-    )
-    return SCE(
-        online,
-        queue_size=cfg.sce.queue,
-        width=projection,
-        temp=cfg.sce.temp,
-        temp_target=cfg.sce.temp_target,
-        coeff=cfg.sce.coeff,
-        momentum=cfg.sce.momentum,
-        mask_positive=cfg.sce.mask_positive,
-        temp_target_start=cfg.sce.temp_target_start,
-        coeff_start=cfg.sce.coeff_start,
-        warmup=cfg.sce.warmup_epochs / cfg.optim.epochs,
-        symmetric=cfg.sce.symmetric,
-        generator=generator(cfg.seed, "queue"),
-    )
-
-
-def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Module] = build_sce) -> Path:
-    """Train as cfg says, or continue, and return the run folder. build_method: see `methods.Method`.
+def pretrain(cfg: PretrainConfig, build: Callable[[PretrainConfig], nn.Module] = build_method) -> Path:
+    """Train as cfg says, or continue, and return the run folder. build: returns the method, see `methods`.
 
     With cfg.preview only that picture is written, and its path returned. Raises InputError before anything is written, Stopped
     when training cannot go on, Preempted when it was asked to stop.
@@ -74,7 +47,7 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Mo
         StopRequest(cfg.run_folder) as stop,
         RunFolder(cfg.run_folder, cfg, stop) as folder,
     ):
-        run, monitor, lists = set_up_pretraining(cfg, build_method, device, folder)
+        run, monitor, lists = set_up_pretraining(cfg, build, device, folder)
         beginning = f"network of {cfg.init}" if cfg.init else "untrained network"
         clips_per_step = len(cfg.augment.views) * cfg.optim.batch
         with open_log(run, clips_per_step=clips_per_step, every=cfg.system.log_every) as log:
@@ -92,7 +65,7 @@ def pretrain(cfg: PretrainConfig, build_method: Callable[[PretrainConfig], nn.Mo
 
 def score_untrained(run: Run, monitor: Monitor, log: RunLog, beginning: str) -> None:
     """Score the encoder before the first step: the baseline, kept in every checkpoint and printed beside later scores."""
-    run.notes["untrained"] = monitor.score(run.method.online.backbone)
+    run.notes["untrained"] = monitor.score(evaluated(run.method).backbone)
     log.evaluation(0, run.notes["untrained"])
     log.message(f"{beginning}: {scores(run.notes['untrained'])} ({monitor.about})")
 
@@ -101,7 +74,7 @@ def score_with(monitor: Monitor, beginning: str) -> Callable[[Run, RunLog, Saver
     """Return the evaluation that the loop calls: scores of the encoder beside those of the untrained network."""
 
     def score(run: Run, log: RunLog, _: Saver) -> None:
-        figures = monitor.score(run.method.online.backbone)
+        figures = monitor.score(evaluated(run.method).backbone)
         log.evaluation(run.step, figures)
         epoch = run.step // run.steps_per_epoch
         untrained = {name: value for name, value in run.notes["untrained"].items() if name in figures}  # by the same scores

@@ -8,17 +8,20 @@ draws other orders and views than those that were trained on. `docs/own_videos.m
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config.pretrain import PretrainConfig
 from ..errors import InputError
+from ..methods import section_name
 from ..runs import checkpoint
 from ..runs.folder import check_run_folder, stored_options
 from . import optim
 
 RATE = 0.1  # of the finished run's base rate; that of an extension is kept
+# Options of methods for the first epochs, and the values that turn them off.
+START: dict[str, Any] = {"warmup_epochs": 0.0, "coeff_start": None, "temp_target_start": None, "freeze_epochs": 0.0}
 
 
 def extension(cfg: PretrainConfig) -> PretrainConfig:
@@ -39,8 +42,17 @@ def extension(cfg: PretrainConfig) -> PretrainConfig:
         after=str(finished.run_folder),
         seed=cfg.seed + 1,
         optim=replace(cfg.optim, epochs=cfg.extend, warmup_epochs=0.0, lr_per_256=rate),
-        sce=replace(cfg.sce, warmup_epochs=0.0, coeff_start=None, temp_target_start=None),
+        **_without_start(cfg),
     )
+
+
+def _without_start(cfg: PretrainConfig) -> dict[str, Any]:
+    """Return the method's section without what happens in the first epochs of a run."""
+    options = cfg.method_options
+    if not is_dataclass(options) or isinstance(options, type):
+        return {}
+    own = {name: value for name, value in START.items() if name in {item.name for item in fields(options)}}
+    return {section_name(cfg.method): replace(options, **own)}
 
 
 def load_finished(folder: Path, needed: tuple[str, ...]) -> tuple[checkpoint.State, checkpoint.State]:

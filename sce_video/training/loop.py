@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import distributed, schedules
 from ..data.workers import Batches
-from ..methods import Step
+from ..methods import Step, check_gradients, check_step
 from ..runs import fault_injection
 from ..runs.background_save import Saver
 from ..runs.folder import RunFolder
@@ -76,7 +76,9 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> None:
     """Take all steps that are left, or raise Preempted after the one in which some rank was asked to stop."""
     saver = Saver(keep=run.keep, keep_every=run.keep_every, report=log.message)
     with stop.deferred(), run.open_batches(run.step) as batches, saver:
-        network: Any = distributed.parallel(run.method, run.augment.device, compress=run.compress)
+        unused = bool(getattr(run.method, "without_gradient", ()))
+        network: Any = distributed.parallel(run.method, run.augment.device, compress=run.compress, unused=unused)
+        first = run.step
         prepared = Prepared(run.augment, lambda: log.fetch(batches), ahead=run.ahead)
         run.folder.at(run.step)
         while run.step < run.total_steps:
@@ -85,6 +87,8 @@ def train(run: Run, log: RunLog, stop: StopRequest) -> None:
             lr = set_learning_rate(run)
             run.updates.begin()
             steps, paths = accumulate_gradients(run, network, prepared, where)
+            if run.step == first:
+                check_gradients(run.method)
             figures = share([step.loss for step in steps], run.method, run.optimizer, run.scaler, stop=stop.asked())
             prepared.go_ahead()
             shared = figures()
@@ -143,6 +147,7 @@ def pass_through(run: Any, network: nn.Module, views: list[Tensor], batch: Any, 
         with nullcontext() if average or network is run.method else network.no_sync():  # type: ignore[operator]
             with torch.autocast(views[0].device.type, dtype=run.autocast) if run.autocast else nullcontext():
                 step: Step = network(views, batch, where, **more)
+            check_step(step, run.method)
             run.scaler.scale(step.loss / run.accumulate).backward()
         done.append(step._replace(loss=step.loss.detach()))
     loss = torch.stack([step.loss for step in done]).sum()

@@ -116,7 +116,7 @@ def set_up_pretraining(
     monitor = build_monitor(cfg, videos, held, device, workers)
     torch.manual_seed(cfg.seed)  # for initial weights only: all else draws from keyed generators
     method = build_method(cfg)
-    check_method(method)
+    check_method(method, num_global=cfg.augment.global_views, num_local=cfg.augment.local.views)
     with together():
         loaded = load_initial(cfg, method, folder.path)
     run = build_run(
@@ -133,6 +133,7 @@ def set_up_pretraining(
             "videos": len(videos),
             "rows": rows.digest(videos),
             "encoder": {"backbone": cfg.model.backbone, "mean": cfg.augment.mean, "std": cfg.augment.std} | clip(cfg),
+            "branch": getattr(method, "branch", "online"),
         },
         notes={"untrained": {}},
         sources=sources,
@@ -268,7 +269,7 @@ def build_dataset(cfg: PretrainConfig, videos: list[Video], device: torch.device
         num_frames=cfg.data.num_frames,
         clip_seconds=cfg.data.clip_seconds,
         gap=(cfg.data.min_gap, math.inf if cfg.data.max_gap is None else cfg.data.max_gap),
-        draw_boxes=[box, box, *[local_box] * local.views],
+        draw_boxes=[*[box] * cfg.augment.global_views, *[local_box] * local.views],
         difference_probability=cfg.augment.temporal_difference_probability,
         seed=cfg.seed,
         **reading_arguments(cfg.data, device),

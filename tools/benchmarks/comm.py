@@ -25,7 +25,7 @@ from benchmarks.measure import machine
 from sce_video import distributed
 from sce_video.command_line import compose_options
 from sce_video.config.pretrain import PretrainConfig
-from sce_video.programs.pretrain import build_sce
+from sce_video.methods import build_method
 from sce_video.training import optim
 from sce_video.training.update import share
 
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         assert dict(counted) == {name: size for name, size in expected.items() if size}, "the formula is wrong"
     cfg = compose_options("pretrain", PretrainConfig, [f"recipe={options.recipe}", "data.train=x"])
     print(f"\n{options.recipe}, {cfg.optim.batch} videos per step, MB that each process sends per step (rings):")
-    sizes = measure_sizes(build_sce(cfg), symmetric=cfg.sce.symmetric)
+    sizes = measure_sizes(build_method(cfg), symmetric=cfg.method_options.symmetric)
     for ranks in options.ranks:
         print("\n".join(table(sizes, cfg.optim.batch, ranks)))
 
@@ -148,7 +148,7 @@ def _run_rank(rank: int, processes: int, port: int, compress: bool, found: Any) 
     with distributed.session("cpu") as device:
         overrides = ["model.hidden=32", "model.projection=16", "sce.queue=256", f"optim.batch={rows * processes}"]
         cfg = compose_options("pretrain", PretrainConfig, overrides)
-        method: Any = distributed.synchronise_batch_norm(build_sce(cfg))
+        method: Any = distributed.synchronise_batch_norm(build_method(cfg))
         network = distributed.parallel(method, device, compress=compress)
         if not compress:
             network.register_comm_hook(None, allreduce_hook)  # type: ignore[operator]

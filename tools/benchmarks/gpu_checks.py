@@ -29,8 +29,8 @@ from sce_video.data.dataset import Batch
 from sce_video.data.packed import Packed
 from sce_video.data.readers.planes import Coding, PlanarClip
 from sce_video.evaluation.search import nearest
+from sce_video.methods import build_method
 from sce_video.models import backbones
-from sce_video.programs.pretrain import build_sce
 from sce_video.randomness import generator
 from sce_video.runs.folder import RunFolder
 from sce_video.runs.stop import StopRequest
@@ -175,7 +175,7 @@ def small_step(
     torch.manual_seed(0)
     shape = (clips, 3, frames, size, size)
     views = [torch.randn(shape, device=bench.device).contiguous(memory_format=layout) for _ in range(2)]
-    return build_sce(cfg).to(bench.device), views
+    return build_method(cfg).to(bench.device), views
 
 
 def take_step(bench: Bench, method: Any, views: list[Tensor], *, one_by_one: bool, dtype: Any = torch.bfloat16) -> float:
@@ -218,7 +218,7 @@ def prepared_run(bench: Bench, *words: str) -> Iterator[tuple[Run, StopRequest, 
         out = cfg.run_folder
         session = distributed.session(bench.device.type, precision=cfg.optim.precision.value)
         with session as device, StopRequest(out) as stop, RunFolder(out, cfg, stop) as run_folder:
-            run, _, _ = set_up_pretraining(cfg, build_sce, device, run_folder)
+            run, _, _ = set_up_pretraining(cfg, build_method, device, run_folder)
             yield run, stop, cfg
 
 
@@ -334,11 +334,11 @@ def memory(bench: Bench) -> None:
     for recipe in recipes:
         cfg = compose_options("pretrain", PretrainConfig, [f"recipe={recipe}", "data.train=x"])
         videos = 4 if bench.tiny else 64
-        planned = count_step(cfg, build_sce).at(videos) / 1e9
+        planned = count_step(cfg, build_method).at(videos) / 1e9
         shape = (videos, 3, cfg.data.num_frames, cfg.augment.size, cfg.augment.size)
         bench.reset_memory()
         views = [torch.randn(shape, device=bench.device).contiguous(memory_format=torch.channels_last_3d) for _ in range(2)]
-        method = build_sce(cfg).to(bench.device)
+        method = build_method(cfg).to(bench.device)
         take_step(bench, method, views, one_by_one=True)
         say({"recipe": recipe, "videos": videos, "peak_gb_without_augmentation": bench.peak_gigabytes(), "planned_gb": planned})
         del method, views

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sce_video.config.pretrain import check_queue
 from sce_video.config.shared import Optim, Precision, System, check_clip_precision, check_warmup
 from sce_video.data.loader import check_batch, default_workers
 from sce_video.errors import InputError
+from sce_video.models.momentum import check_queue
 from sce_video.training.setup import check_precision
 
 STEPS = {"cpu": 300, "cuda": 10_000}  # of training, about
@@ -24,6 +24,7 @@ LABEL_STEPS = {"cpu": 200, "cuda": 5_000}  # of finetuning, about
 MAX_EPOCHS = 200
 STEPS_PER_EPOCH = 3  # at least
 MAX_BATCH = 64  # videos: the recipes' own batch
+WITH_QUEUE = ("sce", "moco", "ressl")  # methods that keep keys
 MAX_QUEUE = {"cpu": 512, "cuda": 4096}  # keys: the recipes' own queues
 SCORED_VIDEOS = 256  # for scores without labels
 HELD_OUT = 0.2  # of each class's videos
@@ -76,9 +77,13 @@ def fit(num_videos: int, *, scored_by_label: bool, machine: Machine, given: Mapp
     batch = chosen.add_sizes(num_videos, machine, steps=STEPS[machine.device], max_batch=MAX_BATCH)
     if gpu and "optim.accumulate" not in given:
         choose("optim.fit", "auto", "as few parts of a batch as the memory counted for this network asks for")
-    keys = (1 if given.get("sce.symmetric") is False else 2) * batch
+    method = given.get("method", "sce")
+    keys = (1 if given.get(f"{method}.symmetric") is False else given.get("augment.global_views", 2)) * batch
     queue = min(MAX_QUEUE[machine.device], power_of_two(2 * num_videos / 3))
-    choose("sce.queue", max(keys, queue), f"a third of an epoch's keys, {keys} (one step's) to {MAX_QUEUE[machine.device]}")
+    if method in WITH_QUEUE:
+        choose(
+            f"{method}.queue", max(keys, queue), f"a third of an epoch's keys, {keys} (one step's) to {MAX_QUEUE[machine.device]}"
+        )
     choose("monitor.every_epochs", max(1, chosen.value("optim.epochs") // 5), "five scores in the run")
     return chosen.rows
 
@@ -133,7 +138,8 @@ def refusals(values: Mapping[str, Any], num_videos: int, machine: Machine) -> li
     values: all options by dotted name. Options that are missing or of a wrong type are left to the schema's own checks.
     """
     names = ("optim.batch", "optim.accumulate", "optim.epochs", "optim.warmup_epochs")
-    numbers = [*(values.get(name) for name in names), values.get("sce.queue", math.inf)]  # finetuning has no queue
+    method = values.get("method", "sce")
+    numbers = [*(values.get(name) for name in names), values.get(f"{method}.queue", math.inf)]  # finetuning has no queue
     if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
         return []
     batch, accumulate, epochs, warmup, queue = (number or 0 for number in numbers)
@@ -157,7 +163,7 @@ def refusals(values: Mapping[str, Any], num_videos: int, machine: Machine) -> li
         value = power_of_two(num_videos / step) * step if batch > num_videos else max(2, int(batch) // step * step, step)
         arguments = (num_videos, int(batch), max(1, int(accumulate)), machine.processes)
         batch = value if look("optim.batch", value, check_batch, *arguments) else batch
-    views = 1 if values.get("sce.symmetric") is False else 2
-    look("sce.queue", 1 << math.ceil(math.log2(max(1, views * batch))), check_queue, queue, int(batch), views)
+    views = 1 if values.get(f"{method}.symmetric") is False else values.get("augment.global_views", 2)
+    look(f"{method}.queue", 1 << math.ceil(math.log2(max(1, views * batch))), check_queue, queue, int(batch), views, method)
     look("optim.warmup_epochs", epochs / 10, check_warmup, warmup, epochs)
     return found
