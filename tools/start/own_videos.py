@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from sce_video import distributed
-from sce_video.command_line import compose_options, composed_values, given_values, option_names, override
+from sce_video.command_line import compose_options, composed_values, given_values, option_names, override, with_method
 from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.data import health, loader, long_videos, manifest, mixture
@@ -160,7 +160,8 @@ def begun(key: str, given: Mapping[str, Any], folders: Sequence[str], schema: ty
         if stored and (out or stored.get(key) == str(given.get(key, "synthetic"))):
             if first_process():
                 log.info(f"{folder}: the run goes on with the values that it began with ({folder}/config.yaml)")
-            known = option_names(schema)  # not those of another version
+            own = with_method(schema, [f"method={given.get('method', stored.get('method', 'sce'))}"])
+            known = option_names(own)  # not those of another version
             kept = {name: value for name, value in stored.items() if name in known and not name.startswith("system.")}
             kept = {"recipe": "demo", **kept, "out": folder}
             return [override(name, value) for name, value in kept.items() if name not in given]
