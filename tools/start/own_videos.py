@@ -160,7 +160,7 @@ def begun(key: str, given: Mapping[str, Any], folders: Sequence[str], schema: ty
         if stored and (out or stored.get(key) == str(given.get(key, "synthetic"))):
             if first_process():
                 log.info(f"{folder}: the run goes on with the values that it began with ({folder}/config.yaml)")
-            own = with_method(schema, [f"method={given.get('method', stored.get('method', 'sce'))}"])
+            own: type = with_method(schema, [f"method={given.get('method', stored.get('method', 'sce'))}"])
             known = option_names(own)  # not those of another version
             kept = {name: value for name, value in stored.items() if name in known and not name.startswith("system.")}
             kept = {"recipe": "demo", **kept, "out": folder}
