@@ -7,11 +7,12 @@ torchvision's functional one applied frame by frame with the same parameters (`t
 from .blur import gaussian_blur
 from .color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, grayscale, solarize
 from .draws import Parameters, draw
-from .geometry import resize, temporal_difference
+from .geometry import Channels, resize, temporal_difference, unnormalize
 from .pipeline import apply, erase
 from .view import View
 
 __all__ = [
+    "Channels",
     "Parameters",
     "View",
     "adjust_brightness",
@@ -26,4 +27,5 @@ __all__ = [
     "resize",
     "solarize",
     "temporal_difference",
+    "unnormalize",
 ]

@@ -21,6 +21,7 @@ from torch import Tensor
 from .batched_colors import Colors, erase, gray_value
 from .blur import check_kernel
 from .draws import Parameters
+from .geometry import Channels, normalize
 from .tables import Block, Part
 from .view import View
 
@@ -56,8 +57,8 @@ def apply(
     parameters: Parameters,
     *,
     size: int,
-    mean: float,
-    std: float,
+    mean: Channels,
+    std: Channels,
     differences: Sequence[bool] | None = None,
     antialias: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -88,7 +89,7 @@ def apply(
         colors = Colors(view, parameters[chosen], size, block)
         block.send()
         clips = colors.applied(_read_and_resize(pixels, groups))
-        out[chosen].copy_(clips.sub_(mean).div_(std))
+        out[chosen].copy_(normalize(clips, mean, std))
         del clips
         erase(out[chosen], colors.boxes)
     return out

@@ -1,12 +1,16 @@
-"""Resizing and the temporal difference, the operations before those on colours."""
+"""Resizing and the temporal difference, the operations before those on colours, and the normalisation after them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .color import grayscale
+
+Channels = float | Sequence[float]  # one value for all channels, or one for each
 
 
 def resize(frames: Tensor, size: tuple[int, int], *, antialias: bool = False) -> Tensor:
@@ -40,3 +44,18 @@ def temporal_difference(frames: Tensor, following: Tensor | None = None) -> Tens
         difference = gray - (after.floor() if integer else after)
     difference = (difference + 255) / 2
     return difference.round().to(frames.dtype) if integer else difference
+
+
+def normalize(clips: Tensor, mean: Channels, std: Channels) -> Tensor:
+    """Return (clips - mean) / std in the memory of clips [..., 3, T, H, W]; mean and std are both numbers, or both of 3."""
+    if isinstance(mean, Sequence) and isinstance(std, Sequence):  # no tensor of them, which would be a copy to wait for
+        for plane, low, scale in zip(clips.unbind(dim=-4), mean, std, strict=True):
+            plane.sub_(low).div_(scale)
+        return clips
+    return clips.sub_(mean).div_(std)  # type: ignore[arg-type]
+
+
+def unnormalize(clips: Tensor, mean: Channels, std: Channels) -> Tensor:
+    """Return clips * std + mean, the inverse of `normalize`, in float32."""
+    scale, low = (torch.as_tensor(value, dtype=torch.float32, device=clips.device).view(-1, 1, 1, 1) for value in (std, mean))
+    return clips.float() * scale + low

@@ -19,7 +19,7 @@ from . import rand_augment
 from .blur import check_kernel, gaussian_blur
 from .color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, grayscale, solarize
 from .draws import Parameters
-from .geometry import resize, temporal_difference
+from .geometry import Channels, normalize, resize, temporal_difference
 from .view import View
 
 JITTERS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
@@ -31,8 +31,8 @@ def apply(
     parameters: Parameters,
     *,
     size: int,
-    mean: float,
-    std: float,
+    mean: Channels,
+    std: Channels,
     differences: Sequence[bool] | None = None,
     antialias: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -44,7 +44,8 @@ def apply(
         view: the view that the parameters were drawn for; only its blur kernel and solarize threshold are used here.
         clips: all with the same T, on one device.
         parameters: see `draws.draw`.
-        size, mean, std: side in pixels and normalisation of the result, (clip - mean) / std of values in 0..1.
+        size, mean, std: side in pixels and normalisation of the result, (clip - mean) / std of values in 0..1; numbers,
+            or one for each channel.
         differences: whether each clip becomes a temporal difference; it then holds T frames and their T successors.
         antialias: whether to antialias when downscaling; the reference does not.
         dtype, channels_last: type and memory format of the result; it is computed in float32 and rounded once.
@@ -59,7 +60,8 @@ def apply(
     )  # fmt: skip
     for b, (clip, difference) in enumerate(zip(clips, differences, strict=True)):
         resized = _resize(clip, size, difference=difference, antialias=antialias)
-        out[b] = ((_apply_one(view, resized, parameters[b : b + 1]) - mean) / std)[0]
+        augmented = _apply_one(view, resized, parameters[b : b + 1]).contiguous()  # grey ones share the memory of channels
+        out[b] = normalize(augmented, mean, std)[0]
     erase(out, parameters.erased)
     return out
 

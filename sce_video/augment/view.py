@@ -61,6 +61,24 @@ class View:
 
 
 @dataclass
+class Crop:
+    """Size and area of a local view."""
+
+    size: int  # pixels, square
+    area_min: float  # random resized crop: share of the frame; ratio as for the global views
+    area_max: float
+
+    def __post_init__(self) -> None:
+        if self.size < 16:
+            raise InputError(f"augment.local.size ({self.size}) must be at least 16 pixels")
+        if not 0 < self.area_min <= self.area_max <= 1:
+            raise InputError(
+                f"augment.local.area_min..area_max ({self.area_min}..{self.area_max}) must rise and be within (0, 1]: "
+                "shares of the frame"
+            )
+
+
+@dataclass
 class Local:
     """Multi-crop: additional smaller views of smaller parts of the frame, used as queries only.
 
@@ -72,17 +90,17 @@ class Local:
     size: int = 96  # pixels, square
     area_min: float = 0.086  # random resized crop: share of the frame; ratio as for the global views
     area_max: float = 0.328
+    crops: list[Crop] = field(default_factory=list)  # views of different sizes, in place of `views` equal ones
     view: View = field(default_factory=lambda: View(blur_probability=0.5, solarize_probability=0.2))
 
     def __post_init__(self) -> None:
         if self.views < 0:
             raise InputError(f"augment.local.views ({self.views}) must be at least 0; 0 is no multi-crop")
-        if self.size < 16:
-            raise InputError(f"augment.local.size ({self.size}) must be at least 16 pixels")
-        if not 0 < self.area_min <= self.area_max <= 1:
-            raise InputError(
-                f"augment.local.area_min..area_max ({self.area_min}..{self.area_max}) must rise and be within (0, 1]: "
-                "shares of the frame"
-            )
-        if self.views and isinstance(self.view, View):  # not while a schema is built
-            self.view.check_size(self.size, "augment.local.view")
+        if self.views and self.crops:
+            raise InputError("augment.local.views and augment.local.crops must not be given together")
+        for crop in self.all_crops() if isinstance(self.view, View) else ():  # not while a schema is built
+            self.view.check_size(crop.size, "augment.local.view")
+
+    def all_crops(self) -> list[Crop]:
+        """Return size and area of each local view."""
+        return self.crops or [Crop(self.size, self.area_min, self.area_max)] * self.views

@@ -24,8 +24,8 @@ class EncoderOptions:
     weights: Weights = field(default_factory=Weights)
     root: str = ""  # base of the lists' relative paths; empty: each list's folder
     labels: Labels = Labels.file  # folder: a video's class is the name of its folder
-    clips_per_video: int = 10
-    num_crops: int = 3  # 1: centre; 3: along the longer side
+    clips_per_video: int = 0  # 0: 10, of an image 1
+    num_crops: int = 0  # 1: centre; 3: along the longer side; 0: 3, of an image 1
     num_frames: int = 0  # 0: as in pretraining
     clip_seconds: float = 0.0  # 0: as in pretraining
     size: int = 0  # crop, pixels; 0: 8/7 of the pretraining size
@@ -38,7 +38,7 @@ class EncoderOptions:
     workers: int = -1  # decoding workers per process; -1: one per core of its share
 
     def __post_init__(self) -> None:
-        require(self.num_crops, "num_crops", lambda value: value in (1, 3), "1 or 3")
+        require(self.num_crops, "num_crops", lambda value: value in (0, 1, 3), "1 or 3")
 
 
 @dataclass

@@ -35,6 +35,8 @@ class FinetuneAugment:
     size: int = 0  # pixels; 0: as in pretraining
     short_side_min: int = 0  # the short side is scaled to a random length from here; 0: 8/7 of size
     short_side_max: int = 0  # to here; 0: 10/7 of size
+    area_min: float = 1.0  # below 1: a random resized crop instead, of a share of the frame from here
+    area_max: float = 1.0  # to here, and a ratio of 3/4 to 4/3
     view: View = field(
         default_factory=lambda: View(
             brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_probability=0.0, solarize_probability=0.0
@@ -45,6 +47,8 @@ class FinetuneAugment:
     cutmix_alpha: float = 0.0  # exchange a box, share as above; 0: off. With both, each applies to half of the pairs
 
     def __post_init__(self) -> None:
+        if self.area_min > self.area_max:
+            raise InputError(f"augment.area_min ({self.area_min}) is above augment.area_max ({self.area_max})")
         if self.short_side_min > self.short_side_max > 0:
             raise InputError(f"augment.short_side_min ({self.short_side_min}) is above short_side_max ({self.short_side_max})")
 
@@ -71,16 +75,19 @@ class FinetuneOptim(Optim):
 class Testing:
     """The full test protocol at the end, and quick tests (1 clip, centre crop) during training."""
 
-    clips_per_video: int = 10
-    num_crops: int = 3
+    clips_per_video: int = 0  # 0: 10, of an image 1
+    num_crops: int = 0  # 1: centre; 3: along the longer side; 0: 3, of an image 1
     size: int = 0  # crop, pixels; 0: 8/7 of augment.size
+    short_side: int = 0  # pixels, to which the short side is scaled before it; 0: the crop's size
     # Weights to test: the last; the best on the val list; or the best on the test list itself, which is common
     # practice, biases the result upwards, and is noted in the report.
     select: Select = Select.last
     every_epochs: int = 5  # between quick tests on the selecting list (or on `val`, if given)
 
     def __post_init__(self) -> None:
-        require(self.num_crops, "testing.num_crops", lambda value: value in (1, 3), "1 or 3")
+        require(self.num_crops, "testing.num_crops", lambda value: value in (0, 1, 3), "1 or 3")
+        if self.short_side and not 0 < self.size <= self.short_side:
+            raise InputError(f"testing.short_side ({self.short_side}) needs testing.size ({self.size}), which must not be larger")
 
 
 @dataclass
@@ -142,7 +149,7 @@ class FinetuneConfig:
             raise InputError("give checkpoint=..., or backbone=... to train from scratch")
         for name, value in (
             ("data.num_frames", self.data.num_frames),
-            ("data.clip_seconds", self.data.clip_seconds),
+            ("data.clip_seconds", self.data.clip_seconds or self.data.num_frames == 1),  # 0: images
             ("augment.size", self.augment.size),
         ):
             if not value:

@@ -19,7 +19,8 @@ from omegaconf import MISSING
 from ..augment.view import Local, View
 from ..errors import InputError, given, require
 from ..methods import METHODS, load_method, section_name
-from .shared import Labels, Optim, Reading, System, Weights, check_clip_precision
+from ..models.backbones import IMAGE_BACKBONES
+from .shared import Labels, Optim, Reading, System, Weights, check_channels, check_clip_precision, refuse_time
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Data(Reading):
     # Or several with weights: [a.csv:2,b.csv:1], see data.mixture.
     root: str = ""  # base of relative paths; empty: the manifest's folder
     num_frames: int = MISSING  # frames per clip
-    clip_seconds: float = MISSING  # time span of a clip
+    clip_seconds: float = MISSING  # time span of a clip; 0: the data are images, and each is a clip of one frame
     seconds_per_row: float = 0.0  # long videos: a row, drawn once an epoch, for every so many seconds; 0: one for each video
     min_gap: float = 0.0  # seconds between the starts of a row's two clips, at least
     max_gap: float | None = None  # and at most, as SlowFast's DELTA_CLIPS_MAX; null: any two of the row
@@ -39,7 +40,7 @@ class Data(Reading):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.num_frames, "data.num_frames", lambda value: value >= 1, "at least 1")
-        require(self.clip_seconds, "data.clip_seconds", lambda value: value > 0, "positive")
+        require(self.clip_seconds, "data.clip_seconds", lambda value: value >= 0, "positive, or 0 for images")
         require(self.seconds_per_row, "data.seconds_per_row", lambda value: value >= 0, "at least 0")
         if given(self.clip_seconds) and 0 < self.seconds_per_row < self.clip_seconds:
             raise InputError(
@@ -61,8 +62,8 @@ class Augment:
     ratio_max: float = 4 / 3
     temporal_difference_probability: float = 0.0  # per clip
     antialias: bool = False  # low-pass filter before downscaling; the reference has none
-    mean: float = 0.45  # clips in 0..1 are normalised by (clip - mean) / std
-    std: float = 0.225
+    mean: Any = 0.45  # clips in 0..1 are normalised by (clip - mean) / std; numbers, or one per channel, [r, g, b]
+    std: Any = 0.225
     global_views: int = 2  # clips per video that are each other's positives; the third is augmented as view1, and so on
     view1: View = field(default_factory=View)
     view2: View = field(default_factory=View)
@@ -71,12 +72,13 @@ class Augment:
     @property
     def views(self) -> list[View]:
         """Options of each view of a video: the global views, then the local ones."""
-        return [*([self.view1, self.view2] * self.global_views)[: self.global_views], *[self.local.view] * self.local.views]
+        local = [self.local.view] * len(self.local.all_crops())
+        return [*([self.view1, self.view2] * self.global_views)[: self.global_views], *local]
 
     @property
     def sizes(self) -> list[int]:
         """Size of each view, pixels."""
-        return [*[self.size] * self.global_views, *[self.local.size] * self.local.views]
+        return [*[self.size] * self.global_views, *(crop.size for crop in self.local.all_crops())]
 
     def __post_init__(self) -> None:
         require(self.size, "augment.size", lambda value: value >= 16, "at least 16 pixels")
@@ -86,10 +88,11 @@ class Augment:
         for number, view in ((1, self.view1), (2, self.view2)):
             if isinstance(view, View) and given(self.size):
                 view.check_size(self.size, f"augment.view{number}")
-        if isinstance(self.local, Local) and self.local.views and given(self.size) and self.local.size > self.size:
+        if isinstance(self.local, Local) and given(self.size) and (largest := max(self.sizes)) > self.size:
             raise InputError(
-                f"augment.local.size ({self.local.size}) must be at most augment.size ({self.size}): local views are smaller"
+                f"augment.local.size ({largest}) must be at most augment.size ({self.size}): local views are smaller"
             )
+        check_channels(self.mean, self.std)
 
 
 @dataclass
@@ -172,6 +175,8 @@ class PretrainConfig:
         require(self.init_lr_scale, "init_lr_scale", lambda value: 0 < value <= 1, "above 0 and at most 1")
         require(self.extend, "extend", lambda value: value >= 0, "at least 0")
         check_clip_precision(self.system, self.optim)
+        if isinstance(self.data, Data) and isinstance(self.augment, Augment) and isinstance(self.monitor, MonitorOptions):
+            self._check_kind()
         options = self.method_options
         if is_dataclass(options) and hasattr(options, "check"):
             options.check(self)
@@ -180,6 +185,25 @@ class PretrainConfig:
     def of_method(method: str) -> type[PretrainConfig]:
         """Return this schema with the section of a method. Raises InputError for an unknown one, see `methods.load_method`."""
         return _of_method(method)
+
+    def _check_kind(self) -> None:
+        """Raise InputError for options that do not go with images, and for an image network that is to see videos."""
+        if self.data.clip_seconds == 0:
+            refuse_time(
+                self.data,
+                num_frames=self.data.num_frames,
+                **{
+                    "data.seconds_per_row": self.data.seconds_per_row > 0,
+                    "data.min_gap, data.max_gap": self.data.min_gap > 0 or self.data.max_gap is not None,
+                    "augment.temporal_difference_probability": self.augment.temporal_difference_probability > 0,
+                    "monitor.clips_per_video": self.monitor.clips_per_video > 1,
+                    "monitor.videos": self.monitor.videos > 0,  # matches two clips of a video
+                },
+            )
+        elif given(self.data.num_frames, self.model.backbone) and self.model.backbone in IMAGE_BACKBONES:
+            raise InputError(
+                f"model.backbone={self.model.backbone} is for images (data.clip_seconds=0): for videos there is r3d18"
+            )
 
 
 @lru_cache

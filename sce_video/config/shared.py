@@ -170,3 +170,21 @@ def check_clip_precision(system: Any, optim: Any) -> None:
     built = isinstance(system, System) and isinstance(optim, Optim)
     if built and system.bf16_clips and optim.precision is not Precision.bf16:
         raise InputError(f"system.bf16_clips needs optim.precision=bf16, not {optim.precision.value}")
+
+
+def check_channels(mean: Any, std: Any) -> None:
+    """Raise InputError unless mean and std are both numbers, or both lists of three, with std above 0."""
+    values = [value if isinstance(value, list) else [value] for value in (mean, std)]
+    numbers = all(type(number) in (int, float) for number in values[0] + values[1])
+    if not numbers or [len(value) for value in values] not in ([1, 1], [3, 3]) or min(values[1]) <= 0:
+        raise InputError(f"augment.mean ({mean}) and augment.std ({std}) must be numbers, or three each: [r, g, b]")
+
+
+def refuse_time(timing: Timing, num_frames: int, **used: bool) -> None:
+    """Raise InputError for an option that needs time, which images lack. used: whether others, by name, are in use."""
+    used["data.speed_min, data.speed_max"] = (timing.speed_min, timing.speed_max) != (1, 1)
+    used["data.frame_jitter"] = timing.frame_jitter != 0
+    if names := [name for name, on in used.items() if on]:
+        raise InputError(f"{names[0]} needs time, and the data are images (data.clip_seconds=0): leave it out")
+    if given(num_frames) and num_frames != 1:
+        raise InputError(f"data.num_frames ({num_frames}) must be 1 for images, whose clips span data.clip_seconds=0 seconds")

@@ -27,6 +27,7 @@ from .decode import DecodeError, open_row
 from .manifest import Video
 from .workers import Batches, Quarantine
 
+BUILT_IN = ("synthetic", "synthetic_images")  # sources other than files
 READABLE_TRIES = 32
 OPEN_SECONDS = 20  # for one file
 HANGS = 3  # if the first files all hang, no other is tried
@@ -135,20 +136,20 @@ def steps(
 def read_videos(
     source: str, *, split: str, root: str = "", labels: str = "file", known_health: str = "none", training: bool = False
 ) -> list[Video]:
-    """Read a manifest (see `data.manifest`), or the built-in videos of `split` (train, val) for source `synthetic`.
+    """Read a manifest (see `data.manifest`), or the built-in videos or images of `split` (train, val) for a source of BUILT_IN.
 
-    One process per machine makes the built-in videos on first use. known_health: the doctor's table, see `health.find`.
+    One process per machine makes them on first use. known_health: the doctor's table, see `health.find`.
     Training drops the videos that it lists as bad; evaluation keeps unreadable ones with their status, counts them and
     never opens them. Raises InputError if no video remains.
     """
-    if source != "synthetic":
+    if source not in BUILT_IN:
         videos = manifest.read(source, root or None, labels=labels)
         table = health.find(source, known_health)
         return videos if table is None else _apply_health(videos, table, training=training)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        synthetic.build(progress=_print_progress)
+        synthetic.build(images=source == BUILT_IN[1], progress=_print_progress)
     distributed.barrier()
-    return manifest.read(synthetic.build() / f"{split}.csv")
+    return manifest.read(synthetic.build(images=source == BUILT_IN[1]) / f"{split}.csv")
 
 
 def spread(videos: Sequence[Video], count: int) -> list[Video]:

@@ -12,11 +12,13 @@ textures: 15 -> 20; the same with clips standardised by the network's first laye
 
 Files have 30 frames per second and a key frame every 250 frames, as Kinetics, so that the demo decodes like real training.
 Videos depend on (split, index) only: no seed, the same files everywhere. `build` writes lists for `data.manifest`.
+The built-in images are frames of these videos, with the shape as the class.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib
 import os
 import shutil
 import tempfile
@@ -38,6 +40,7 @@ FRAMES_PER_SECOND = 30
 NUM_FRAMES = 120  # 4 seconds
 GOP = 250  # maximum distance of key frames in frames, as in Kinetics files
 VIDEOS = {"train": 768, "val": 256}
+IMAGE_FRAMES = (15, 45, 75, 105)  # of each video: about a second apart, so that their appearance differs
 MOTIONS = ("up", "down", "sideways", "grow", "shrink", "spin", "bob", "sway")
 
 
@@ -155,11 +158,28 @@ def encode(path: Path, frames: NDArray[np.uint8], *, frames_per_second: int = FR
         container.mux(stream.encode())
 
 
-def _make(folder: str, split: str, index: int) -> tuple[str, str]:
+def _make(folder: str, split: str, index: int) -> list[tuple[str, str]]:
+    """Write a video; return its row of the list, path and class."""
     frames, label = render(split, index)
     name = f"{split}/{CLASS_NAMES[label]}/{index:04d}.mp4"
-    encode(Path(folder, name), frames)
-    return name, CLASS_NAMES[label]
+    encode(_in_folder(folder, name), frames)
+    return [(name, CLASS_NAMES[label])]
+
+
+def _make_images(folder: str, split: str, index: int) -> list[tuple[str, str]]:
+    """Write some frames of a video as pictures; return their rows."""
+    frames, label = render(split, index)
+    shape = CLASSES[label][0]
+    rows = [(f"{split}/{shape}/{index:04d}_{number:03d}.png", shape) for number in IMAGE_FRAMES]
+    for (name, _), number in zip(rows, IMAGE_FRAMES, strict=True):
+        importlib.import_module(f"{__package__}.readers.picture").write_png(_in_folder(folder, name), frames[number])
+    return rows
+
+
+def _in_folder(folder: str, name: str) -> Path:
+    path = Path(folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def cache_folder() -> Path:
@@ -170,26 +190,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sce_video"
 
 
-def build(folder: Path | None = None, *, progress: Callable[[int, int], None] | None = None, jobs: int | None = None) -> Path:
-    """Make the videos and their manifests if missing; return the folder with train.csv and val.csv.
+def build(
+    folder: Path | None = None,
+    *,
+    images: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    jobs: int | None = None,
+) -> Path:
+    """Make the videos, or the images, and their manifests if missing; return the folder with train.csv and val.csv.
 
     Concurrent calls are safe: the first to finish is kept. progress is called with (videos done, all videos).
     """
-    final = folder or cache_folder() / f"synthetic_v{VERSION}"
+    final = folder or cache_folder() / f"{'synthetic_images' if images else 'synthetic'}_v{VERSION}"
     if (final / "val.csv").exists():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     try:
-        for split in VIDEOS:
-            for name in CLASS_NAMES:
-                (work / split / name).mkdir(parents=True)
         done, total = 0, sum(VIDEOS.values())
         with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
             for split, count in VIDEOS.items():
                 rows = []
-                for row in pool.map(_make, [str(work)] * count, [split] * count, range(count), chunksize=8):
-                    rows.append(row)
+                make = _make_images if images else _make
+                for found in pool.map(make, [str(work)] * count, [split] * count, range(count), chunksize=8):
+                    rows += found
                     done += 1
                     if progress:
                         progress(done, total)

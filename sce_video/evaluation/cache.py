@@ -40,6 +40,9 @@ def identify(video: Video) -> str | None:
     return None if found is None else f"{os.path.realpath(video.path)}\0{found.bytes}\0{found.changed_ns}{part}"
 
 
+LATER = (("precision", "fp32"), ("short_side", 0))  # entries of views that were not there before
+
+
 class FeatureCache:
     """The features of one encoder and one set of views, in `folder`."""
 
@@ -50,7 +53,7 @@ class FeatureCache:
     @staticmethod
     def of(encoder: FrozenEncoder, views: dict[str, Any]) -> FeatureCache:
         """Return the cache of an encoder and views. Writes nothing."""
-        views = {name: value for name, value in views.items() if (name, value) != ("precision", "fp32")}  # was not there before
+        views = {name: value for name, value in views.items() if (name, value) not in LATER}
         about = {"protocol": PROTOCOL, "backbone": encoder.name, "mean": encoder.mean, "std": encoder.std, **views}
         weights = checkpoint.state_digest(encoder.state_dict())
         key = hashlib.sha256(json.dumps([about, weights], sort_keys=True).encode()).hexdigest()[:20]

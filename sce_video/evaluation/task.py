@@ -25,7 +25,7 @@ from ..runs import checkpoint
 from ..runs.files import to_json, write_atomically
 from ..weights.load import load_encoder, untrained_like
 from .extract import Features, extract_all
-from .views import Views, test_size
+from .views import Views, choose_counts, test_size
 
 
 @dataclass
@@ -78,11 +78,11 @@ def prepare(cfg: EncoderOptions, train: str, test: str) -> Task:
 
 def choose_views(cfg: EncoderOptions, encoder: FrozenEncoder) -> Views:
     """Return the views of the options, by default those of pretraining with crops of 8/7 of its size."""
+    seconds = cfg.clip_seconds or encoder.clip["clip_seconds"]
     return Views(
-        clips_per_video=cfg.clips_per_video,
-        num_crops=cfg.num_crops,
+        *choose_counts(cfg.clips_per_video, cfg.num_crops, seconds),
         num_frames=cfg.num_frames or int(encoder.clip["num_frames"]),
-        clip_seconds=cfg.clip_seconds or encoder.clip["clip_seconds"],
+        clip_seconds=seconds,
         size=cfg.size or test_size(int(encoder.clip["size"])),
         precision=cfg.precision.value,
     )

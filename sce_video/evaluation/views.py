@@ -20,6 +20,7 @@ from ..data import crops
 from ..data.dataset import Batch, EvaluationDataset, Failure
 from ..data.manifest import Video
 from ..data.workers import STALL_SECONDS, Batches, Quarantine
+from ..errors import InputError
 
 # Views per forward pass, to bound memory. On a CPU a few views stay in the caches.
 VIEWS_AT_ONCE = {"cuda": 64, "cpu": 8}
@@ -37,6 +38,7 @@ class Views:
     clip_seconds: float
     size: int  # of the square crops, pixels
     precision: str = "fp32"  # of the network on a GPU: a key of AUTOCAST
+    short_side: int = 0  # to which the short side is scaled before the crops are cut; 0: their size
 
     @property
     def count(self) -> int:
@@ -49,18 +51,30 @@ class Views:
         return self.clips_per_video // 2 * self.num_crops + self.num_crops // 2
 
 
+def choose_counts(clips_per_video: int, num_crops: int, clip_seconds: float) -> tuple[int, int]:
+    """Return clips per video and crops per clip; 0 stands for the protocol: 10 and 3, or 1 and 1 of an image (0 seconds).
+
+    Raises InputError for several clips of an image.
+    """
+    if not clip_seconds and clips_per_video > 1:
+        raise InputError(
+            f"clips_per_video ({clips_per_video}) needs time, and the data are images of one clip each: leave it out"
+        )
+    return clips_per_video or (10 if clip_seconds else 1), num_crops or (3 if clip_seconds else 1)
+
+
 def test_size(size: int) -> int:
     """Return the crop size for testing, 8/7 of the training size: 256 for 224, 128 for 112."""
     return round(size * 8 / 7)
 
 
-def cut_crops(frames: Tensor, *, size: int, num_crops: int, out: Tensor | None = None) -> Tensor:
-    """Cut `num_crops` (1: centre, 3: along the longer side) squares after scaling the short side to `size`.
+def cut_crops(frames: Tensor, *, size: int, num_crops: int, short_side: int = 0, out: Tensor | None = None) -> Tensor:
+    """Cut `num_crops` (1: centre, 3: along the longer side) squares after scaling the short side to `short_side` or `size`.
 
     frames uint8 [T, h, w, 3] -> float32 in 0..1 [num_crops, 3, T, size, size], written into `out` if given.
     """
     clip = frames.permute(3, 0, 1, 2).contiguous()  # transposing bytes is cheaper than transposing floats
-    height, width = crops.short_side(clip.shape[-2], clip.shape[-1], size)
+    height, width = crops.short_side(clip.shape[-2], clip.shape[-1], short_side or size)
     scaled = (height, width) != tuple(clip.shape[-2:])
     if scaled:
         clip = augment.resize(clip.float().div_(255), (height, width))
@@ -99,7 +113,7 @@ def view_outputs(
         clips_per_video=views.clips_per_video,
         num_frames=views.num_frames,
         clip_seconds=views.clip_seconds,
-        max_short_side=max(NATIVE_SHORT_SIDE, views.size),
+        max_short_side=max(NATIVE_SHORT_SIDE, views.size, views.short_side),
         decoder=decoder,
     )
     at_once = VIEWS_AT_ONCE[device.type]
@@ -143,7 +157,7 @@ def _run_network(network: Callable[[Tensor], Tensor], batch: Batch, views: Views
     for start in range(0, len(by_video), len(buffer)):
         few = by_video[start : start + len(buffer)]
         for clip, crop in zip(few, buffer, strict=False):
-            cut_crops(clip, size=views.size, num_crops=views.num_crops, out=crop)
+            cut_crops(clip, size=views.size, num_crops=views.num_crops, short_side=views.short_side, out=crop)
         clips = buffer[: len(few)].flatten(0, 1)
         if device.type == "cuda":  # the layout in which training is fastest too
             clips = clips.contiguous(memory_format=torch.channels_last_3d)

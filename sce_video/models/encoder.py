@@ -62,8 +62,8 @@ class FrozenEncoder(nn.Module):
         backbone: nn.Module,
         name: str,
         *,
-        mean: float,
-        std: float,
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
         clip: dict[str, float],
         projector: nn.Module | None = None,
         report: str = "",
@@ -81,8 +81,14 @@ class FrozenEncoder(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         if not clips.is_floating_point():
             clips = clips.float() / 255
-        features: Tensor = self.backbone((clips - self.mean) / self.std)
+        features: Tensor = self.backbone(self.normalize(clips))
         return features
+
+    def normalize(self, clips: Tensor) -> Tensor:
+        """Return (clips - mean) / std of float clips in 0..1, with one mean and std for all channels or one for each."""
+        values = (self.mean, self.std)
+        mean, std = (value if isinstance(value, float | int) else clips.new_tensor(value).view(-1, 1, 1, 1) for value in values)
+        return (clips - mean) / std
 
     def project(self, features: Tensor) -> Tensor:
         """Return the projection [B, C] of features [B, width], not normalised. Raises InputError without a projector."""

@@ -19,7 +19,7 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -158,9 +158,9 @@ def prove(encoder: FrozenEncoder, to: str, path: Path, clips: Tensor) -> float |
         ours = encoder.name not in backbones.BACKBONES
         found = load.load_encoder(path, encoder.name if ours else None)(clips)
     elif to == "slowfast":
-        found = load.load_encoder(path, encoder.name).backbone((clips - encoder.mean) / encoder.std)
+        found = load.load_encoder(path, encoder.name).backbone(encoder.normalize(clips))
     else:
-        found = _load_published(encoder.name, path)((clips - encoder.mean) / encoder.std)
+        found = _load_published(encoder.name, path)(encoder.normalize(clips))
     return _max_difference(found, expected)
 
 
@@ -194,6 +194,10 @@ def _verify_onnx(encoder: FrozenEncoder, path: Path, clips: Tensor) -> float | N
     return max(differences)
 
 
+def _of_channels(value: float | Sequence[float]) -> list[float]:
+    return [*value] if isinstance(value, Sequence) else [value] * 3
+
+
 def how_to_load(to: str, encoder: FrozenEncoder, out: Path) -> str:
     """Return lines of instructions: how the other program loads the file, and its input clips."""
     clip = f"clips [B, 3, T, H, W] in 0..1, normalised by (clips - {encoder.mean}) / {encoder.std}"
@@ -205,7 +209,7 @@ def how_to_load(to: str, encoder: FrozenEncoder, out: Path) -> str:
                 "  MODEL.MODEL_NAME ResNet MODEL.ARCH slow RESNET.DEPTH 50 RESNET.TRANS_FUNC bottleneck_transform",
                 '  RESNET.STRIDE_1X1 False RESNET.NUM_BLOCK_TEMP_KERNEL "[[3], [4], [6], [3]]"',
                 f'  DATA.INPUT_CHANNEL_NUM "[3]" DATA.NUM_FRAMES {encoder.clip["num_frames"]:g}',
-                f'  DATA.MEAN "{[encoder.mean] * 3}" DATA.STD "{[encoder.std] * 3}"',
+                f'  DATA.MEAN "{_of_channels(encoder.mean)}" DATA.STD "{_of_channels(encoder.std)}"',
                 "the file holds no head: SlowFast reports head.projection as not loaded",
             )
         )

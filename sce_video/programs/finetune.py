@@ -23,7 +23,7 @@ from ..data import loader, manifest
 from ..errors import InputError, log
 from ..evaluation import classify
 from ..evaluation.task import choose_output_file
-from ..evaluation.views import Views, test_size
+from ..evaluation.views import Views, choose_counts, test_size
 from ..runs.background_save import Saver
 from ..runs.files import to_json, write_atomically
 from ..runs.folder import RunFolder
@@ -100,7 +100,7 @@ def predict(task: Finetuning, split: str, *, quick: bool) -> tuple[dict[str, flo
     classifier, videos = task.classifier, task.lists.videos[split]
     classifier.eval()
     predictions = classify.predict(
-        lambda clips: classifier((clips - task.encoder.mean) / task.encoder.std),
+        lambda clips: classifier(task.encoder.normalize(clips)),
         videos,
         task.views(quick=quick),
         device=task.run.augment.device,
@@ -162,7 +162,8 @@ def classify_videos(cfg: FinetuneConfig) -> None:
         videos = loader.read_videos(cfg.predict, split="val", root=cfg.root, known_health=cfg.data.health)
         clip, testing = classifier.clip, cfg.testing
         size = testing.size or test_size(int(clip["size"]))
-        views = Views(testing.clips_per_video, testing.num_crops, int(clip["num_frames"]), clip["clip_seconds"], size)
+        counts = choose_counts(testing.clips_per_video, testing.num_crops, clip["clip_seconds"])
+        views = Views(*counts, int(clip["num_frames"]), clip["clip_seconds"], size, short_side=testing.short_side)
         options: dict[str, Any] = {"device": device, "decoder": cfg.data.decoder.value, "title": name}
         header, about = ["path"], list[tuple[str, ...]]()
         if cfg.window_seconds:

@@ -85,8 +85,8 @@ def score_with(monitor: Monitor, beginning: str) -> Callable[[Run, RunLog, Saver
 
 def describe(cfg: PretrainConfig, run: Run) -> str:
     """Return one line on this run, with the derived numbers."""
-    local = cfg.augment.local
-    smaller = f" with {local.views} local view(s) of {local.size} px" if local.views else ""
+    local = cfg.augment.sizes[cfg.augment.global_views :]
+    smaller = f" with {len(local)} local view(s) of {', '.join(map(str, dict.fromkeys(local)))} px" if local else ""
     return (
         f"{cfg.name}: {run.skipped.num_videos} videos, {cfg.model.backbone}, {cfg.optim.epochs} epochs x "
         f"{run.steps_per_epoch} steps of {cfg.optim.batch}{smaller}, lr {cfg.optim.lr:g}, {distributed.world_size()} "

@@ -27,8 +27,8 @@ class Augmenter:
     views: Sequence[augment.View]
     sizes: Sequence[int]
     seed: int
-    mean: float
-    std: float
+    mean: augment.Channels
+    std: augment.Channels
     antialias: bool
     device: torch.device
     dtype: torch.dtype = torch.float32

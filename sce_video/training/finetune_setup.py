@@ -15,14 +15,14 @@ import torch
 
 from .. import distributed
 from ..config.finetune import FinetuneConfig, Select
-from ..config.shared import Changed, ResizeOn
+from ..config.shared import Changed, ResizeOn, refuse_time
 from ..data import loader, manifest
-from ..data.crops import RandomScaled
+from ..data.crops import RandomResized, RandomScaled
 from ..data.dataset import ClipDataset
 from ..data.manifest import Video
 from ..distributed import warn
 from ..errors import InputError, log
-from ..evaluation.views import Views, test_size
+from ..evaluation.views import Views, choose_counts, test_size
 from ..methods.supervised import Supervised
 from ..models.encoder import Classifier, FrozenEncoder
 from ..runs import checkpoint
@@ -71,13 +71,15 @@ class Finetuning:
     def views(self, *, quick: bool = False) -> Views:
         """Return the views for testing: the full protocol, or one clip's centre crop."""
         testing = self.cfg.testing
+        clips, num_crops = choose_counts(testing.clips_per_video, testing.num_crops, self.clip["clip_seconds"])
         return Views(
-            clips_per_video=1 if quick else testing.clips_per_video,
-            num_crops=1 if quick else testing.num_crops,
+            clips_per_video=1 if quick else clips,
+            num_crops=1 if quick else num_crops,
             num_frames=int(self.clip["num_frames"]),
             clip_seconds=self.clip["clip_seconds"],
             size=testing.size or test_size(int(self.clip["size"])),
             precision=self.cfg.optim.precision.value,
+            short_side=testing.short_side,
         )
 
 
@@ -88,6 +90,8 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
         encoder = continued(cfg, folder.path) or load_or_build(cfg)
     own = {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
     clip = {name: value or encoder.clip[name] for name, value in own.items()}
+    if not clip["clip_seconds"]:
+        refuse_time(cfg.data, int(clip["num_frames"]))
     size = int(clip["size"])
     check_short_sides(size, short_sides(cfg, size))
     cfg.augment.view.check_size(size, "augment.view")
@@ -160,7 +164,7 @@ def load_or_build(cfg: FinetuneConfig) -> FrozenEncoder:
             log.info(f"weights: {encoder.report}")
         return load.untrained_like(encoder, seed=cfg.seed) if cfg.model.random_weights else encoder
     clip = {"num_frames": cfg.data.num_frames, "clip_seconds": cfg.data.clip_seconds, "size": cfg.augment.size}
-    usual = load.USUAL
+    usual = load.usual(cfg.backbone)
     return load.untrained_encoder(cfg.backbone, seed=cfg.seed, mean=usual["mean"], std=usual["std"], clip=clip)
 
 
@@ -244,12 +248,14 @@ def check_short_sides(size: int, sides: tuple[int, int]) -> None:
 
 def build_dataset(cfg: FinetuneConfig, videos: list[Video], clip: dict[str, float], device: torch.device) -> ClipDataset:
     """Return one random clip of each video."""
-    size = int(clip["size"])
+    size, options = int(clip["size"]), cfg.augment
+    scaled = RandomScaled(size=size, short_sides=short_sides(cfg, size))
+    resized = RandomResized(area=(options.area_min, options.area_max), ratio=(3 / 4, 4 / 3))
     return ClipDataset(
         videos,
         num_frames=int(clip["num_frames"]),
         clip_seconds=clip["clip_seconds"],
-        draw_boxes=[RandomScaled(size=size, short_sides=short_sides(cfg, size))],
+        draw_boxes=[scaled if options.area_min == 1 else resized],
         seed=cfg.seed,
         **reading_arguments(cfg.data, device),
         resize_to=[size] if cfg.data.resize_on is ResizeOn.worker else None,
@@ -273,7 +279,7 @@ def split_configs(cfg: FinetuneConfig, out: Path) -> list[FinetuneConfig]:
     for split in cfg.splits:
         lists = {name: getattr(cfg, name).replace("%", str(split)) for name in ("train", "test", "val")}
         # Copies of the sections, so that the runs share nothing; replace() checks the options again.
-        if missing := [source for source in lists.values() if source not in ("", "synthetic") and not Path(source).exists()]:
+        if missing := [source for source in lists.values() if source not in ("", *loader.BUILT_IN) and not Path(source).exists()]:
             raise InputError(f"{missing[0]}, a list of split {split}, does not exist: no split was trained")
         configs.append(replace(copy.deepcopy(cfg), **lists, splits=[], out=str(out / f"split_{split}")))
     return configs

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..config.pretrain import PretrainConfig
 from ..config.shared import Labels
 from ..data import manifest, mixture
+from ..data.loader import BUILT_IN
 from ..data.manifest import Video
 from ..runs.files import write_rows
 
@@ -17,7 +18,7 @@ from ..runs.files import write_rows
 def remarks(cfg: PretrainConfig, videos: Sequence[Video], *, scored: bool) -> list[str]:
     """Return lines for the start of the run: how it goes on from another, and what would score it."""
     lines = [f"after: with all of the state of {cfg.after}, then a rate from {cfg.optim.lr:g} to 0"] if cfg.after else []
-    if not scored and cfg.data.train != "synthetic":
+    if not scored and cfg.data.train not in BUILT_IN:
         labels = all(video.label is not None for video in videos)
         by_label = "data.held_out=0.2 (every fifth video of a class is scored and not trained on) or " if labels else ""
         lines.append(f"not scored: add {by_label}monitor.videos=256 (two clips of a video are matched, without labels)")
@@ -29,7 +30,7 @@ def next_command(cfg: PretrainConfig, folder: Path, held_out: Path | None) -> st
     monitor, scored = cfg.monitor, {}
     if held_out is not None:
         scored = {"train": str(held_out / "train.csv"), "test": str(held_out / "held_out.csv")}
-    elif monitor.train and (monitor.train != "synthetic" or cfg.data.train == "synthetic"):
+    elif monitor.train and (monitor.train not in BUILT_IN or cfg.data.train == monitor.train):
         scored = {"train": monitor.train, "test": monitor.val, "root": monitor.root}
         scored |= {"labels": monitor.labels.value} if monitor.labels is not Labels.file else {}
     program, options = "retrieval", scored

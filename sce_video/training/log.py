@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import distributed
+from ..augment import Channels, unnormalize
 from ..errors import Stopped, log, printable
 from ..evaluation import pictures
 from ..runs import resources
@@ -306,7 +307,7 @@ class RunLog:
                 self._board.close()
 
 
-def draw_views(path: Path, mean: float, std: float, views: Sequence[Tensor], paths: Sequence[str]) -> None:
+def draw_views(path: Path, mean: Channels, std: Channels, views: Sequence[Tensor], paths: Sequence[str]) -> None:
     """Write a picture of the views of the first videos of a batch, as the network gets them."""
-    shown = [view[:SHOWN_VIDEOS].float() * std + mean for view in views]
+    shown = [unnormalize(view[:SHOWN_VIDEOS], mean, std) for view in views]
     pictures.save(pictures.views(shown, paths[:SHOWN_VIDEOS]), path)

@@ -92,7 +92,7 @@ def _view_rows(
         differences=[difference],
         antialias=cfg.augment.antialias,
     )[0]
-    pixels = (shown * cfg.augment.std + cfg.augment.mean).clamp(0, 1).mul(255).round().byte()
+    pixels = augment.unnormalize(shown, cfg.augment.mean, cfg.augment.std).clamp(0, 1).mul(255).round().byte()
     height, width = clip.shape[1:3]
     count = pixels.shape[1]
     few = f", frames {', '.join(str(index + 1) for index in _shown(count))} of {count}" if count > FRAMES else ""

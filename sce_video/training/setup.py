@@ -116,7 +116,7 @@ def set_up_pretraining(
     monitor = build_monitor(cfg, videos, held, device, workers)
     torch.manual_seed(cfg.seed)  # for initial weights only: all else draws from keyed generators
     method = build_method(cfg)
-    check_method(method, num_global=cfg.augment.global_views, num_local=cfg.augment.local.views)
+    check_method(method, num_global=cfg.augment.global_views, num_local=len(cfg.augment.local.all_crops()))
     with together():
         loaded = load_initial(cfg, method, folder.path)
     run = build_run(
@@ -263,13 +263,13 @@ def build_dataset(cfg: PretrainConfig, videos: list[Video], device: torch.device
     """Return the views of the videos, as they reach the device."""
     local, ratio = cfg.augment.local, (cfg.augment.ratio_min, cfg.augment.ratio_max)
     box = RandomResized(area=(cfg.augment.area_min, cfg.augment.area_max), ratio=ratio)
-    local_box = RandomResized(area=(local.area_min, local.area_max), ratio=ratio)
+    local_boxes = [RandomResized(area=(crop.area_min, crop.area_max), ratio=ratio) for crop in local.all_crops()]
     return ClipDataset(
         videos,
         num_frames=cfg.data.num_frames,
         clip_seconds=cfg.data.clip_seconds,
         gap=(cfg.data.min_gap, math.inf if cfg.data.max_gap is None else cfg.data.max_gap),
-        draw_boxes=[*[box] * cfg.augment.global_views, *[local_box] * local.views],
+        draw_boxes=[*[box] * cfg.augment.global_views, *local_boxes],
         difference_probability=cfg.augment.temporal_difference_probability,
         seed=cfg.seed,
         **reading_arguments(cfg.data, device),
@@ -307,13 +307,13 @@ def build_monitor(
     The built-in videos are scored in runs on them only.
     """
     options, query = cfg.monitor, None
-    if options.train and ("synthetic" not in (options.train, options.val) or cfg.data.train == "synthetic"):
+    if options.train and (cfg.data.train in loader.BUILT_IN or not {options.train, options.val} & {*loader.BUILT_IN}):
         sources = ((options.train, "train"), (options.val, "val"))
         bank, query = (
             loader.read_videos(source, split=split, root=options.root, labels=options.labels.value, known_health=cfg.data.health)
             for source, split in sources
         )
-        lists = [f"{source} ({split})" if source == "synthetic" else source for source, split in sources]
+        lists = [f"{source} ({split})" if source in loader.BUILT_IN else source for source, split in sources]
     elif held:
         bank, query = loader.spread(videos, HELD_OUT_BANK), loader.spread(held, HELD_OUT_QUERIES)
         lists = [cfg.data.train, "those held out"]

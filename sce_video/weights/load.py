@@ -23,6 +23,7 @@ from . import layouts, read
 
 # Defaults for a weight file without a description: SCE's normalisation and clip length.
 USUAL: dict[str, Any] = {"mean": 0.45, "std": 0.225, "num_frames": 8, "clip_seconds": 2.56, "size": 224}
+OF_IMAGES = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "num_frames": 1, "clip_seconds": 0.0}  # ImageNet's
 
 
 class Fit(NamedTuple):
@@ -77,7 +78,7 @@ def load_encoder(path: str | Path, backbone: str | None = None, *, trust: bool =
     network.load_state_dict(found.backbone, strict=False)
     projector, note = _load_projector(contents.tensors, width)
     ignored = [key for key in found.ignored if not (projector and key.startswith(layouts.PROJECTOR_PREFIXES))]
-    about = {**USUAL, **about}
+    about = {**usual(name), **about}
     return FrozenEncoder(
         network,
         name,
@@ -90,7 +91,12 @@ def load_encoder(path: str | Path, backbone: str | None = None, *, trust: bool =
     )
 
 
-def untrained_encoder(backbone: str, *, seed: int, mean: float, std: float, clip: dict[str, float]) -> FrozenEncoder:
+def usual(backbone: str) -> dict[str, Any]:
+    """Return what holds for a network's file without a description: normalisation, frames, seconds and size of clips."""
+    return {**USUAL, **(OF_IMAGES if backbone in backbones.IMAGE_BACKBONES else {})}
+
+
+def untrained_encoder(backbone: str, *, seed: int, mean: Any, std: Any, clip: dict[str, float]) -> FrozenEncoder:
     """Return an encoder with random weights, the baseline of every table."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -15,6 +15,7 @@ from start.own_videos import count, fits, list_videos
 from launch.command import SCHEMAS
 from launch.options import Launch
 from sce_video.command_line import composed_values, read_words
+from sce_video.data.loader import BUILT_IN
 from sce_video.errors import InputError, log
 
 LISTS = ("data.train", "monitor.train", "monitor.val", "train", "test", "val", "data", "predict")
@@ -49,7 +50,7 @@ def find_problems(program: str, arguments: Sequence[str], options: Launch) -> li
     problems, videos = [], []
     for name in LISTS:
         source = values.get(name)
-        if not isinstance(source, str) or source in ("", "synthetic", "???"):
+        if not isinstance(source, str) or source in ("", "???", *BUILT_IN):
             continue
         root = values.get("monitor.root" if name.startswith("monitor.") else "data.root" if program == "pretrain" else "root")
         for split in splits if "%" in source else [""]:

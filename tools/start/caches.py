@@ -9,7 +9,7 @@ from sce_video.data.synthetic import cache_folder
 from sce_video.errors import InputError
 
 KINDS = {
-    **{"features": "features of evaluated videos", "synthetic": "built-in videos"},
+    **{"features": "features of evaluated videos", "synthetic": "built-in videos or images"},
     **{"frame_indexes": "where the frames of long videos are", "durations": "lengths of videos, for data.seconds_per_row"},
 }
 
@@ -17,7 +17,7 @@ KINDS = {
 def entries() -> dict[str, Path]:
     """Return the folders in the cache by name: features/<network> and the built-in videos."""
     folder = cache_folder()
-    kinds = ("features/*", "synthetic_v*", "frame_indexes", "durations")
+    kinds = ("features/*", "synthetic_*v*", "frame_indexes", "durations")
     found = [path for kind in kinds for path in folder.glob(kind) if path.is_dir()]
     return {str(path.relative_to(folder)): path for path in sorted(found)}
 

@@ -43,7 +43,7 @@ def complete(arguments: list[str]) -> list[str]:
     source = str(given.get("data.train", ""))
     if "extend" in given and "recipe" not in given and not SHOWS & set(arguments):
         return [*extended(given), *arguments]
-    if ASKS_ONLY & set(arguments) or source in ("", "synthetic"):
+    if ASKS_ONLY & set(arguments) or source in ("", *loader.BUILT_IN):
         return arguments
     added: list[str] = []
     fitted = "recipe" not in given
@@ -79,7 +79,7 @@ def complete_finetuning(arguments: list[str]) -> list[str]:
             *(override(key, value) for key, value in ({"train": "", "test": ""} | known).items() if key not in given),
             *arguments,
         ]
-    if ASKS_ONLY & set(arguments) or source in ("", "synthetic"):
+    if ASKS_ONLY & set(arguments) or source in ("", *loader.BUILT_IN):
         return arguments
     splits = given.get("splits")
     if "%" in source and not (isinstance(splits, list) and splits):
@@ -107,7 +107,7 @@ def fits(program: str, arguments: Sequence[str]) -> bool:
     """Whether the program will choose values itself: no recipe is named, and the videos are the user's own."""
     given = given_values(arguments)
     source = given.get({"pretrain": "data.train", "finetune": "train"}.get(program, ""), "")
-    return "recipe" not in given and str(source) not in ("", "synthetic")
+    return "recipe" not in given and str(source) not in ("", *loader.BUILT_IN)
 
 
 def list_videos(source: str, root: Any, known_health: Any) -> list[Video]:

@@ -11,6 +11,7 @@ from scaling the full picture, so it is done only where a smallest size is given
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -103,7 +104,7 @@ class Picture(FrameReader):
         return image
 
 
-def write_png(path: str, pixels: Any) -> None:
+def write_png(path: str | os.PathLike[str], pixels: Any) -> None:
     """Write uint8 RGB [height, width, 3] as a PNG file."""
     Image.fromarray(pixels).save(path, "PNG")
 
