@@ -92,7 +92,7 @@ def load_encoder(path: str | Path, backbone: str | None = None, *, trust: bool =
 
 
 def usual(backbone: str) -> dict[str, Any]:
-    """Return what holds for a network's file without a description: normalisation, frames, seconds and size of clips."""
+    """Return the defaults of a weight file without a description: normalisation; frames, seconds and size of clips."""
     return {**USUAL, **(OF_IMAGES if backbone in backbones.IMAGE_BACKBONES else {})}
 
 
