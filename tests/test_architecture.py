@@ -276,7 +276,8 @@ for name in ("r3d50", "r2plus1d18"):
 # ExportConfig and RetrievalConfig: trust and weights.key, without which a foreign file is either refused or runs its code.
 # Pretraining and finetuning from weights: init, init_lr_scale, weights.key. Pretraining: seconds_per_row, min_gap and max_gap,
 # without which a long video is one row and its two clips may be an hour apart.
-OPTIONS = {PretrainConfig: 116, FinetuneConfig: 93, EvaluateConfig: 27, RetrievalConfig: 22, FeaturesConfig: 22, ExportConfig: 8}
+# Finetuning: augment.area_min and area_max, testing.short_side, without which the authors' linear probe of images is another.
+OPTIONS = {PretrainConfig: 116, FinetuneConfig: 96, EvaluateConfig: 27, RetrievalConfig: 22, FeaturesConfig: 22, ExportConfig: 8}
 
 
 def count_options(schema: type, seen: set[type]) -> int:

@@ -21,10 +21,10 @@ from sce_video.data import synthetic
 from sce_video.data.packed import Packed
 from sce_video.errors import InputError
 from sce_video.evaluation.views import choose_counts, cut_crops
-from sce_video.finetune import finetune
 from sce_video.models import backbones
 from sce_video.models.encoder import FrozenEncoder
-from sce_video.pretrain import pretrain
+from sce_video.programs.finetune import finetune
+from sce_video.programs.pretrain import pretrain
 
 IMAGES = {
     "sce_r50_imagenet": "resnet50",
