@@ -178,9 +178,10 @@ def test_the_whole_keeps_its_budget() -> None:
     # chooses by name (methods, backbones) is loaded by name, so that the program's own closure grows by little. By 400 more: long
     # videos, pictures and init= had taken what the Python interface and the console program (430) need.
     # To 16,300: the contract of methods, their choice by name and the seven relatives took 880 lines.
-    assert lines_of(MODULES) <= 16_300
+    # To 16,500 for images: recipes for them, a mean for each channel, local views of several sizes, the built-in images.
+    assert lines_of(MODULES) <= 16_500
     # The closure by 600 for rows of lists: segments, rows by duration, mixtures. Every run reads its list.
-    assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 11_900
+    assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 12_050
     # 1,950 since every method knows the contract (methods/__init__) and the loader of names (models/named).
     for method in (PACKAGE / "methods").glob("*.py"):
         assert lines_of(closure(method)) <= 1_950, method
