@@ -12,7 +12,6 @@ import pytest
 import torch
 from conftest import TINY_RECIPE, compose_pretrain, losses, run_tool
 from long_files import all_frames, encode_scene, join
-from sce_video.pretrain import pretrain
 
 from sce_video.data import decode, long_videos
 from sce_video.data.clips import neighbouring_clips
@@ -21,6 +20,7 @@ from sce_video.data.dataset import ClipDataset
 from sce_video.data.decode import open_row, open_video
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError, Preempted, log
+from sce_video.programs.pretrain import pretrain
 from sce_video.randomness import generator
 from sce_video.training import rows
 

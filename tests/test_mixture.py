@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_RECIPE, compose_pretrain, losses
-from sce_video.pretrain import pretrain
 
 from sce_video.data import loader, manifest, mixture
 from sce_video.data.crops import RandomResized
 from sce_video.data.dataset import ClipDataset
 from sce_video.errors import InputError, Preempted
+from sce_video.programs.pretrain import pretrain
 from sce_video.training import rows
 
 SOURCES = mixture.share([("a.csv", 2.0), ("b.csv", 1.0)], [10, 50])

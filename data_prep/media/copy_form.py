@@ -16,8 +16,7 @@ from jobs.journal import Row
 from jobs.workers import Alive
 from numpy.typing import NDArray
 
-from media.examine import missing_bytes
-from media.probe import measured_rate, opened, time_in
+from media.probe import measured_rate, missing_bytes, opened, time_in
 from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP, DecodeError, demux
 from sce_video.data.readers.orientation import of_frame
 

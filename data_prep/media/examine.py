@@ -28,7 +28,8 @@ import av
 from jobs.workers import Alive
 
 from media.examine_pictures import examine_pictures
-from media.probe import measured_rate, opened, rotation_of, seconds_of, time_in
+from media.probe import measured_rate, missing_bytes, opened, rotation_of, seconds_of, time_in
+from media.shots import Cuts
 from sce_video.data.decode import reading
 from sce_video.data.health import stamp
 from sce_video.data.readers.media import (
@@ -51,21 +52,22 @@ SAMPLE_FRAMES = 8  # decoded at each of three positions by --quick
 Row = dict[str, Any]
 
 
-def examine(path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
+def examine(path: str, alive: Alive, *, quick: bool, min_frames: int, shots: bool = False) -> Row:
     """Return the health of a file: `id`, `status`, `reason` and the figures of `measured`.
 
-    quick: count packets, and decode some frames at the start, the middle and the end instead of all.
+    quick: count packets, and decode some frames at the start, the middle and the end instead of all. shots: `cuts` has the
+    numbers of the frames that begin a shot, but the first.
     """
     strike(path)
     row: Row = {"id": path, **stamped(path)}
     try:
         with reading(path):
-            return _examine(row, path, alive, quick=quick, min_frames=min_frames)
+            return _examine(row, path, alive, quick=quick, min_frames=min_frames, shots=shots)
     except DecodeError as error:  # what a library raised
         return {**row, "status": "unreadable", "reason": without(path, error)}
 
 
-def _examine(row: Row, path: str, alive: Alive, *, quick: bool, min_frames: int) -> Row:
+def _examine(row: Row, path: str, alive: Alive, *, quick: bool, min_frames: int, shots: bool) -> Row:
     if is_frames(path):
         return {**row, **examine_pictures(path, alive, quick=quick, min_frames=min_frames)}
     try:
@@ -77,7 +79,7 @@ def _examine(row: Row, path: str, alive: Alive, *, quick: bool, min_frames: int)
     try:
         row["sha256"] = sha256_of(path, alive)
         with opened(path) as (container, stream):
-            found = Frames(stream)
+            found = Frames(stream, Cuts() if shots else None)
             try:
                 (found.sample if quick else found.decode)(container, alive)
             except (av.FFmpegError, OSError, MemoryError) as error:
@@ -92,14 +94,14 @@ def _examine(row: Row, path: str, alive: Alive, *, quick: bool, min_frames: int)
     except (DecodeError, OSError) as error:
         return {**row, "status": "unreadable", "reason": without(path, error)}
     row["status"], row["reason"] = verdict(row, found, path, min_frames)
-    return row
+    return {**row, "cuts": found.cuts.found} if found.cuts else row
 
 
 class Frames:
     """Decode a stream and count its frames."""
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
+    def __init__(self, stream: Any, cuts: Cuts | None = None) -> None:
+        self.stream, self.cuts = stream, cuts
         self.count = 0  # of sound frames from the first on; with `sample`, of packets of frames to show
         self.hidden = 0
         self.times: list[int] = []
@@ -141,6 +143,8 @@ class Frames:
                 self.count += 1
                 if frame.pts is not None:
                     self.times.append(frame.pts)
+                if self.cuts is not None:
+                    self.cuts.add(frame)
                 alive()
 
     def sample(self, container: Any, alive: Alive) -> None:
@@ -240,31 +244,6 @@ def status_at_the_gate(path: str) -> str:
             return "refused" if NAMES_FILES.search(text) else "not a video"
     except OSError:
         return "unreadable"
-
-
-def missing_bytes(path: str) -> int:
-    """Return the number of bytes that a Matroska file lacks; 0 for other files and for segments of unknown size.
-
-    The header of Matroska holds no number of frames, so that a truncated file decodes without an error.
-    """
-    with open(path, "rb") as file:
-        if file.read(4) != b"\x1aE\xdf\xa3":
-            return 0
-        file.seek(_ebml_size(file) or 0, os.SEEK_CUR)
-        if file.read(4) != b"\x18S\x80g":
-            return 0
-        size = _ebml_size(file)
-        return 0 if size is None else max(file.tell() + size - os.path.getsize(path), 0)
-
-
-def _ebml_size(file: Any) -> int | None:
-    """Read a size: the number of leading zero bits is its length in bytes minus one; all ones mean unknown."""
-    first = file.read(1)
-    if not first or not first[0]:
-        return None
-    extra = 8 - first[0].bit_length()
-    value = int.from_bytes(bytes([first[0] & (0x7F >> extra)]) + file.read(extra), "big")
-    return None if value == (1 << 7 * (extra + 1)) - 1 else value
 
 
 def sha256_of(path: str, alive: Alive) -> str:

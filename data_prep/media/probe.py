@@ -178,3 +178,28 @@ def seconds_of(container: Any, stream: Any) -> float | None:
     if stream.duration is not None and stream.time_base:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration is not None else None
+
+
+def missing_bytes(path: str) -> int:
+    """Return the number of bytes that a Matroska file lacks; 0 for other files and for segments of unknown size.
+
+    The header of Matroska holds no number of frames, so that a truncated file decodes without an error.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"\x1aE\xdf\xa3":
+            return 0
+        file.seek(_ebml_size(file) or 0, os.SEEK_CUR)
+        if file.read(4) != b"\x18S\x80g":
+            return 0
+        size = _ebml_size(file)
+        return 0 if size is None else max(file.tell() + size - os.path.getsize(path), 0)
+
+
+def _ebml_size(file: Any) -> int | None:
+    """Read a size: the number of leading zero bits is its length in bytes minus one; all ones mean unknown."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    extra = 8 - first[0].bit_length()
+    value = int.from_bytes(bytes([first[0] & (0x7F >> extra)]) + file.read(extra), "big")
+    return None if value == (1 << 7 * (extra + 1)) - 1 else value
