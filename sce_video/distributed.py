@@ -272,15 +272,17 @@ class BatchNormAcrossRanks(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose training statistics are those of all ranks' rows together: on CPUs and GPUs, for any memory format.
 
     The ranks' means and variances are merged, weighted by their numbers of rows, so that no digits are lost where the mean is
-    large. Unlike torch's `SyncBatchNorm` it runs on CPUs, and never waits for the device.
+    large. Unlike torch's `SyncBatchNorm` it runs on CPUs, and never waits for the device. across_ranks: whether it does so.
     """
+
+    across_ranks = True
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"batch norm needs [B, C, ...], got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not active():
+        if not (self.training and self.across_ranks and active()):
             return super().forward(input)
         with torch.no_grad():
             means, variances = torch.batch_norm_update_stats(input, None, None, 0.0)
@@ -306,6 +308,9 @@ class BatchNormAcrossRanks(nn.modules.batchnorm._BatchNorm):
 def synchronise_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every batch norm inside by one over all ranks; the module itself in a single process."""
     if not active():
+        return module
+    if isinstance(module, BatchNormAcrossRanks):
+        module.across_ranks = True
         return module
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         synced = BatchNormAcrossRanks(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)

@@ -52,6 +52,7 @@ ONLY_IN = {
     "pytorchvideo": ["models.published"],
     "torchvision": ["models.published"],
     "hydra": ["command_line"],
+    "triton": ["models.norm_kernels"],
     "yaml": [],
     "omegaconf": [
         "config.pretrain",
@@ -179,7 +180,8 @@ def test_the_whole_keeps_its_budget() -> None:
     # videos, pictures and init= had taken what the Python interface and the console program (430) need.
     # To 16,300: the contract of methods, their choice by name and the seven relatives took 880 lines.
     # To 16,500 for images: recipes for them, a mean for each channel, local views of several sizes, the built-in images.
-    assert lines_of(MODULES) <= 16_500
+    # By 450 for the fused norm and its kernels, loaded by name where system.fused_norm asks: norms are half of a GPU step.
+    assert lines_of(MODULES) <= 16_950
     # The closure by 600 for rows of lists: segments, rows by duration, mixtures. Every run reads its list.
     assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 12_050
     # 1,950 since every method knows the contract (methods/__init__) and the loader of names (models/named).
@@ -278,7 +280,7 @@ for name in ("r3d50", "r2plus1d18"):
 # Pretraining and finetuning from weights: init, init_lr_scale, weights.key. Pretraining: seconds_per_row, min_gap and max_gap,
 # without which a long video is one row and its two clips may be an hour apart.
 # Finetuning: augment.area_min and area_max, testing.short_side, without which the authors' linear probe of images is another.
-OPTIONS = {PretrainConfig: 116, FinetuneConfig: 96, EvaluateConfig: 27, RetrievalConfig: 22, FeaturesConfig: 22, ExportConfig: 8}
+OPTIONS = {PretrainConfig: 116, FinetuneConfig: 97, EvaluateConfig: 27, RetrievalConfig: 22, FeaturesConfig: 22, ExportConfig: 8}
 
 
 def count_options(schema: type, seen: set[type]) -> int:

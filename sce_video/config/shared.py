@@ -140,6 +140,7 @@ class System:
     augmentation: Augmentation = Augmentation.auto  # auto: batched on GPUs; one clip after another is faster on CPUs
     overlap: bool = True  # on GPUs: augment the next batch while the networks compute
     recompute: bool = False  # activation checkpointing: about a third more time, a fraction of the memory
+    fused_norm: bool = False  # batch norm, addition and ReLU as one kernel on GPUs; not yet measured on a GPU
     deterministic: bool = False  # on GPUs: repeat to the bit, also over a resumption; slower
     bf16_clips: bool = False  # input clips in bfloat16: half the memory; needs optim.precision=bf16
     log_every: int = 20  # steps

@@ -7,6 +7,7 @@ scaler and the step. The order of the data and the schedules are functions of th
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -185,9 +186,10 @@ def build_run(
 ) -> Run:
     """Build the parts that every method shares. about: what a checkpoint says of the run; notes: figures that it keeps."""
     device, num_videos = augment.device, len(dataset.videos)
+    if system.fused_norm:
+        importlib.import_module("sce_video.models.norm").fuse_norms(method)
     if system.recompute:
-        online: Any = method.online
-        recompute_stages(online.backbone)
+        recompute_stages(method.online.backbone)  # type: ignore[arg-type, union-attr]
     steps_per_epoch = num_videos // options.batch
     total_steps = steps_per_epoch * options.epochs
 
