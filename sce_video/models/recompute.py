@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -11,6 +12,14 @@ import torch.utils.checkpoint
 from torch import nn
 
 Norm = nn.modules.batchnorm._BatchNorm
+
+
+def change_passes(method: Any, *, fused_norm: bool, recompute: bool) -> None:
+    """Let a method's networks run fused norms, and its online backbone recompute stages; weights do not change."""
+    if fused_norm:
+        importlib.import_module("sce_video.models.norm").fuse_norms(method)
+    if recompute:
+        recompute_stages(method.online.backbone)
 
 
 def recompute_stages(backbone: nn.Module) -> None:

@@ -7,7 +7,6 @@ scaler and the step. The order of the data and the schedules are functions of th
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,7 +28,7 @@ from ..data.manifest import Video
 from ..errors import InputError, Stopped
 from ..evaluation.views import AUTOCAST
 from ..methods import check_method
-from ..models.recompute import recompute_stages
+from ..models.recompute import change_passes
 from ..runs import checkpoint
 from ..runs.background_save import Saver
 from ..runs.folder import RunFolder
@@ -186,10 +185,7 @@ def build_run(
 ) -> Run:
     """Build the parts that every method shares. about: what a checkpoint says of the run; notes: figures that it keeps."""
     device, num_videos = augment.device, len(dataset.videos)
-    if system.fused_norm:
-        importlib.import_module("sce_video.models.norm").fuse_norms(method)
-    if system.recompute:
-        recompute_stages(method.online.backbone)  # type: ignore[arg-type, union-attr]
+    change_passes(method, fused_norm=system.fused_norm, recompute=system.recompute)
     steps_per_epoch = num_videos // options.batch
     total_steps = steps_per_epoch * options.epochs
 
