@@ -285,8 +285,14 @@ def composed_values(program: str, schema: type, arguments: Sequence[str]) -> dic
 
 
 def given_values(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the options of a command line by dotted name, as Hydra parses them."""
-    return {one.key_or_group: one.value() for one in _parsed(arguments)}
+    """Return the options of a command line by dotted name, as Hydra parses them; of a sweep the largest value."""
+    return {one.key_or_group: _largest(one) if one.is_sweep_override() else one.value() for one in _parsed(arguments)}
+
+
+def _largest(sweep: Override) -> Any:
+    values: list[Any] = list(sweep.sweep_iterator()) if sweep.is_discrete_sweep() else []
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    return max(values) if values and numbers else values[0] if values else None
 
 
 def choices_of(word: str) -> list[Any]:

@@ -17,6 +17,7 @@ from conftest import TESTS_TOO, compose_pretrain, losses, records, run_tool
 from PIL import Image
 from start.fit import Machine, fit, power_of_two, refusals
 
+from sce_video.command_line import given_values
 from sce_video.data.manifest import Video, hold_out
 from sce_video.errors import InputError
 from sce_video.evaluation.metrics import pair_scores
@@ -263,3 +264,29 @@ def test_all_refusals_of_finetuning_come_at_once(videos: Path, tmp_path: Path) -
     for words in ("precision=bf16 needs a GPU", "batch (64) is larger", "warmup_epochs (300) must"):
         assert words in result.stderr
     assert "this fits: python" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_gets_values_that_fit_and_a_folder_for_each_run(videos: Path, tmp_path: Path) -> None:
+    odd_folder(videos, tmp_path / "mine")
+    result = run_tool("pretrain", "-m", "seed=0,1", "data.train=mine", *SHORT, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "optim.batch=4" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["own_0", "own_1"]
+    assert losses_at(tmp_path / "runs/own_0") != losses_at(tmp_path / "runs/own_1")
+    assert given_values(["optim.batch=4,16,8", "seed=range(3)"]) == {"optim.batch": 16, "seed": 2}
+
+
+def losses_at(run: Path) -> list[float]:
+    return [record["train/loss"] for record in records(run) if "train/loss" in record]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("labels", "advice"), [(True, "add data.held_out=0.2 "), (False, "add monitor.videos=256 ")])
+def test_a_named_recipe_says_what_would_score_it(labels: bool, advice: str, videos: Path, tmp_path: Path) -> None:
+    source = videos / "train.csv" if labels else odd_folder(videos, tmp_path / "mine")
+    options = ["recipe=demo", f"data.train={source}", "optim.batch=4", *SHORT, "optim.warmup_epochs=0"]
+    result = run_tool("pretrain", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"not scored: {advice}" in result.stderr
+    assert "kNN" not in result.stderr

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from sce_video.data.manifest import Video
 from sce_video.errors import log
@@ -96,3 +96,12 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "x.png").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
     assert warned == [f"{tmp_path / 'x.png'} cannot be written: No space left on device"]
+
+
+def test_letters_that_a_font_has_not_lose_their_marks_or_become_escapes() -> None:
+    built_in = ImageFont.load_default(12)
+    assert pictures.letters("plain [x]", built_in) == "plain [x]"
+    assert pictures.letters("\U0001fa80", built_in) == "\\U0001fa80"
+    assert pictures.letters("\u00fcben", built_in) in ("\u00fcben", "uben")
+    small = ImageFont.load_default_imagefont() if hasattr(ImageFont, "load_default_imagefont") else None
+    assert small is None or pictures.letters("\u65e5", small) == "\\u65e5"

@@ -36,6 +36,7 @@ def test_sheet_shows_the_views_of_the_first_step(videos: Path, tmp_path: Path) -
     for row in first[:4]:
         top += LINE
         sample = dataset[epoch, row]
+        assert all(len(times) == 4 and times[0] >= 0 and 0.3 < times[3] - times[0] < 0.8 for times in sample.times)
         for number, (view, size) in enumerate(zip(cfg.augment.views, cfg.augment.sizes, strict=True)):
             clip, difference = sample.clips[number], sample.differences[number]
             assert isinstance(clip, torch.Tensor)

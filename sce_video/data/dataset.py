@@ -51,6 +51,7 @@ class Sample:
     clips: list[Clip] = field(default_factory=list)
     differences: list[bool] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    times: list[list[float]] = field(default_factory=list)  # of each view's frames, seconds of the file; in training only
 
 
 @dataclass
@@ -144,15 +145,15 @@ class ClipDataset(Dataset[Sample]):
                 with reading(video.path):
                     if self.before_reading is not None:
                         self.before_reading(source)
-                    clips, differences = self._read_views(video, epoch, row)
+                    clips, differences, times = self._read_views(video, epoch, row)
             except DecodeError as error:
                 failures.append(Failure(video.name, str(error)))
                 continue
-            return Sample(row, video.name, source, epoch, clips, differences, failures)
+            return Sample(row, video.name, source, epoch, clips, differences, failures, times)
         tried = "; ".join(failure.reason for failure in failures)
         raise DecodeError(f"row {row} and {ATTEMPTS - 1} substitutes could not be read: {tried}")
 
-    def _read_views(self, source: Video, epoch: int, row: int) -> tuple[list[Clip], list[bool]]:
+    def _read_views(self, source: Video, epoch: int, row: int) -> tuple[list[Clip], list[bool], list[list[float]]]:
         with open_row(source, self.decoder, loop_filter=self.loop_filter) as video:
             indices, differences, boxes = [], [], []
             views = range(len(self.draw_boxes))
@@ -182,13 +183,14 @@ class ClipDataset(Dataset[Sample]):
                     index = torch.cat(clip_times.neighbours(index, first, last))
                 indices.append(index)
                 differences.append(difference)
+            times = [video.seconds_of(index[: self.num_frames]) for index in indices]
             planar = video.read_planes(indices, boxes) if self.planes else None
             clips: list[Clip] = (
                 [*planar] if planar is not None else [*video.read_clips(indices, boxes, no_smaller_than=self.resize_to)]
             )
         if self.resize_to is not None:
             clips = [_scale_down(clip, size, antialias=self.antialias) for clip, size in zip(clips, self.resize_to, strict=True)]
-        return clips, differences
+        return clips, differences, times
 
 
 def _scale_down(clip: Clip, size: int, *, antialias: bool) -> Clip:

@@ -6,7 +6,10 @@ Each function returns a picture on white, readable at 800 pixels; `save` is atom
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -23,6 +26,8 @@ INK, GREY, GREEN, RED = "#24292f", "#8c959f", "#1a7f37", "#cf222e"
 COLOURS = ("#0969da", "#cf222e", "#1a7f37", "#8250df", "#bc4c00", "#57606a")  # of lines
 MAX_CLASSES = 200  # in a confusion picture
 POINTS = 1000  # of a line
+FROM_ZERO = ("scores, 0 to 1", "feature spread")  # panels
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf")
 
 Line = Sequence[tuple[float, float]]  # (x, y), x ascending
 
@@ -36,22 +41,37 @@ def save(picture: Image.Image, path: Path) -> None:
         log.warning(f"{path} cannot be written: {error.strerror or error}")
 
 
+@lru_cache
 def font(size: int = 12) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Return Pillow's font; without FreeType its small one."""
+    """Return a font of the system with the letters of many languages, else Pillow's; without FreeType its small one."""
+    for name in FONTS:
+        with suppress(OSError, ImportError):
+            return ImageFont.truetype(name, size - 1)
     try:
         return ImageFont.load_default(size)
     except (TypeError, OSError):  # Pillow 10.0, or built without FreeType
         return ImageFont.load_default()
 
 
+def letters(text: str, face: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """Return `text` in letters that the font has: others lose their marks, or become escapes."""
+    if not isinstance(face, ImageFont.FreeTypeFont):  # the small font is Latin-1
+        return text.encode("latin-1", "backslashreplace").decode("latin-1")
+    none = bytes(face.getmask("\U0010ffff"))
+
+    def drawn(letter: str) -> str:
+        plain = unicodedata.normalize("NFKD", letter)[0]
+        known = (form for form in (letter, plain) if form.isascii() or bytes(face.getmask(form)) != none)
+        return next(known, letter.encode("unicode_escape").decode())
+
+    return "".join(letter if letter.isascii() else drawn(letter) for letter in text)
+
+
 def write(pen: ImageDraw.ImageDraw, where: tuple[float, float], text: str, *, width: float = WIDTH, fill: str = INK) -> None:
     """Write one line, shortened at the end to `width` pixels; letters that the font has not become escapes."""
     face = font()
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    try:
-        pen.textlength(text, font=face)
-    except UnicodeEncodeError:  # the small font
-        text = text.encode("ascii", "backslashreplace").decode()
+    text = letters(text, face)
     while text and pen.textlength(text, font=face) > width:
         text = text[:-2].rstrip(".") + "." if len(text) > 2 else ""
     pen.text(where, text, fill=fill, font=face)
@@ -74,6 +94,7 @@ def _panel(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], title: str,
     kept = {name: [point for point in line if math.isfinite(point[1])] for name, line in lines.items()}
     points = [point for line in kept.values() for point in line] or [(0.0, 0.0)]
     (x0, x1), (y0, y1) = ((min(values), max(values)) for values in zip(*points, strict=True))
+    y0 = min(y0, 0.0) if title in FROM_ZERO else y0  # else a small change looks like a large one
     x1, y1 = (x1 if x1 > x0 else x0 + 1), (y1 if y1 > y0 else y0 + max(abs(y0), 1e-9) / 10)
     pen.rectangle(box, outline="#d0d7de")
     write(pen, (left, top - 34), title)

@@ -6,6 +6,9 @@ second row is the same network with random weights.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    raise SystemExit("sce_video/evaluate.py is no program: it is run by python tools/evaluate.py")
+
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,32 +44,36 @@ def evaluate(cfg: EvaluateConfig) -> dict[str, Any]:
         out = choose_output_file(cfg.out, cfg.checkpoint, f"evaluate_{task.test_name}")
         result: dict[str, Any] = describe(task) | {"knn": {"k": cfg.k, "temp": cfg.temp}, "repeats": cfg.repeats, "rows": {}}
         found = extract(task, cfg, device, kinds=("backbone",))
+        votes = {name: vote(train, test, task, cfg) for name, (train, test) in found.items()}
         for name, (train, test) in found.items():
-            result["rows"][name] = score(train, test, task, cfg)
+            result["rows"][name] = score(train, test, task, cfg, votes[name])
         if distributed.rank() == 0:
             print_table(result, cfg)
             write_json(out, result)
-            draw(out.with_name(f"{out.stem}_confusion.png"), *found["checkpoint"], task, cfg)
+            draw(out.with_name(f"{out.stem}_confusion.png"), found["checkpoint"][1], task, votes["checkpoint"])
         return result
 
 
-def draw(path: Path, train: Features, test: Features, task: Task, cfg: EvaluateConfig) -> None:
+def vote(train: Features, test: Features, task: Task, cfg: EvaluateConfig) -> metrics.KnnScores:
+    """Return the votes of the nearest training videos on each test video."""
+    bank = train.features["backbone"], task.labels(train, "train")
+    return metrics.weighted_knn(test.features["backbone"], task.labels(test, "test"), *bank, k=cfg.k, temp=cfg.temp)
+
+
+def draw(path: Path, test: Features, task: Task, found: metrics.KnnScores) -> None:
     """Draw the confusion of the nearest neighbours' votes."""
     labels = task.labels(test, "test")
-    bank = train.features["backbone"], task.labels(train, "train")
-    found = metrics.weighted_knn(test.features["backbone"], labels, *bank, k=cfg.k, temp=cfg.temp)
     counts = metrics.confusion_matrix(found.predicted, labels, len(task.classes)).tolist()
     title = f"kNN {100 * found.accuracy:.1f} % of {len(labels)} videos: true classes in rows"
     pictures.save(pictures.confusion(counts, task.classes, title), path)
     print(f"written: {path}")
 
 
-def score(train: Features, test: Features, task: Task, cfg: EvaluateConfig) -> dict[str, Any]:
-    """Return one encoder's metrics, in [0, 1]."""
+def score(train: Features, test: Features, task: Task, cfg: EvaluateConfig, knn: metrics.KnnScores) -> dict[str, Any]:
+    """Return one encoder's metrics, in [0, 1]. knn: of `vote`."""
     bank, bank_labels = train.features["backbone"], task.labels(train, "train")
     query, query_labels = test.features["backbone"], task.labels(test, "test")
     found = metrics.retrieval_scores(query, query_labels, bank, bank_labels)
-    knn = metrics.weighted_knn(query, query_labels, bank, bank_labels, k=cfg.k, temp=cfg.temp)
     few = {
         str(shots): low_shot.low_shot(bank, bank_labels, query, query_labels, shots=shots, repeats=cfg.repeats, seed=cfg.seed)
         for shots in cfg.shots

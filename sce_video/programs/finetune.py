@@ -11,6 +11,9 @@ only when asked for, and the report says it. The same command on the same folder
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    raise SystemExit("sce_video/finetune.py is no program: it is run by python tools/finetune.py")
+
 import json
 import math
 import shlex
@@ -145,7 +148,7 @@ def test(task: Finetuning, log: RunLog) -> dict[str, Any]:
     for failure in predictions.failures:
         log.message(f"not scored, unreadable: {failure.reason}")
     log.message(
-        f"done: {folder}/result.json, predictions.csv, per_class.csv, confusion.csv; videos without labels: "
+        f"done: {folder}/result.json, predictions.csv, per_class.csv, confusion.png; videos without labels: "
         f"python tools/finetune.py predict=FOLDER {shlex.quote(f'checkpoint={folder}')}"
     )
     return result

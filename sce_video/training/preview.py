@@ -24,12 +24,13 @@ from ..data.dataset import Sample
 from ..data.decode import DecodeError
 from ..data.packed import Packed
 from ..errors import InputError
+from ..evaluation import pictures
 from . import rows as rows_of_run
 from .setup import build_augmenter, build_dataset
 
 VIDEOS = 4  # at most
 FRAMES = 8  # of a clip, at most
-SIDE = 112  # pixels of a frame, at most
+SIDE = 99  # pixels of a frame, at most: 800 for a strip
 LINE = 16  # pixels of a line of text
 ENDINGS = (".png", ".jpg", ".jpeg")
 JITTERS = ("brightness", "contrast", "saturation", "hue")  # the order of Parameters.factors
@@ -95,8 +96,9 @@ def _view_rows(
     pixels = augment.unnormalize(shown, cfg.augment.mean, cfg.augment.std).clamp(0, 1).mul(255).round().byte()
     height, width = clip.shape[1:3]
     count = pixels.shape[1]
-    few = f", frames {', '.join(str(index + 1) for index in _shown(count))} of {count}" if count > FRAMES else ""
-    yield f"view {number + 1}, {width} x {height} pixels of the video{few}", clip[: pixels.shape[1]]
+    times = ", ".join(f"{sample.times[number][index]:.2f}" for index in _shown(count))
+    few = f"{min(count, FRAMES)} of its {count} frames, " if count > FRAMES else ""
+    yield f"view {number + 1}, {width} x {height} pixels of the video, {few}at {times} s", clip[:count]
     yield f"at {size} pixels: {', '.join(words(drawn, difference)) or 'as it is'}", pixels.permute(1, 2, 3, 0)
 
 
@@ -123,8 +125,7 @@ def _drawn(rows: list[Row]) -> Image.Image:
     sheet = Image.new("RGB", (max(widths), heights[-1]), "white")
     pen = ImageDraw.Draw(sheet)
     for (text, strip), top in zip(strips, heights, strict=False):
-        plain = text.encode("ascii", "backslashreplace").decode()  # the built-in font has no other letters
-        pen.text((2, top + 2), plain, fill="black" if strip else "darkred")
+        pictures.write(pen, (2, top + 1), text, width=sheet.width - 4, fill="black" if strip else "darkred")
         if strip:
             sheet.paste(strip, (0, top + LINE))
     return sheet

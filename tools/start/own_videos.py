@@ -30,7 +30,8 @@ from start.fit import HELD_OUT, Choice, Machine, fit, fit_labels, refusals
 FOLDERS, FINETUNED = ("runs/own", "runs/demo"), ("runs/finetune_own", "runs/finetune_demo")
 TESTING = ("testing.clips_per_video", "testing.num_crops", "testing.size")
 SHOWS = frozenset(("-c", "--cfg"))  # the options, whether they fit or not
-ASKS_ONLY = frozenset(("-h", "--help", "--hydra-help", "--version", "--info", "-i", "-m", "--multirun"))
+ASKS_ONLY = frozenset(("-h", "--help", "--hydra-help", "--version", "--info", "-i"))
+SWEEPS = frozenset(("-m", "--multirun"))  # a run for each value; each in a folder of its own
 MIN_QUERIES = 5  # held-out videos below which a score by label says nothing
 
 
@@ -48,7 +49,8 @@ def complete(arguments: list[str]) -> list[str]:
     added: list[str] = []
     fitted = "recipe" not in given
     machine = look_at_machine(given, precision=fitted)
-    began = begun("data.train", given, FOLDERS, PretrainConfig) if fitted else []
+    sweep = bool(SWEEPS & set(arguments))
+    began = begun("data.train", given, FOLDERS, PretrainConfig) if fitted and not sweep else []
     if began:
         return [*began, *arguments]
     videos = list_videos(source, given.get("data.root"), given.get("data.health", "auto"))
@@ -59,6 +61,8 @@ def complete(arguments: list[str]) -> list[str]:
         if "monitor.train" not in given:
             added += ["monitor.train=''", "monitor.val=''"]  # the demo's
         report(choices, f"{source}: {len(videos)} videos; values that fit them and this machine:")
+    if sweep:
+        return [*added, *numbered(given, "runs/own" if fitted else ""), *arguments]
     if "preview" not in given and not SHOWS & set(arguments):
         values = composed_values("pretrain", PretrainConfig, [*added, *arguments])
         refuse(refusals(values, count(videos, values), machine), added, arguments, "pretrain", PretrainConfig)
@@ -87,7 +91,8 @@ def complete_finetuning(arguments: list[str]) -> list[str]:
     added: list[str] = []
     fitted = "recipe" not in given
     machine = look_at_machine(given, precision=fitted)
-    began = begun("train", given, FINETUNED, FinetuneConfig) if fitted else []
+    sweep = bool(SWEEPS & set(arguments))
+    began = begun("train", given, FINETUNED, FinetuneConfig) if fitted and not sweep else []
     if began:
         return [*began, *arguments]
     videos = list_videos(
@@ -98,9 +103,16 @@ def complete_finetuning(arguments: list[str]) -> list[str]:
         choices = fit_labels(len(videos), small=small, machine=machine, given=given)
         added = [override(choice.option, choice.value) for choice in choices]
         report(choices, f"{source}: {len(videos)} videos; values that fit them and this machine:")
+    if sweep:
+        return [*added, *numbered(given, "runs/finetune_own" if fitted else ""), *arguments]
     values = composed_values("finetune", FinetuneConfig, [*added, *arguments])
     refuse(refusals(values, len(videos), machine), added, arguments, "finetune", FinetuneConfig)
     return [*added, *arguments]
+
+
+def numbered(given: Mapping[str, Any], folder: str) -> list[str]:
+    """Return `out=` of a sweep's runs, folder_0, folder_1 and so on, unless it is given."""
+    return [f"out='{folder}_${{hydra:job.num}}'"] if folder and "out" not in given else []
 
 
 def fits(program: str, arguments: Sequence[str]) -> bool:

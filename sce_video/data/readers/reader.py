@@ -97,6 +97,10 @@ class FrameReader:
             return timed_window(self.times, start, end)
         return frame_window(self.fps, start, end, self.num_frames)
 
+    def seconds_of(self, indices: Tensor) -> list[float]:
+        """Return the times of frames in the file, seconds."""
+        return [float(self.times[i]) if self.times is not None else float(i / self.fps) for i in indices.tolist()]
+
     def read(self, indices: Sequence[int] | Tensor, *, max_short_side: int | None = None) -> Tensor:
         """Return the frames at `indices` (any order, repeats allowed): uint8 RGB [N, height, width, 3].
 
