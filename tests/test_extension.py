@@ -106,7 +106,7 @@ def test_what_cannot_be_extended_is_refused(finished: Path, videos: Path, tmp_pa
         pretrain(compose_pretrain(*options(videos, tmp_path / "nowhere", "extend=1")))
     with pytest.raises(InputError, match=r"another recipe \(sce.temp: 0.1 there, 0.2 here\)"):
         pretrain(compose_pretrain(*options(videos, finished, "extend=1", "sce.temp=0.2")))
-    with pytest.raises(InputError, match="extend=EPOCHS trains a finished one on"):
+    with pytest.raises(InputError, match="extend=EPOCHS of tools/pretrain.py trains one on"):
         pretrain(compose_pretrain(*options(videos, finished, "optim.epochs=5")))
     with pytest.raises(InputError, match=r"extend \(-1\) must be"):
         compose_pretrain(*options(videos, finished, "extend=-1"))

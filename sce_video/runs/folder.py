@@ -20,7 +20,7 @@ from .status import Status, owner
 from .stop import STOP_FILE, StopRequest
 from .watchdog import StepWatch
 
-LONGER = "; a run cannot be made longer, for its learning rate ends at 0: "
+LONGER = "; a run cannot be made longer, for its learning rate ends at 0: extend=EPOCHS of tools/pretrain.py trains one on"
 
 
 class RunFolder:
@@ -116,13 +116,9 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise InputError(
             f"out={folder} holds a run of another recipe ({'; '.join(differing[:3])}{more}): choose another out=, or "
-            "give the same options to continue it" + (_longer(cfg) if old.get("optim.epochs") != new.get("optim.epochs") else "")
+            "give the same options to continue it" + (LONGER if old.get("optim.epochs") != new.get("optim.epochs") else "")
         )
     return True
-
-
-def _longer(cfg: Any) -> str:
-    return LONGER + ("extend=EPOCHS trains a finished one on" if hasattr(cfg, "extend") else "begin one of more epochs elsewhere")
 
 
 def stored_options(folder: Path) -> dict[str, Any]:
