@@ -42,8 +42,12 @@ WRONG = [
     ("tools/pretrain.py", ["data.train={videos}", "and more"], "cannot read 'and more': write option=value"),
     ("tools/pretrain.py", ["train={videos}"], "unknown option 'train': did you mean data.train?"),
     ("data_prep/command_line.py", [], "command_line.py is no program"),
-    ("sce_video/pretrain.py", [], "sce_video/pretrain.py is no program: it is run by python tools/pretrain.py"),
-    ("sce_video/embed.py", ["data={videos}"], "sce_video/embed.py is no program: it is run by python tools/features.py"),
+    ("sce_video/programs/pretrain.py", [], "sce_video/programs/pretrain.py is no program: it is run by python tools/pretrain.py"),
+    (
+        "sce_video/programs/embed.py",
+        ["data={videos}"],
+        "sce_video/programs/embed.py is no program: it is run by python tools/features.py",
+    ),
     # Wrong kind of file.
     ("tools/pretrain.py", ["data.train=binary.csv"], "binary.csv' is no list but a binary file"),
     ("tools/pretrain.py", ["data.train=weights.pt"], "weights.pt' is no list but a binary file"),

@@ -9,7 +9,7 @@ the others are printed.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    raise SystemExit("sce_video/embed.py is no program: it is run by python tools/features.py")
+    raise SystemExit("sce_video/programs/embed.py is no program: it is run by python tools/features.py")
 
 from pathlib import Path
 

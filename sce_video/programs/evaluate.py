@@ -7,7 +7,7 @@ second row is the same network with random weights.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    raise SystemExit("sce_video/evaluate.py is no program: it is run by python tools/evaluate.py")
+    raise SystemExit("sce_video/programs/evaluate.py is no program: it is run by python tools/evaluate.py")
 
 from importlib.util import find_spec
 from pathlib import Path

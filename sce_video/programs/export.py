@@ -16,7 +16,7 @@ The file is renamed to its final name after verification; an existing file is ne
 from __future__ import annotations
 
 if __name__ == "__main__":
-    raise SystemExit("sce_video/export.py is no program: it is run by python tools/export.py")
+    raise SystemExit("sce_video/programs/export.py is no program: it is run by python tools/export.py")
 
 import importlib.util
 import json

@@ -12,7 +12,7 @@ only when asked for, and the report says it. The same command on the same folder
 from __future__ import annotations
 
 if __name__ == "__main__":
-    raise SystemExit("sce_video/finetune.py is no program: it is run by python tools/finetune.py")
+    raise SystemExit("sce_video/programs/finetune.py is no program: it is run by python tools/finetune.py")
 
 import json
 import math

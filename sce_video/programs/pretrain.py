@@ -12,7 +12,7 @@ The same command on the same folder continues a run. Read next: `training/loop.p
 from __future__ import annotations
 
 if __name__ == "__main__":
-    raise SystemExit("sce_video/pretrain.py is no program: it is run by python tools/pretrain.py")
+    raise SystemExit("sce_video/programs/pretrain.py is no program: it is run by python tools/pretrain.py")
 
 from collections.abc import Callable
 from pathlib import Path

@@ -9,7 +9,7 @@ also another segment of the query's video: a warning counts such queries (`manif
 from __future__ import annotations
 
 if __name__ == "__main__":
-    raise SystemExit("sce_video/retrieval.py is no program: it is run by python tools/retrieval.py")
+    raise SystemExit("sce_video/programs/retrieval.py is no program: it is run by python tools/retrieval.py")
 
 from pathlib import Path
 from typing import Any
