@@ -9,13 +9,14 @@ python tools/benchmark.py decode --forms
 python tools/benchmark.py kinds --folder kinds
 python tools/benchmark.py comm --ranks 8 32
 python tools/benchmark.py gpu part=1
+python tools/benchmark.py norm
 python tools/benchmark.py evaluate --files a.mp4 b.mp4 --decoder pyav
 python tools/benchmark.py augment --threads 1 --kornia kornia/bin/python --torchaug torchaug/bin/python
 """
 
 import argparse
 
-from benchmarks import augment, comm, decode, evaluate, gpu, kinds, retrieval
+from benchmarks import augment, comm, decode, evaluate, gpu, kinds, norm, retrieval
 
 from sce_video.command_line import errors_as_exit_codes
 from sce_video.data.decode import DecodeError
@@ -30,6 +31,7 @@ PARTS = {
     "augment": augment,
     "comm": comm,
     "gpu": gpu,
+    "norm": norm,
 }
 
 if __name__ == "__main__":

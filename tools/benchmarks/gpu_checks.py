@@ -31,6 +31,7 @@ from sce_video.data.readers.planes import Coding, PlanarClip
 from sce_video.evaluation.search import nearest
 from sce_video.methods import build_method
 from sce_video.models import backbones
+from sce_video.models.norm import fuse_norms
 from sce_video.randomness import generator
 from sce_video.runs.folder import RunFolder
 from sce_video.runs.stop import StopRequest
@@ -85,6 +86,18 @@ class Bench:
         busy = sum(event.time_range.elapsed_us() for event in on_device) / 1e6
         waits = sum(event.name in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize") for event in events)
         return {"launches": len(on_device) - len(copies), "copies": len(copies), "waits": waits, "busy": round(busy / wall, 3)}
+
+    def largest_kernels(self, call: Callable[[], Any]) -> dict[str, float]:
+        """Return the ten kernels of a call that take longest together, in milliseconds."""
+        if not self.on_gpu:
+            return {}
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+            call()
+            self.wait()
+        times: dict[str, float] = {}
+        for event in found.events() or []:
+            times[event.name[:100]] = times.get(event.name[:100], 0.0) + event.time_range.elapsed_us() / 1e3
+        return dict(sorted(times.items(), key=lambda item: -item[1])[:10])
 
     def reset_memory(self) -> None:
         """Forget the peak of memory."""
@@ -157,14 +170,18 @@ def networks(bench: Bench) -> None:
     torch.backends.cudnn.benchmark = True
     for backbone, frames, size, clips in cases:
         for layout in (torch.contiguous_format, torch.channels_last_3d):
-            for one_by_one in (False, True):
+            for one_by_one, fused in ((False, False), (True, False), (True, True)):
                 inputs = small_step(bench, backbone, frames, size, clips, layout)
+                line = fuse_norms(inputs[0]) if fused else "torch's batch norms"
                 bench.reset_memory()
-                seconds = bench.seconds(partial(take_step, bench, *inputs, one_by_one=one_by_one), 3)
+                call = partial(take_step, bench, *inputs, one_by_one=one_by_one)
+                seconds = bench.seconds(call, 3)
                 figures = {"network": backbone, "clips": f"{clips} x {frames} x {size}", "layout": str(layout).split(".")[-1]}
-                figures |= {"backward_passes": "one per view" if one_by_one else "one"}
+                figures |= {"norms": line, "backward_passes": "one per view" if one_by_one else "one"}
                 say({**figures, "ms": 1e3 * seconds, "videos_per_second": clips / seconds, "peak_gb": bench.peak_gigabytes()})
-                del inputs
+                if one_by_one and layout == torch.channels_last_3d:
+                    say({"network": backbone, "norms": line, "largest_kernels_ms": bench.largest_kernels(call)})
+                del inputs, call
 
 
 def small_step(
