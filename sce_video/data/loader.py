@@ -7,6 +7,7 @@ order of a single process. Resuming at a step needs no state and decodes nothing
 
 from __future__ import annotations
 
+import importlib
 import math
 import multiprocessing
 import os
@@ -14,12 +15,14 @@ import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
 from .. import distributed
 from ..errors import InputError, log
+from ..models.named import is_named
 from ..randomness import generator
 from . import health, manifest, mixture, synthetic
 from .dataset import ClipDataset
@@ -136,12 +139,17 @@ def steps(
 def read_videos(
     source: str, *, split: str, root: str = "", labels: str = "file", known_health: str = "none", training: bool = False
 ) -> list[Video]:
-    """Read a manifest (see `data.manifest`), or the built-in videos or images of `split` (train, val) for a source of BUILT_IN.
+    """Read a manifest (see `data.manifest`), a data set of one's own (`file.py:Name`, see `data.own`), or the built-in videos or
+    images of `split` (train, val) for a source of BUILT_IN.
 
     One process per machine makes them on first use. known_health: the doctor's table, see `health.find`.
     Training drops the videos that it lists as bad; evaluation keeps unreadable ones with their status, counts them and
     never opens them. Raises InputError if no video remains.
     """
+    if is_named(source) and not os.path.exists(source):
+        own: Any = importlib.import_module(f"{__package__}.own")  # loaded where it is used
+        found: list[Video] = own.rows(source)
+        return found
     if source not in BUILT_IN:
         videos = manifest.read(source, root or None, labels=labels)
         table = health.find(source, known_health)

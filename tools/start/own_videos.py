@@ -23,6 +23,7 @@ from sce_video.config.pretrain import PretrainConfig
 from sce_video.data import health, loader, long_videos, manifest, mixture
 from sce_video.data.manifest import Video
 from sce_video.errors import InputError, log
+from sce_video.models.named import is_named
 from sce_video.runs.folder import stored_options
 from start.fit import HELD_OUT, Choice, Machine, fit, fit_labels, refusals
 
@@ -127,7 +128,7 @@ def list_videos(source: str, root: Any, known_health: Any) -> list[Video]:
     if len(sources := mixture.parse(source)) > 1:
         return [video for name, _ in sources for video in list_videos(name, root, known_health)]
     (source, _), *_ = sources
-    if source == "synthetic":
+    if source == "synthetic" or (is_named(source) and not Path(source).exists()):  # a data set of one's own
         return loader.read_videos(source, split="train")
     videos = manifest.read(source, str(root) if root else None)
     table = health.find(source, str(known_health))
