@@ -57,7 +57,7 @@ import sce_video, sys
 assert "torch" not in sys.modules
 from sce_video.pretrain import pretrain
 import sce_video.programs.pretrain as program
-assert pretrain is program.pretrain and callable(sce_video.pretrain) and sce_video.pretrain.build_sce
+assert pretrain is program.pretrain and callable(sce_video.pretrain) and sce_video.pretrain.describe
 from sce_video import evaluate, embed, finetune, retrieve
 assert all(map(callable, (evaluate, embed, finetune, retrieve)))
 """

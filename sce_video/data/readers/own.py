@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import InputError
-from ..models.named import load_named
-from .manifest import Video
-from .readers.reader import FrameReader
+from ...errors import InputError
+from ...models.named import load_named
+from ..manifest import Video
+from .reader import FrameReader
 
 
 @lru_cache(maxsize=8)
