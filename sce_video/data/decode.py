@@ -110,7 +110,7 @@ def open_row(video: Video, decoder: str = "auto", **options: Any) -> Iterator[Fr
     Raises DecodeError, also for whatever the libraries raise (`reading`), and for a segment that the file does not give.
     """
     if video.own:
-        with reading(video.path), importlib.import_module(f"{__package__}.readers.own").open_own(video) as own:
+        with reading(video.path), importlib.import_module(f"{__package__}.sources.own").open_own(video) as own:
             yield own
         return
     key = (os.getpid(), video.path, decoder, *sorted(options.items()))

@@ -139,15 +139,15 @@ def steps(
 def read_videos(
     source: str, *, split: str, root: str = "", labels: str = "file", known_health: str = "none", training: bool = False
 ) -> list[Video]:
-    """Read a manifest (see `data.manifest`), a data set of one's own (`file.py:Name`, see `readers.own`), or the built-in videos or
-    images of `split` (train, val) for a source of BUILT_IN.
+    """Read a manifest (see `data.manifest`), a data set of one's own (`file.py:Name`, see `sources.own`), or the built-in
+    videos or images of `split` (train, val) for a source of BUILT_IN.
 
     One process per machine makes them on first use. known_health: the doctor's table, see `health.find`.
     Training drops the videos that it lists as bad; evaluation keeps unreadable ones with their status, counts them and
     never opens them. Raises InputError if no video remains.
     """
     if is_named(source) and not os.path.exists(source):
-        own: Any = importlib.import_module(f"{__package__}.readers.own")  # loaded where it is used
+        own: Any = importlib.import_module(f"{__package__}.sources.own")  # loaded where it is used
         found: list[Video] = own.rows(source)
         return found
     if source not in BUILT_IN:

@@ -55,7 +55,7 @@ class Video(NamedTuple):
     end: float | None = None  # None: to the end
     in_frames: bool = False  # whether these are numbers of frames; else seconds
     where: str = ""  # `file:line` of a row with a segment
-    own: str = ""  # `file.py:Name` of a data set of one's own, whose row is `line` (see readers.own)
+    own: str = ""  # `file.py:Name` of a data set of one's own, whose row is `line` (see sources.own)
 
     @property
     def segment(self) -> segments.Segment:

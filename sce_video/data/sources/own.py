@@ -17,7 +17,7 @@ import torch
 from ...errors import InputError
 from ...models.named import load_named
 from ..manifest import Video
-from .reader import FrameReader
+from ..readers.reader import FrameReader
 
 
 @lru_cache(maxsize=8)

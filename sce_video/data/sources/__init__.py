@@ -1,0 +1,1 @@
+"""Rows that do not come from lists of files: data sets of one's own."""
