@@ -238,7 +238,7 @@ def test_images_pretrain_are_scored_searched_probed_and_written_as_features(imag
     ):
         done = run_tool(program, "checkpoint=run", "workers=0", "cache=false", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    assert np.load(tmp_path / "f.npz", allow_pickle=False)["backbone"].shape == (8, 128)
+    assert np.load(tmp_path / "f.npz", allow_pickle=False)["features"].shape == (8, 128)
     refused = run_tool("retrieval", "checkpoint=run", *lists, "clips_per_video=2", cwd=tmp_path)
     assert refused.returncode == 70
     assert "clips_per_video (2) needs time" in refused.stderr
@@ -248,7 +248,9 @@ def test_images_pretrain_are_scored_searched_probed_and_written_as_features(imag
     result = finetune(compose_finetune("recipe=linear_imagenet", *options, *small))[0]
     assert result["test"]["scored"] == 8
     with pytest.raises(InputError, match="frame_jitter needs time"):
-        finetune(compose_finetune("recipe=linear_imagenet", *options, *small, "data.frame_jitter=0.5"))
+        finetune(
+            compose_finetune("recipe=linear_imagenet", *options, *small, "data.frame_jitter=0.5", f"out={tmp_path / 'other'}")
+        )
 
 
 @pytest.mark.slow
