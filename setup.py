@@ -28,7 +28,7 @@ setup(
     ],
     # Recipes and programs lie at the top of the repository and are installed inside the package.
     package_dir={f"sce_video.{top}": top for top in TOPS},
-    package_data={"": ["*.yaml", "*.sh"], "sce_video": ["py.typed"]},
+    package_data={"": ["*.yaml", "*.sh"], "sce_video": ["py.typed", "*.pyi"]},
     entry_points={"console_scripts": ["sce-video = sce_video.__main__:main"]},
     install_requires=[
         "torch>=2.11",

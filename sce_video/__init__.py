@@ -16,10 +16,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .api import embed, evaluate, finetune, load_classifier, load_encoder, pretrain, retrieve
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "embed", "evaluate", "finetune", "load_classifier", "load_encoder", "pretrain", "retrieve"]
