@@ -60,3 +60,28 @@ def test_augmentation_is_drawn_per_clip_and_applied() -> None:
     shown = augmentation.reverse_time(clips, torch.tensor([True, False]))
     assert torch.equal(shown[0], clips[0].flip(1))
     assert torch.equal(shown[1], clips[1])
+
+
+@pytest.mark.slow
+def test_the_parts_train_in_a_plain_loop(videos: Path) -> None:
+    import plain_loop
+
+    history = plain_loop.train(f"{videos}/train.csv", epochs=8)
+    assert len(history) == 24
+    assert sum(history[-6:]) < sum(history[3:9]) - 1  # before, the queue holds random keys, which are easy to tell apart
+    assert plain_loop.train(f"{videos}/train.csv", epochs=1) == history[:3]
+
+
+@pytest.mark.slow
+def test_the_parts_train_in_a_lightning_module(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Lightning, which is no dependency, the example's own stand-in trains the module."""
+    import lightning_loop
+
+    monkeypatch.chdir(tmp_path)  # Lightning writes into the working directory
+    module = lightning_loop.main(f"{videos}/train.csv")
+    assert int(module.queue.pointer) == 24
+    changed = [
+        not torch.equal(new, old) for new, old in zip(module.target.parameters(), module.online.parameters(), strict=False)
+    ]
+    assert any(changed)
+    assert all(torch.isfinite(value).all() for value in module.online.parameters())
