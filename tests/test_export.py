@@ -114,12 +114,27 @@ def test_features_are_the_same_there(
 @torch.no_grad()
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["r3d18", "r3d50", "r2plus1d18", "r3d18_torchvision"])
-def test_every_network_is_the_same_in_onnx(name: str, runs: Callable[[str], Path], tmp_path: Path) -> None:
+def test_every_residual_network_is_the_same_in_onnx(name: str, runs: Callable[[str], Path], tmp_path: Path) -> None:
     require("onnx")
     folder, out = runs(name), tmp_path / "encoder.onnx"
     difference = export.export(ExportConfig(checkpoint=str(folder), to=Format.onnx, out=str(out)))
     assert difference is not None
     assert torch.allclose(features_there(name, "onnx", out), sce_video.load_encoder(folder)(CLIPS), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "frames", "size"), [("x3d_s", 4, 64), ("s3d", 16, 64), ("slowfast_r50", 32, 64)])
+def test_networks_of_other_kinds_are_the_same_in_onnx(
+    name: str, frames: int, size: int, runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The export itself compares the features with those of onnxruntime, at two batch sizes."""
+    require("onnx")
+    out = tmp_path / "encoder.onnx"
+    cfg = ExportConfig(checkpoint=str(runs(name)), to=Format.onnx, out=str(out), num_frames=frames, size=size)
+    difference = export.export(cfg)
+    assert difference is not None
+    assert difference <= 1e-5
+    assert out.stat().st_size > 1e6
 
 
 def test_a_safetensors_file_is_a_whole_encoder(run: Path, tmp_path: Path) -> None:
