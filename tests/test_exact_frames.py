@@ -238,8 +238,8 @@ def test_bytes_that_are_no_h264_have_no_properties() -> None:
         packet, size_bytes = bytes(draw.randrange(256) for _ in range(length)), draw.choice([1, 2, 4])
         about = h264.inspect(packet, size_bytes)
         assert isinstance(about, h264.Packet)
-        first = h264.first_slice(packet, h264.Parameters(size_bytes, None, 2, draw.randrange(16), draw.randrange(16), False))
-        assert first is None or len(first) == 3
+        first = h264.first_slice(packet, h264.Parameters(size_bytes, None, 2, 2, draw.randrange(16), draw.randrange(16), False))
+        assert first is None or len(first) == 4
     assert h264.inspect(b"", 4) == h264.Packet(entry=False, oriented=False, parameters=False)
     assert h264.length_size(b"\x00\x00\x00\x01gd\x00") is None
 

@@ -17,15 +17,19 @@ import pytest
 import torch
 from av.sidedata.sidedata import Type
 from conftest import SHARED
+from media.copy_form import Form
 from media.examine import examine
 from media.probe import probe
-from reported_files import REFUSED, REPORTED, SLOW_THEN_FAST, build
+from media.transcode import shrink
+from odd_streams import ODD
+from reported_files import REFUSED, REPORTED, SLOW_THEN_FAST
+from reported_files import build as build_reported
 
 from sce_video.data.crops import Box
 from sce_video.data.decode import DecodeError, open_video
 from sce_video.data.readers.pyav import PyAVReader
 
-NAMES = [name for kind in REPORTED.values() for name in kind]
+NAMES = [name for kind in [*REPORTED.values(), *ODD.values()] for name in kind]
 HARD = SHARED / "hard_inputs"
 # The number of the video stream to read, where it is not the first.
 STREAM = {"cover_hevc.mov": 1, "cover_png.mp4": 1, "second_by_default.mkv": 1, "cover_before_video.mp4": 1}
@@ -34,6 +38,11 @@ STREAM = {"cover_hevc.mov": 1, "cover_png.mp4": 1, "second_by_default.mkv": 1, "
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reported")
+
+
+def build(name: str, folder: Path) -> Path:
+    builder = next((kind[name] for kind in ODD.values() if name in kind), None)
+    return builder(folder / name) if builder else build_reported(name, folder)
 
 
 def path_of(name: str, folder: Path) -> Path:
@@ -156,6 +165,27 @@ def test_the_doctor_calls_them_sound(name: str, folder: Path) -> None:
             assert row["reason"] == f"stream {STREAM[name]} is read of 2 with pictures"
 
 
+QUICK = [
+    "negative_mpeg4.mkv",
+    "drifting.mov",
+    "no_key_ts.mkv",
+    "broken_link.mp4",
+    "edit_in_a_group_mpeg4.mov",
+    "slow_then_fast.webm",
+]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NAMES])
+def test_copies_show_the_same_frames_at_the_same_times(name: str, folder: Path, tmp_path: Path) -> None:
+    source, copy = str(path_of(name, folder)), tmp_path / "copy.mp4"
+    row = shrink(source, copy, tmp_path / "work.mp4", Form(256), lambda: None)
+    assert row["status"] == "ok", row["reason"]
+    with open_video(source) as one, open_video(str(copy)) as other:
+        assert one.num_frames == other.num_frames
+        times = [np.arange(v.num_frames) / float(v.fps) if v.times is None else v.times for v in (one, other)]
+        assert np.abs(times[0] - times[1]).max() < 0.5 / float(one.fps)
+
+
 @pytest.mark.parametrize("name", list(REFUSED))
 def test_what_is_not_read_is_refused_with_the_reason(name: str, folder: Path) -> None:
     _, reason = REFUSED[name]
@@ -173,7 +203,7 @@ NOT_READ = {"audio_with_cover.mp4": "no video stream", "encrypted_cenc.mp4": "en
 
 @pytest.mark.skipif(not HARD.is_dir(), reason="the shared videos are not here")
 @pytest.mark.parametrize("path", sorted(HARD.glob("*.*[4ivst]")), ids=lambda path: path.name)
-def test_files_from_reports_are_read_as_their_list_says(path: Path) -> None:
+def test_files_from_reports_are_read_as_their_list_says(path: Path, tmp_path: Path) -> None:
     if path.name in NOT_READ:
         with pytest.raises(DecodeError, match=NOT_READ[path.name]):
             open_video(str(path))
@@ -187,3 +217,5 @@ def test_files_from_reports_are_read_as_their_list_says(path: Path) -> None:
             if path.name in SECONDS:
                 assert float(video.seconds) == pytest.approx(SECONDS[path.name], abs=0.1)
     assert examine(str(path), lambda: None, quick=False, min_frames=8)["status"] == "ok"
+    row = shrink(str(path), tmp_path / "copy.mp4", tmp_path / "work.mp4", Form(256), lambda: None)
+    assert (row["status"], row["frames"]) == ("ok", len(expected)), row["reason"]

@@ -57,6 +57,9 @@ def test_pictures_show_the_frames_of_their_source_in_order(kind: str, kinds: lis
     for source in kinds:
         target = tmp_path / f"{source.name}{form.ending}"
         row = copy(source, target, form)
+        if source.name == "varying.mp4":
+            assert row["reason"] == "its rate varies, and pictures have one rate: take --form video"
+            continue
         assert row["status"] == "ok", (source.name, row)
         expected = forward_decode(source)
         with open_video(str(target)) as video, open_video(str(source), "pyav") as original:

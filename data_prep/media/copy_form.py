@@ -1,6 +1,6 @@
 """The form of a copy of a video: its size, the frames and times of its source, and the comparison with the source.
 
-Frames come from a forward decode with their times since the first frame; a damaged or truncated source is not copied. A
+Frames come from a forward decode, at the times at which training reads them; a damaged or truncated source is not copied. A
 copy is compared with its source by times and by pictures of 16 x 16.
 """
 
@@ -16,7 +16,9 @@ from jobs.journal import Row
 from jobs.workers import Alive
 from numpy.typing import NDArray
 
-from media.probe import measured_rate, missing_bytes, opened, time_in
+from media.examine import Frames
+from media.probe import missing_bytes, opened
+from sce_video.data.decode import open_video
 from sce_video.data.readers.media import FRAMES_FOLDER, FRAMES_ZIP, DecodeError, demux
 from sce_video.data.readers.orientation import of_frame
 
@@ -48,11 +50,11 @@ class Form(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Whether the frames of a source follow each other evenly at `rate`; expected: number of frames in its header."""
+    """The seconds of each frame of a source since the first, None if they follow each other evenly; its rate; its packets."""
 
-    even: bool
-    expected: int
+    times: list[float] | None
     rate: Fraction
+    packets: Frames
 
 
 class Shown(NamedTuple):
@@ -75,57 +77,44 @@ def size_in(form: Form, width: int, height: int, pixel_aspect: Fraction) -> tupl
 
 
 def timing_of(source: str) -> Timing:
-    """Read the packets and return whether frames follow each other evenly, and how many there must be."""
+    """Return the times of the frames as training reads them, and what the packets tell."""
     if cut := missing_bytes(source):
         raise DecodeError(f"the file ends {cut} bytes before its container does")
     with opened(source) as (container, stream):
-        hidden, times = 0, list[Any]()
-        for packet in demux(container, stream):
-            hidden += packet.size > 0 and packet.is_discard
-            if packet.size and not packet.is_discard:
-                times.append(time_in(container, packet))
-        rate = measured_rate(stream, times)
-        if not rate:
-            raise DecodeError("its frame rate is not known")
-        expected = max((stream.frames or 0) - hidden, 0)
-        if None in times or len(times) < 2:
-            return Timing(False, expected, rate)
-        times.sort()
-        if container.format.name == "avi":  # its header counts empty chunks too, as after a stream copy at twice the rate
-            expected -= max(times[-1] - times[0] + 1 - len(times), 0)
-        frame_ticks = 1 / (rate * stream.time_base)
-        # AVI stores an order but no times: frames follow each other at its rate, as in the readers, unless many are
-        # missing. Other containers round times to a tick, Matroska's is a millisecond.
-        allowed = 3 * frame_ticks if container.format.name == "avi" else max(1, Fraction(3, 2000) / stream.time_base)
-        ideal = (times[0] + number * frame_ticks for number in range(len(times)))
-        even = all(abs(time - there) <= allowed for time, there in zip(times, ideal, strict=True))
-    return Timing(even, expected, rate)
+        packets = Frames(container, stream)
+        packets.read(container)
+    with open_video(source) as video:
+        return Timing(None if video.times is None else video.times.tolist(), video.fps, packets)
 
 
-def frames_of(container: Any, stream: Any, timing: Timing) -> Iterator[tuple[Any, float]]:
+def frames_of(container: Any, stream: Any, timing: Timing | None) -> Iterator[tuple[Any, float]]:
     """Yield the frames of a forward decode and their seconds since the first one; raise DecodeError at the first fault.
 
-    The times of the yielded frames begin at 0 and increase: their own, or evenly spaced ones.
+    timing: of a source; None for a copy, whose frames have their own times. The times of the yielded frames begin at 0 and
+    increase.
     """
-    count, first, last, size = 0, 0, -1, (0, 0)
+    count, first, last, size = 0, None, -1, (0, 0)
     tick = Fraction(stream.time_base)
     frames = (frame for packet in demux(container, stream) for frame in packet.decode())
     for count, frame in enumerate(frames, start=1):
-        own = frame.pts if frame.pts is not None else first + last + max(round(1 / (timing.rate * tick)), 1)
         if count == 1:
-            first, size = own, (frame.width, frame.height)
+            first, size = frame.pts, (frame.width, frame.height)
         if frame.is_corrupt or (frame.width, frame.height) != size:
             raise DecodeError(f"frame {count - 1} is damaged or of another size than the first")
-        last = max(own - first, last + 1)
-        seconds = float(last * tick)
-        if timing.even:
+        if timing is None:
+            seconds = float((frame.pts - first) * tick)
+        elif timing.times is None:
             frame.pts, frame.time_base = count - 1, 1 / timing.rate
-            seconds = float((count - 1) / timing.rate) if container.format.name == "avi" else seconds
+            seconds = float((count - 1) / timing.rate)
+        elif count > len(timing.times):
+            raise DecodeError(f"damaged: it holds {len(timing.times)} frames and gives more")
         else:
+            last = max(round(timing.times[count - 1] / tick), last + 1)
             frame.pts, frame.time_base = last, tick
+            seconds = float(last * tick)
         yield frame, seconds
-    if timing.expected - count > max(3, timing.expected // 50):
-        raise DecodeError(f"ends after frame {count} of {timing.expected}")
+    if timing is not None and timing.packets.lacks(count, first):
+        raise DecodeError(f"ends after frame {count} of {timing.packets.promised(first)}")
 
 
 def scaling_for(frame: Any, stream: Any, form: Form) -> Any:

@@ -32,6 +32,7 @@ from media.probe import measured_rate, missing_bytes, opened, rotation_of, secon
 from media.shots import Cuts
 from sce_video.data.decode import reading
 from sce_video.data.health import stamp
+from sce_video.data.readers import one_frame
 from sce_video.data.readers.media import (
     HEAD,
     NAMES_FILES,
@@ -79,7 +80,7 @@ def _examine(row: Row, path: str, alive: Alive, *, quick: bool, min_frames: int,
     try:
         row["sha256"] = sha256_of(path, alive)
         with opened(path) as (container, stream):
-            found = Frames(stream, Cuts() if shots else None)
+            found = Frames(container, stream, Cuts() if shots else None)
             try:
                 (found.sample if quick else found.decode)(container, alive)
             except (av.FFmpegError, OSError, MemoryError) as error:
@@ -100,10 +101,14 @@ def _examine(row: Row, path: str, alive: Alive, *, quick: bool, min_frames: int,
 class Frames:
     """Decode a stream and count its frames."""
 
-    def __init__(self, stream: Any, cuts: Cuts | None = None) -> None:
-        self.stream, self.cuts = stream, cuts
+    def __init__(self, container: Any, stream: Any, cuts: Cuts | None = None) -> None:
+        self.container, self.stream, self.cuts = container.format.name, stream, cuts
+        self.stated: int = stream.frames
+        if "mp4" in self.container:  # an edit list may leave out whole groups of pictures
+            self.stated = min(self.stated, len(stream.index_entries))
         self.count = 0  # of sound frames from the first on; with `sample`, of packets of frames to show
         self.hidden = 0
+        self.joined = False  # whether a sound decode gives fewer frames than there are packets, see `one_frame`
         self.times: list[int] = []
         self.stamps: list[int | None] = []  # see `time_in`, of the packets to show
         self.interval = self._since_key = 0
@@ -116,6 +121,8 @@ class Frames:
             self._since_key = 1 if packet.is_keyframe else self._since_key + 1
             self.interval = max(self.interval, self._since_key)
             self.hidden += packet.is_discard
+            codec = self.stream.codec_context
+            self.joined = self.joined or not one_frame.gives_one(codec.name, bytes(packet), codec.extradata)
 
     def _frame(self, frame: Any) -> None:
         if self.first is None:
@@ -125,12 +132,24 @@ class Frames:
         elif (frame.width, frame.height) != (self.first.width, self.first.height):
             self.broken = f"it is {frame.width}x{frame.height}, the first is {self.first.width}x{self.first.height}"
 
-    def without_picture(self, container: str) -> int:
-        """Return how many of the promised frames are no fault: before the first key frame, and empty chunks of AVI."""
+    def promised(self, first: int | None) -> int:
+        """Return how many frames the header promises, without those that are no fault. first: pts of the first frame shown."""
         known = [stamp for stamp in self.stamps if stamp is not None]
-        if container == "avi":  # FFmpeg counts chunks: a stream copy at twice the rate has an empty one after each frame
-            return max(known[-1] - known[0] + 1 - len(known), 0) if known else 0
-        return sum(stamp < self.times[0] for stamp in known) if self.times else 0
+        if self.container == "avi":  # FFmpeg counts chunks: a stream copy at twice the rate has an empty one after each frame
+            without = max(known[-1] - known[0] + 1 - len(known), 0) if known else 0
+        else:  # before the first key frame
+            without = 0 if first is None else sum(stamp < first for stamp in known)
+        return max(self.stated - self.hidden - without, 0)
+
+    def lacks(self, shown: int, first: int | None) -> bool:
+        """Return whether more than a few of the promised frames are missing (AVI files with packed B-frames lack some)."""
+        promised = self.promised(first)
+        return promised - (len(self.stamps) if self.joined else shown) > max(3, promised // 50)
+
+    def read(self, container: Any) -> None:
+        """Read all packets without decoding."""
+        for packet in demux(container, self.stream):
+            self._packet(container, packet)
 
     def decode(self, container: Any, alive: Alive) -> None:
         """Decode all frames up to the first fault."""
@@ -213,13 +232,14 @@ def verdict(row: Row, found: Frames, path: str, min_frames: int) -> tuple[str, s
         return "unreadable", "its frame rate is not known"
     if found.first is None:
         return "unreadable", printable(found.broken) or "no frame in it"
-    promised = (row["frames_promised"] or 0) - row["frames_hidden"] - found.without_picture(row["container"])
-    told = f" of {promised}" if promised > 0 else ""
+    first = found.times[0] if found.times else None
+    promised = found.promised(first)
+    told = f" of {promised}" if promised else ""
     if found.broken.startswith("it is"):
         return "unreadable", f"frames change their size: of frame {row['frames']}{told}, {found.broken}"
     if found.broken:
         return "truncated", f"breaks off at frame {row['frames']}{told}: {printable(found.broken)}"
-    if promised - row["frames"] > max(3, promised // 50):
+    if found.lacks(row["frames"], first):
         return "truncated", f"ends after frame {row['frames']}{told}"
     if cut := missing_bytes(path):
         return "truncated", f"the file ends {cut} bytes before its container does"

@@ -74,8 +74,8 @@ def _command(source: str, stream: Any, first: Any, working: Path, form: Form, ti
     width, height = size_in(form, first.width, first.height, Fraction(stream.sample_aspect_ratio or 1))
     if of_frame(first).transpose:  # ffmpeg rotates frames before the filters
         width, height = height, width
-    tick = 1 / timing.rate if timing.even else stream.time_base
-    times = f"settb={tick.numerator}/{tick.denominator},setpts={'N' if timing.even else 'PTS-STARTPTS'}"
+    tick = 1 / timing.rate if timing.times is None else stream.time_base
+    times = f"settb={tick.numerator}/{tick.denominator},setpts={'N' if timing.times is None else 'PTS-STARTPTS'}"
     scale = f"scale={scale_values(first, width, height)},format=yuv420p,setsar=1"
     return [
         *(shutil.which("ffmpeg") or "ffmpeg", "-nostdin", "-hide_banner", "-loglevel", "error", "-progress", "pipe:1"),

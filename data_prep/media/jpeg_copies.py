@@ -49,7 +49,9 @@ class _Target:
 
 
 def write(container: Any, stream: Any, working: Path, form: Form, timing: Timing, alive: Alive) -> Shown:
-    """Write all frames; return the compared parts of the source."""
+    """Write all frames; return the compared parts of the source. Raises DecodeError where the rate varies."""
+    if timing.times is not None:
+        raise DecodeError("its rate varies, and pictures have one rate: take --form video")
     target = _Target(working, form)
     size, rate = (0, 0), timing.rate.limit_denominator(1001)
 

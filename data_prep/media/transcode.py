@@ -85,7 +85,7 @@ def _read_again(working: Path, form: Form, timing: Timing, alive: Alive) -> tupl
         return jpeg_copies.read_again(working, alive)
     with opened(str(working)) as (container, stream):
         about = {"width": stream.codec_context.width, "height": stream.codec_context.height}
-        return about, shown(frames_of(container, stream, Timing(False, 0, timing.rate)), timing.rate, alive)
+        return about, shown(frames_of(container, stream, None), timing.rate, alive)
 
 
 def _files(path: Path) -> list[Path]:

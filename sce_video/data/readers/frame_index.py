@@ -136,12 +136,14 @@ def load(path: Path) -> FrameIndex | None:
 KEY, DISCARD = 1, 2  # FFmpeg's flags of an index entry
 
 
-def from_container(entries: Sequence[Any], file_bytes: int, offsets: NDArray[np.int64] | None) -> FrameIndex | None:
+def from_container(
+    entries: Sequence[Any], file_bytes: int, offsets: NDArray[np.int64] | None, reordered: int
+) -> FrameIndex | None:
     """Return the index stored in a file, None if it is unreliable.
 
-    entries: PyAV's index_entries of an MP4 video stream. offsets: see `mp4.composition_offsets`.
+    entries: PyAV's index_entries of an MP4 video stream. offsets: see `mp4.composition_offsets`. reordered: frames that a
+    decoder holds back; it drops frames that come later.
     """
-    entries = list(entries)  # PyAV creates an object at each access
     flags = [entry.flags for entry in entries]
     # A truncated file may have its index but not all packets.
     if not flags or max(entry.pos + entry.size for entry in entries) > file_bytes:
@@ -154,15 +156,16 @@ def from_container(entries: Sequence[Any], file_bytes: int, offsets: NDArray[np.
         shown = (np.asarray(stamps, dtype=np.int64) + offsets).tolist()
         times = sorted(shown)
         # Decoders drop frames that are presented before the first key frame.
-        if shown[0] != times[0] or len(set(times)) < len(times):
+        if shown[0] != times[0] or len(set(times)) < len(times) or _most_reordered(shown) > reordered:
             return None
     return _build(stamps, "dts", keys, discarded, times, "container")
 
 
-def from_packets(packets: Sequence[Packet]) -> FrameIndex | None:
-    """Return the index of all packets in decoding order, None if their times do not determine it."""
+def from_packets(packets: Sequence[Packet], reordered: int) -> FrameIndex | None:
+    """Return the index of all packets in decoding order, None if their times do not determine it; see `from_container`."""
+    shown = [packet.pts for packet in packets if packet.pts is not None]
     times = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.discarded)
-    if not times or len(set(times)) < len(times) or any(packet.pts is None for packet in packets):
+    if not times or len(set(times)) < len(times) or len(shown) < len(packets) or _most_reordered(shown) > reordered:
         return None
     # Decoders may drop frames that are presented before the first key frame.
     if packets[0].pts != times[0] and not packets[0].discarded:
@@ -171,6 +174,15 @@ def from_packets(packets: Sequence[Packet]) -> FrameIndex | None:
     keys = [position for position, packet in enumerate(packets) if packet.key]
     discarded = [packet.discarded for packet in packets]
     return _build([getattr(packet, stamp_is) for packet in packets], stamp_is, keys, discarded, times, "packets")
+
+
+def _most_reordered(shown: list[int]) -> int:
+    """Return the most frames, up to HELD_BACK + 1, that are decoded before one and shown after it. shown: in decoding order."""
+    times = np.asarray(shown, dtype=np.int64)
+    later = np.zeros(len(times), dtype=np.int64)
+    for distance in range(1, min(HELD_BACK + 2, len(times))):
+        later[distance:] += times[:-distance] > times[distance:]
+    return int(later.max(initial=0))
 
 
 def _build(

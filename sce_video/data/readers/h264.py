@@ -50,14 +50,15 @@ class Parameters(NamedTuple):
     """A sequence parameter set. size_bytes: see `length_size`.
 
     picture: None unless plain: progressive 8-bit 4:2:0 frames, not cropped at the left, with a bitstream restriction.
-    reordered: largest number of frames decoded before one that is shown earlier. skipped_bits, order_bits: lengths of the
-    slice header's fields before pic_order_cnt_lsb and of itself, 0 where frames are decoded as shown.
+    reordered: largest number of frames decoded before one that is shown earlier. skipped_bits, number_bits, order_bits:
+    lengths of the slice header's fields before frame_num, of it, and of pic_order_cnt_lsb, 0 where frames are decoded as shown.
     """
 
     size_bytes: int
     picture: Picture | None
     reordered: int
     skipped_bits: int
+    number_bits: int
     order_bits: int
     frames_only: bool
 
@@ -107,7 +108,7 @@ def _parse_sequence_parameters(bits: _Bits, size_bytes: int) -> Parameters | Non
     picture = Picture(height - 2 * (top + bottom), width - 2 * (left + right), aspect <= SQUARE)
     plain = plain and bool(progressive) and left == 0 and reordered is not None
     most = MOST_REORDERED if reordered is None else reordered
-    return Parameters(size_bytes, picture if plain else None, most, frame_bits + 2 * planes, order_bits, bool(progressive))
+    return Parameters(size_bytes, picture if plain else None, most, 2 * planes, frame_bits, order_bits, bool(progressive))
 
 
 def _parse_restriction(bits: _Bits) -> int | None:
@@ -169,8 +170,8 @@ def inspect(packet: bytes | memoryview, size_bytes: int) -> Packet:
     return Packet(entry, oriented, parameters)
 
 
-def first_slice(packet: bytes | memoryview, parameters: Parameters) -> tuple[bool, bool, int] | None:
-    """Return (is a reference, is an IDR picture, pic_order_cnt_lsb) from a packet's first slice (7.3.3).
+def first_slice(packet: bytes | memoryview, parameters: Parameters) -> tuple[bool, bool, int, int] | None:
+    """Return (is a reference, is an IDR picture, frame_num, pic_order_cnt_lsb) from a packet's first slice (7.3.3).
 
     None without a slice, for fields and for impossible headers. Called for every packet, so it is fast.
     """
@@ -186,7 +187,8 @@ def first_slice(packet: bytes | memoryview, parameters: Parameters) -> tuple[boo
                 data = _remove_emulation(data).ljust(16, b"\0")
             value = int.from_bytes(data, "big")
             # first_mb_in_slice, slice_type, pic_parameter_set_id
-            left = 128 - _length_of_golombs(value >> 96, 3) - parameters.skipped_bits
+            left = 128 - _length_of_golombs(value >> 96, 3) - parameters.skipped_bits - parameters.number_bits
+            number = value >> left & (1 << parameters.number_bits) - 1
             if not parameters.frames_only:
                 left -= 1
                 if value >> left & 1:  # field_pic_flag
@@ -194,7 +196,7 @@ def first_slice(packet: bytes | memoryview, parameters: Parameters) -> tuple[boo
             if kind == IDR:  # idr_pic_id
                 left -= _length_of_golombs(value >> left - 32 & 0xFFFFFFFF, 1)
             order = value >> left - parameters.order_bits & (1 << parameters.order_bits) - 1
-            return header & 0b0110_0000 != 0, kind == IDR, order
+            return header & 0b0110_0000 != 0, kind == IDR, number, order
         length = int.from_bytes(view[position:start], "big")
         if not length:
             break

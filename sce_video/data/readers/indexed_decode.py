@@ -146,13 +146,18 @@ def _read_orders(numbered: Numbered, slices: h264.Parameters) -> Iterator[tuple[
     """Yield (packet, number, whether it is a reference, whether it is a refresh, its order in the stream since then)."""
     cycle = 1 << slices.order_bits
     half, previous = cycle // 2, 0
+    last, numbers = -1, 1 << slices.number_bits  # frame_num of the last reference
     for packet, number in numbered:
         seen = h264.first_slice(packet, slices)
         if seen is None:
             raise Mismatch
-        reference, refresh, order = seen
+        reference, refresh, frame, order = seen
         if refresh:
             previous = 0
+        # After a lost reference (7.4.3) decoders fill in from other pictures, skipped ones too.
+        elif last >= 0 and frame not in (last, (last + 1) % numbers):
+            raise Mismatch
+        last = frame if reference else last
         # The slice holds the order modulo `cycle`: it is the number nearest to that of the last reference (8.2.1.1).
         order = previous + (order - previous + half - 1) % cycle - (half - 1) if half else previous + 1
         if reference or not half:

@@ -25,7 +25,7 @@ import numpy as np
 from torch import Tensor
 
 from ..crops import Box
-from . import frame_index, h264, indexed_decode, mp4, orientation, planes
+from . import frame_index, h264, indexed_decode, mp4, one_frame, orientation, planes
 from .frame_index import FrameIndex
 from .media import LIMITS, DecodeError, Limits, choose_video, demux, open_container, reason_of
 from .reader import FrameReader, check_frames, group_by_frame
@@ -160,7 +160,7 @@ class PyAVReader(FrameReader):
         if index is not None or self._indexable("mp4", "matroska"):
             first, packets = self._read_packets(complete=index is None or index.times is None)
             if index is None or index.times is None:
-                found = frame_index.from_packets(packets)
+                found = frame_index.from_packets(packets, self._reordered)
                 same = found is not None and index is not None and found.num_frames == index.num_frames
                 index = replace(index, times=found.times) if same else found  # type: ignore[type-var,union-attr]
             earliest = min((p.pts for p in packets if p.pts is not None and not p.discarded), default=None)
@@ -174,13 +174,16 @@ class PyAVReader(FrameReader):
     def _read_packets(self, *, complete: bool) -> tuple[Any, list[frame_index.Packet]]:
         """Return the first frame of a decode from the start, and the packets up to it or all.
 
-        Return (None, []) if a packet is damaged or if H.264 does not begin with a refresh: decoders then drop frames.
+        Return (None, []) where decoders drop frames: if a packet is damaged or gives not one, or if H.264 does not begin with
+        a refresh.
         """
         first, packets = None, list[frame_index.Packet]()
         for packet in self._from_start():
             if packet.is_corrupt or (not packets and self._slices and not self._is_refresh(packet)):
                 return None, []
             if packet.size:
+                if complete and not one_frame.gives_one(self._codec.name, bytes(packet), self._codec.extradata):
+                    return None, []
                 packets.append(frame_index.Packet(packet.dts, packet.pts, packet.is_keyframe, packet.is_discard))
                 self._limits.check_count(self.path, len(packets))
             if first is None:
@@ -277,14 +280,14 @@ class PyAVReader(FrameReader):
     def _frames(self, indices: list[int]) -> Iterator[tuple[int, Any]]:
         """Yield (index, decoded frame) for sorted indices, without the frames that the file lacks."""
         left = set(indices)
-        while self._index is not None and left:
-            try:
-                for index, frame in self._indexed(sorted(left), self._codec.decode):
-                    left.discard(index)
-                    yield index, frame
-            except self._surprises:
-                self._step_down()
         try:
+            while self._index is not None and left:
+                try:
+                    for index, frame in self._indexed(sorted(left), self._codec.decode):
+                        left.discard(index)
+                        yield index, frame
+                except self._surprises:
+                    self._step_down()
             yield from self._counted(left)
         except self._errors as error:
             raise DecodeError(f"{self.path}: {reason_of(error)}") from error
@@ -295,13 +298,20 @@ class PyAVReader(FrameReader):
         return indexed_decode.decode(self._container, self._stream, self._index, indices, send=send, slices=self._slices)
 
     def _step_down(self) -> None:
-        """Replace the container's index by one read from all packets, and that one by counting."""
+        """Replace the container's index by one read from all packets, and that one by counting.
+
+        Raises DecodeError where frames are lost: numbers would depend on the frames that are asked for together.
+        """
         found = None
         if self.found_by == "container" or self._known is not None:
             self._known = None
             with suppress(*self._errors):
-                found = frame_index.from_packets(self._read_packets(complete=True)[1])
+                found = frame_index.from_packets(self._read_packets(complete=True)[1], self._reordered)
         self._index = found if found is not None and found.num_frames == self.num_frames else None
+        if self._index is None:
+            expected, _ = self.num_frames, self._count()
+            if self.num_frames != expected:
+                raise DecodeError(f"{self.path}: damaged: a decode of its {expected} frames gives {self.num_frames}")
 
     def _counted(self, wanted: set[int]) -> Iterator[tuple[int, Any]]:
         """Yield (number in a forward decode, frame) for the wanted numbers."""
@@ -353,6 +363,17 @@ class PyAVReader(FrameReader):
         # A fragmented MP4 (a recorded stream) has no table of all frames: FFmpeg knows only the first fragments so far.
         if not self._indexable("mp4") or not self._stream.frames:
             return None
-        entries = self._stream.index_entries
+        entries = list(self._stream.index_entries)  # PyAV creates an object at each access
         offsets = mp4.composition_offsets(self._header, self._stream.id, len(entries))
-        return frame_index.from_container(entries, os.path.getsize(self.path), offsets)
+        found = frame_index.from_container(entries, os.path.getsize(self.path), offsets, self._reordered)
+        about = self._codec.name, self._codec.extradata
+        return found if found is None or one_frame.file_gives_one(self.path, entries, *about) else None
+
+    @property
+    def _reordered(self) -> int:
+        """How many frames decoders hold back from the beginning, as H.264 or an MP4 file's table says."""
+        if self._slices is None or (
+            self._slices.reordered == frame_index.HELD_BACK and self._is_in("mp4") and self._stream.frames
+        ):
+            return frame_index.HELD_BACK
+        return self._slices.reordered % frame_index.HELD_BACK  # 0 if unknown: they begin with none
