@@ -14,7 +14,7 @@ import av
 from hard_files import av1, encode, x264
 from reported_files import QUIET, beside, copy_packets
 
-from sce_video.data.readers import h264
+from sce_video.data.readers.headers import h264
 
 TICKS = 3000  # per second
 Part = tuple[bytes, int, bool]  # a packet: content, time in ticks, whether it is a key

@@ -17,7 +17,16 @@ MODULES = sorted(FOLDER.rglob("*.py"))
 PROGRAMS = [path for path in MODULES if "__main__" in path.read_text() and "is no program" not in path.read_text()]
 ALLOWED = (
     *("data.manifest", "data.decode", "data.health", "data.segments", "data.readers.media", "data.readers.frame_folder"),
-    *("data.readers.frame_index", "data.readers.mp4", "data.readers.orientation", "errors", "runs.files", "runs.stop"),
+    *(
+        "data.readers.frame_index",
+        "data.readers.headers",
+        "data.readers.headers.mp4",
+        "data.readers.headers.one_frame",
+        "data.readers.orientation",
+        "errors",
+        "runs.files",
+        "runs.stop",
+    ),
 )
 # A module imports from its own folder and from the folders before it; "" are the modules that all programs share.
 LAYERS = ("", "jobs", "media", "annotations")

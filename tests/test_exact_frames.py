@@ -19,7 +19,7 @@ from test_decode import forward_decode
 
 from sce_video.data.crops import Box
 from sce_video.data.decode import DecodeError, open_video
-from sce_video.data.readers import h264, mp4
+from sce_video.data.readers.headers import h264, mp4
 from sce_video.data.readers.pyav import PyAVReader
 
 # How frames are found where it is not in the index that the file holds.

@@ -32,7 +32,7 @@ from media.probe import measured_rate, missing_bytes, opened, rotation_of, secon
 from media.shots import Cuts
 from sce_video.data.decode import reading
 from sce_video.data.health import stamp
-from sce_video.data.readers import one_frame
+from sce_video.data.readers.headers import one_frame
 from sce_video.data.readers.media import (
     HEAD,
     NAMES_FILES,

@@ -16,9 +16,9 @@ import av
 
 from sce_video.data.decode import reading
 from sce_video.data.health import stamp
-from sce_video.data.readers import mp4
 from sce_video.data.readers.frame_folder import FrameFolder
 from sce_video.data.readers.frame_index import rate_of
+from sce_video.data.readers.headers import mp4
 from sce_video.data.readers.media import (
     LIMITS,
     DecodeError,

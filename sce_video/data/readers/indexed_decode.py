@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from itertools import chain, groupby, islice
 from typing import Any
 
-from . import h264
 from .frame_index import FrameIndex
+from .headers import h264
 
 
 class Mismatch(Exception):

@@ -25,8 +25,9 @@ import numpy as np
 from torch import Tensor
 
 from ..crops import Box
-from . import frame_index, h264, indexed_decode, mp4, one_frame, orientation, planes
+from . import frame_index, indexed_decode, orientation, planes
 from .frame_index import FrameIndex
+from .headers import h264, mp4, one_frame
 from .media import LIMITS, DecodeError, Limits, choose_video, demux, open_container, reason_of
 from .reader import FrameReader, check_frames, group_by_frame
 

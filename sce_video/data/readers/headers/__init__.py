@@ -1,0 +1,1 @@
+"""What the headers of files and packets say, read without a decoder."""
