@@ -1,1 +1,1 @@
-"""What the headers of files and packets say, read without a decoder."""
+"""Parsers of the headers of files and packets, without a decoder."""
