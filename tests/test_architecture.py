@@ -182,9 +182,10 @@ def test_the_whole_keeps_its_budget() -> None:
     # To 16,500 for images: recipes for them, a mean for each channel, local views of several sizes, the built-in images.
     # By 450 for the fused norm and its kernels, loaded by name where system.fused_norm asks: norms are half of a GPU step.
     # By 100 for data sets of one's own, named wherever a list is expected.
-    assert lines_of(MODULES) <= 17_050
+    # And by 100 for packets that are not one frame each (readers/headers/one_frame.py), which were numbered wrongly.
+    assert lines_of(MODULES) <= 17_150
     # The closure by 600 for rows of lists: segments, rows by duration, mixtures. Every run reads its list.
-    assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 12_050
+    assert lines_of(closure(ROOT / "tools/pretrain.py")) <= 12_150
     # 1,950 since every method knows the contract (methods/__init__) and the loader of names (models/named).
     for method in (PACKAGE / "methods").glob("*.py"):
         assert lines_of(closure(method)) <= 1_950, method
