@@ -282,7 +282,8 @@ for name in ("r3d50", "r2plus1d18"):
 # Pretraining and finetuning from weights: init, init_lr_scale, weights.key. Pretraining: seconds_per_row, min_gap and max_gap,
 # without which a long video is one row and its two clips may be an hour apart.
 # Finetuning: augment.area_min and area_max, testing.short_side, without which the authors' linear probe of images is another.
-OPTIONS = {PretrainConfig: 116, FinetuneConfig: 97, EvaluateConfig: 27, RetrievalConfig: 22, FeaturesConfig: 22, ExportConfig: 8}
+# One more each: weights.branch, the encoder of a method with two.
+OPTIONS = {PretrainConfig: 117, FinetuneConfig: 98, EvaluateConfig: 28, RetrievalConfig: 23, FeaturesConfig: 23, ExportConfig: 9}
 
 
 def count_options(schema: type, seen: set[type]) -> int:

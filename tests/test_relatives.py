@@ -19,6 +19,7 @@ from sce_video.errors import InputError
 from sce_video.methods import METHODS, build_method, check_gradients, check_method
 from sce_video.programs.pretrain import pretrain
 from sce_video.runs import checkpoint
+from sce_video.weights.load import load_encoder
 
 OWN = {"moco": ["moco.queue=40"], "ressl": ["ressl.queue=40"], "swav": ["swav.prototypes=20", "swav.freeze_epochs=0"]}
 
@@ -226,6 +227,19 @@ def test_views_that_do_not_fit_a_method_are_refused(given: list[str], sentence: 
     with pytest.raises(InputError, match=sentence):
         pretrain(compose_pretrain(*words(method, f"data.train={videos / 'train.csv'}", f"out={tmp_path / 'run'}", *given[1:])))
     assert not (tmp_path / "run").exists()
+
+
+def test_both_encoders_of_a_run_load(videos: Path, tmp_path: Path) -> None:
+    more = [f"data.train={videos / 'train.csv'}", "optim.epochs=1", "optim.warmup_epochs=0"]
+    run = pretrain(compose_pretrain(*words("byol", *more, f"out={tmp_path / 'byol'}")))
+    state = checkpoint.load(checkpoint.find(run))[0]["method"]
+    for branch, other in (("online", "target"), ("target", "online")):
+        weights = load_encoder(run, branch=branch).backbone.state_dict()
+        assert all(torch.equal(value, state[f"{branch}.backbone.{name}"]) for name, value in weights.items())
+        assert any(not torch.equal(value, state[f"{other}.backbone.{name}"]) for name, value in weights.items())
+    alone = pretrain(compose_pretrain(*words("simclr", *more, f"out={tmp_path / 'simclr'}")))
+    with pytest.raises(InputError, match="weights.branch=target: .* holds no target encoder"):
+        load_encoder(alone, branch="target")
 
 
 @pytest.mark.slow

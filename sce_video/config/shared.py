@@ -59,10 +59,15 @@ class Labels(Enum):
     file, folder = "file", "folder"
 
 
+class Branch(Enum):
+    auto, online, target = "auto", "online", "target"
+
+
 @dataclass
 class Weights:
-    """The part of a weight file to load."""
+    """The part of a run or weight file to load."""
 
+    branch: Branch = Branch.auto  # encoder of a run: the trained one or its moving average; auto: the one its method states
     key: str = ""  # dotted keys, e.g. model.ema; empty: the first that is known (weights.layouts.WRAPPERS)
 
 

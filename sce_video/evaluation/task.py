@@ -52,7 +52,9 @@ class Task:
 
 def prepare(cfg: EncoderOptions, train: str, test: str) -> Task:
     """Read the lists, warn on stderr about doubtful ones, and load the encoders."""
-    encoder = load_encoder(cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key)
+    encoder = load_encoder(
+        cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key, branch=cfg.weights.branch.value
+    )
     lists = [
         loader.read_videos(source, split=split, root=cfg.root, labels=cfg.labels.value, known_health=cfg.health)
         for source, split in ((train, "train"), (test, "val"))

@@ -32,7 +32,9 @@ def write_features(cfg: FeaturesConfig) -> extract.Features:
     for path in files:
         task.create_folder_for(path)
     with distributed.session(cfg.device.value, precision=cfg.precision.value) as device:
-        encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key).to(device)
+        encoder = load.load_encoder(
+            cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key, branch=cfg.weights.branch.value
+        ).to(device)
         if cfg.projector and encoder.projector is None:
             raise InputError(f"projector=true: {cfg.checkpoint} holds no projector, only the backbone")
         videos = loader.read_videos(cfg.data, split="train", root=cfg.root, labels=cfg.labels.value, known_health=cfg.health)

@@ -50,7 +50,9 @@ def export(cfg: ExportConfig) -> float | None:
     to, out = cfg.to.value, Path(cfg.out)
     refuse_existing(out)
     require_packages(to)
-    encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key)
+    encoder = load.load_encoder(
+        cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key, branch=cfg.weights.branch.value
+    )
     print(encoder.report)
     require_fit(to, encoder.name)
     frames, size = cfg.num_frames or int(encoder.clip["num_frames"]), cfg.size or int(encoder.clip["size"])

@@ -74,7 +74,13 @@ def load_initial(cfg: PretrainConfig, method: Any, folder: Path) -> list[str]:
         return []
     start: Any = importlib.import_module("sce_video.weights.start")  # only a run that begins so needs to read weights
     lines: list[str] = start.start_from_weights(
-        method, cfg.init, cfg.model.backbone, key=cfg.weights.key, mean=cfg.augment.mean, std=cfg.augment.std
+        method,
+        cfg.init,
+        cfg.model.backbone,
+        key=cfg.weights.key,
+        branch=cfg.weights.branch.value,
+        mean=cfg.augment.mean,
+        std=cfg.augment.std,
     )
     return lines
 

@@ -159,7 +159,9 @@ def continued(cfg: FinetuneConfig, folder: Path) -> FrozenEncoder | None:
 def load_or_build(cfg: FinetuneConfig) -> FrozenEncoder:
     """Return the encoder to start from: the checkpoint's, its network with random weights, or one from scratch."""
     if cfg.checkpoint:
-        encoder = load.load_encoder(cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key)
+        encoder = load.load_encoder(
+            cfg.checkpoint, cfg.backbone or None, trust=cfg.trust, key=cfg.weights.key, branch=cfg.weights.branch.value
+        )
         if distributed.rank() == 0:
             log.info(f"weights: {encoder.report}")
         return load.untrained_like(encoder, seed=cfg.seed) if cfg.model.random_weights else encoder

@@ -54,19 +54,22 @@ def fit(weights: dict[str, Tensor], network: nn.Module) -> Fit:
     return Fit(matched, len(expected), missing, differing, unexpected)
 
 
-def load_encoder(path: str | Path, backbone: str | None = None, *, trust: bool = False, key: str = "") -> FrozenEncoder:
+def load_encoder(
+    path: str | Path, backbone: str | None = None, *, trust: bool = False, key: str = "", branch: str = "auto"
+) -> FrozenEncoder:
     """Return the encoder of a run folder, checkpoint folder or weight file, in evaluation mode on the CPU.
 
     It maps uint8 or float (0..1) clips [B, 3, T, H, W] to features [B, width]. Its `report` lists the loaded and the ignored
     tensors in one line. See layouts for the supported weight files. `backbone` names the network if neither the file's
     description nor its shapes do. Without a description, SCE's normalisation and clip length are used. `trust` allows the
     description to name a network of other code, which is imported and called; without it, only built-in networks load.
-    `key` names the part of a weight file to take, e.g. `ema` (option `weights.key`).
+    `key` names the part of a weight file to take, e.g. `ema` (option `weights.key`);
+    `branch` the encoder of a run: `online`, `target` (its moving average), or `auto`, which is what its method states.
 
     Raises InputError for a missing file, an unknown layout, another architecture, an incomplete network, or weights that are
     not finite.
     """
-    contents = read.read(path, key)
+    contents = read.read(path, key, branch)
     found = read.find_backbone(path, contents)
     about = contents.about or {}
     name = choose_backbone(path, about.get("backbone"), backbone, trust=trust) or recognise(path, found)

@@ -26,21 +26,34 @@ class Contents(NamedTuple):
     parts: list[str] = []  # top-level keys of a weight file
 
 
-def read(path: str | Path, key: str = "") -> Contents:
+def _choose_branch(path: str | Path, tensors: dict[str, Tensor], branch: str) -> dict[str, Tensor]:
+    """Return the tensors with those of a run's target encoder under the names of the online one, if that is the branch."""
+    if branch != "target":
+        return tensors
+    found = {f"online.{key.removeprefix('target.')}": value for key, value in tensors.items() if key.startswith("target.")}
+    if not found:
+        raise InputError(f"weights.branch=target: {path} holds no target encoder, only what its method trains: leave it out")
+    return found
+
+
+def read(path: str | Path, key: str = "", branch: str = "auto") -> Contents:
     """Return the contents of a run folder, a checkpoint folder or a weight file (see files.py for the formats).
 
-    key: the part of a weight file to take, see `layouts.unwrap`. Raises InputError if it is missing, damaged, or cannot be
+    key: the part of a weight file to take, see `layouts.unwrap`. branch: `online`, `target`, or `auto`, which is the one that a
+    run's method states. Raises InputError if it is missing, damaged, or cannot be
     read safely.
     """
     if Path(path).is_file():
         file = files.read(path)
         parts = [name for name in file.content if isinstance(name, str)] if isinstance(file.content, dict) else []
         try:
-            return Contents(layouts.unwrap(file.content, key), _read_description(path, file.metadata), parts)
+            tensors = _choose_branch(path, layouts.unwrap(file.content, key), branch)
+            return Contents(tensors, _read_description(path, file.metadata), parts)
         except KeyError as error:
             raise InputError(f"weights.key={key}: {path} has no such key, it has {error.args[0][:8]}") from error
     state, meta = load(find(path))
-    return Contents(layouts.unwrap(state), meta.get("encoder"))
+    branch = meta.get("branch", "online") if branch == "auto" else branch
+    return Contents(_choose_branch(path, layouts.unwrap(state), branch), meta.get("encoder"))
 
 
 def _read_description(path: str | Path, metadata: dict[str, str]) -> dict[str, Any] | None:

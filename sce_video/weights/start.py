@@ -13,13 +13,15 @@ from torch import Tensor
 from .load import load_encoder
 
 
-def start_from_weights(method: Any, path: str, backbone: str, *, key: str, mean: float, std: float) -> list[str]:
+def start_from_weights(
+    method: Any, path: str, backbone: str, *, key: str, branch: str = "auto", mean: float, std: float
+) -> list[str]:
     """Load a run or file into the method's online encoder and the copies of it, and return lines on what matched.
 
-    backbone: the method's; key: see `load_encoder`; mean, std: the normalisation of the run. Raises InputError as `load_encoder`
+    backbone: the method's; key, branch: see `load_encoder`; mean, std: the normalisation of the run. Raises InputError as `load_encoder`
     does, with what matched, for weights that fill less than the backbone.
     """
-    encoder = load_encoder(path, backbone, key=key)
+    encoder = load_encoder(path, backbone, key=key, branch=branch)
     _fill(method, "backbone", encoder.backbone.state_dict())
     lines = [f"init: {encoder.report}"]
     if encoder.projector is not None:
