@@ -26,10 +26,15 @@ class StartedPython:
 
     def __init__(self, env: dict[str, str]) -> None:
         self.folder = tempfile.mkdtemp()
-        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
+        atexit.register(self.close)
         self.env = env
         self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, env=env, text=True)
         self.count = 0
+
+    def close(self) -> None:
+        """End the waiting Python, which leaves when its input ends."""
+        self.process.communicate()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def fits(self, env: dict[str, str]) -> bool:
         """Whether a program with this environment may run here."""

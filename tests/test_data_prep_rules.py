@@ -23,6 +23,7 @@ ALLOWED = (
         "data.readers.headers.mp4",
         "data.readers.headers.one_frame",
         "data.readers.orientation",
+        "data.readers.picture",
         "errors",
         "runs.files",
         "runs.stop",

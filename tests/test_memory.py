@@ -133,10 +133,13 @@ def test_a_card_states_the_memory_of_its_command_and_fits_the_gpu_it_names(name:
     stated = re.search(r"^# Memory: (\d+) GB per GPU at this command \((\d+) videos each\).*; fits (\d+) GB$", text, re.M)
     assert stated, "the card has a line on memory"
     gigabytes, videos, gpu = map(int, stated.groups())
-    command = re.search(r"^# Command: (?:torchrun --nproc-per-node (\d+) )?", text, re.M)
+    command = re.search(
+        r"^# Command: (?:torchrun --nproc-per-node (\d+) |\S+ \S+launch.py slurm nodes=(\d+) gpus=(\d+) )?", text, re.M
+    )
     assert command
+    gpus = int(command[2]) * int(command[3]) if command[2] else int(command[1] or 1)
     cfg = compose_pretrain(f"recipe={name}", "data.train=x.csv")
-    assert videos == cfg.optim.batch // int(command[1] or 1) // cfg.optim.accumulate
+    assert videos == cfg.optim.batch // gpus // cfg.optim.accumulate
     counted = count_step(cfg, build_method).at(videos) / 1e9
     assert abs(counted - gigabytes) <= max(0.05 * counted, 0.5)
     assert counted < USABLE * gpu

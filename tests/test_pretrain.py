@@ -115,7 +115,7 @@ BAD_INPUT = [
     (["sce.coef=0.5"], "unknown option 'sce.coef': did you mean sce.coeff?"),
     (["+sce.coef=0.5"], "unknown option 'sce.coef': did you mean sce.coeff?"),
     (["optim.epochs=many"], "option optim.epochs=many: Value 'many' of type 'str' could not be converted to Integer"),
-    (["recipe=sce_r3d19"], "recipe 'sce_r3d19' is not one of demo, sce_r2plus1d18_k400"),
+    (["recipe=sce_r3d19"], "recipe 'sce_r3d19' is not one of demo, image_demo, sce_r"),
     (["sce.coeff=1.5"], "sce.coeff (1.5) must be in [0, 1]"),
     (["optim.precision=bf16"], "optim.precision=bf16 needs a GPU: add optim.precision=fp32"),
     (["augment.view1.hue=0.7"], "hue (0.7) must be in [0, 0.5]"),

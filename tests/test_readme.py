@@ -12,6 +12,8 @@ from launch.check import Check
 from launch.options import PLACES, read_options
 from test_configs import PROGRAMS as SCHEMAS
 
+from sce_video.command_line import read_words
+
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL = "\n".join(page.read_text() for page in PAGES)
@@ -19,7 +21,7 @@ FOLDERS = "sce_video|configs|docs|tools|tests|examples|data_prep|" + "|".join(
     path.parent.name for path in sorted((ROOT / "sce_video").glob("*/__init__.py"))
 )
 # Folders that a user's run or program writes, not ours.
-WRITTEN = ("runs/mine", "runs/finetune_own", "runs/own", "runs/demo", "runs/k400", "runs/x", "runs/soak")
+WRITTEN = ("runs/mine", "runs/finetune_own", "runs/own", "runs/demo", "runs/k400", "runs/x", "runs/soak", "runs/sweep")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -63,7 +65,9 @@ def test_commands_name_tools_and_options_that_exist() -> None:
             assert (ROOT / f"tools/benchmarks/{arguments.split()[0]}.py").exists(), arguments
             continue
         if tool == "checkpoint":
-            assert arguments.split()[0] in ("digest", "inspect", "export", "cache")
+            assert arguments.split()[0] in ("digest", "inspect", "export", "cache", "precise-bn")
+            continue
+        if tool in ("compare", "models"):  # they have options of their own
             continue
         if tool == "plan":  # options of pretraining, and two of its own
             tool, arguments = "pretrain", re.sub(r"(gpus|memory)=\S+", "", arguments)
@@ -72,7 +76,7 @@ def test_commands_name_tools_and_options_that_exist() -> None:
             if tool not in SCHEMAS:
                 continue
         if "..." not in arguments or tool == "pretrain":
-            compose_program(tool, SCHEMAS[tool], *overrides_of(tool, arguments))
+            compose_program(tool, SCHEMAS[tool], *read_words(overrides_of(tool, arguments), SCHEMAS[tool]))
 
 
 def overrides_of(tool: str, arguments: str) -> list[str]:

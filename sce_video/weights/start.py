@@ -18,8 +18,8 @@ def start_from_weights(
 ) -> list[str]:
     """Load a run or file into the method's online encoder and the copies of it, and return lines on what matched.
 
-    backbone: the method's; key, branch: see `load_encoder`; mean, std: the normalisation of the run. Raises InputError as `load_encoder`
-    does, with what matched, for weights that fill less than the backbone.
+    backbone: the method's; key, branch: see `load_encoder`; mean, std: the normalisation of the run. Raises InputError as
+    `load_encoder` does, with what matched, for weights that fill less than the backbone.
     """
     encoder = load_encoder(path, backbone, key=key, branch=branch)
     _fill(method, "backbone", encoder.backbone.state_dict())
