@@ -270,3 +270,22 @@ def test_real_files_are_read_to_the_bit(part: str) -> None:
                     right = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
                     assert np.array_equal(found[number], right), (path.name, number)
         assert number + 1 == count or path.name == "corrupted.mp4", path.name
+
+
+def test_frames_that_carry_each_others_times_keep_their_rate(tmp_path: Path) -> None:
+    """As in copies of AVI files with packed B-frames; the header of such a copy states 30,000 frames a second."""
+    with av.open(str(encode(tmp_path / "whole.mp4", "mpeg4", bf="0"))) as source, av.open(str(tmp_path / "a.mkv"), "w") as target:
+        told = source.streams.video[0]
+        stream = target.add_stream("mpeg4", rate=30000)
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = told.width, told.height, "yuv420p", told.time_base
+        stream.codec_context.extradata = told.codec_context.extradata
+        packets = [packet for packet in source.demux(told) if packet.size]
+        times = [packet.pts for packet in packets]
+        for number, packet in enumerate(packets):  # 0, 2, 1, 4, 3, ...
+            partner = number + (1 if number % 2 else -1) if number else 0
+            packet.pts, packet.dts = times[min(partner, len(times) - 1)], times[number] - 2 * times[1]
+            packet.stream = stream
+            target.mux(packet)
+    with open_video(tmp_path / "a.mkv") as video:
+        assert video.num_frames == len(times)
+        assert video.seconds == pytest.approx(len(times) / 30, rel=0.02)

@@ -65,7 +65,9 @@ def reading(path: str) -> Iterator[None]:
         raise DecodeError(f"{path}: {reason}") from (None if isinstance(error, StopIteration) else error)
 
 
-def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", limits: Limits = LIMITS) -> FrameReader:
+def open_video(
+    path: str | os.PathLike[str], decoder: str = "auto", *, loop_filter: str = "exact", limits: Limits = LIMITS
+) -> FrameReader:
     """Open a video: a file, a folder or zip of JPEG pictures (`readers.frame_folder`), or one picture (`readers.picture`).
 
     decoder: one of DECODERS, for files. loop_filter: `exact`, or `reference` and `off` for faster, inexact decoding with
@@ -73,6 +75,7 @@ def open_video(path: str, decoder: str = "auto", *, loop_filter: str = "exact", 
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}")
+    path = os.fspath(path)
     if is_frames(path):
         return FrameFolder(path, limits=limits)
     if is_picture(path):

@@ -343,10 +343,14 @@ class PyAVReader(FrameReader):
             raise DecodeError(f"{self.path}: no frame in it")
         self.num_frames = len(times)
         self._held = held if len(held) == len(times) else []
-        # AVI stores an order and no times: FFmpeg derives pts from dts, with gaps.
-        times = stamps if self._is_in("avi") and len(stamps) == len(times) else times
-        known = None not in times and all(map(operator.lt, times, islice(times, 1, None)))
-        return first, times if known else None
+        # AVI stores an order and no times: FFmpeg derives pts from dts, with gaps. What was copied from one may give the frames
+        # each other's times: in order they are those at which frames are shown.
+        stored = [stamps] if len(stamps) == len(times) else []
+        ordered = [] if None in times else [sorted(times)]
+        for known in [*stored, times, *ordered] if self._is_in("avi") else [times, *stored, *ordered]:
+            if None not in known and all(map(operator.lt, known, islice(known, 1, None))):
+                return first, known
+        return first, None
 
     def _is_in(self, container: str) -> bool:
         return container in self._container.format.name.split(",")
