@@ -261,7 +261,7 @@ def test_all_refusals_of_finetuning_come_at_once(videos: Path, tmp_path: Path) -
     wrong = ["recipe=ucf101", "optim.warmup_epochs=300", "optim.precision=bf16", "system.device=cpu", "backbone=tiny3d"]
     result = run_tool("finetune", f"train={videos / 'train.csv'}", f"test={videos / 'val.csv'}", *wrong, cwd=tmp_path)
     assert result.returncode == 70
-    for words in ("precision=bf16 needs a GPU", "batch (64) is larger", "warmup_epochs (300) must"):
+    for words in ("precision=bf16 needs a GPU", "batch (64) is larger", "warmup_epochs (300.0) must"):
         assert words in result.stderr
     assert "this fits: python" in result.stderr
 

@@ -19,8 +19,9 @@ if __name__ == "__main__":
     if any(word.startswith(new_recipe.FLAG) for word in sys.argv[1:]):
         with errors_as_exit_codes():
             new_recipe.write_recipe("pretrain", sys.argv[1:])
-    elif {"-m", "--multirun"} & set(sys.argv[1:]):
-        from compare.program import sweep  # a folder per job, and a table
+    elif {"-m", "--multirun"} & set(sys.argv[1:]) and not any("data.train" in word for word in sys.argv[1:]):
+        # A folder per job, and a table. Sweeps on own videos get values that fit, and folders, from `complete`.
+        from compare.program import sweep
 
         sweep(sys.argv[1:])
     else:
