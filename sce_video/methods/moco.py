@@ -40,13 +40,4 @@ class MoCo:
     def build(cfg: Any) -> siamese.Siamese:
         """Build the method and its networks as the recipe says."""
         options: MoCoOptions = cfg.method_options
-        return siamese.Siamese(
-            "MoCo",
-            siamese.build_encoder(cfg),
-            partial(losses.info_nce, temp=options.temp),
-            momentum_start=options.momentum,
-            momentum_end=options.momentum,
-            num_global=cfg.augment.global_views,
-            symmetric=options.symmetric,
-            queue=siamese.build_queue(cfg),
-        )
+        return siamese.build_with_queue("MoCo", cfg, partial(losses.info_nce, temp=options.temp))

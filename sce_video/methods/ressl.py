@@ -40,13 +40,4 @@ class ReSSL:
     def build(cfg: Any) -> siamese.Siamese:
         """Build the method and its networks as the recipe says."""
         options: ReSSLOptions = cfg.method_options
-        return siamese.Siamese(
-            "ReSSL",
-            siamese.build_encoder(cfg),
-            partial(losses.ressl, temp=options.temp, temp_target=options.temp_target),
-            momentum_start=options.momentum,
-            momentum_end=options.momentum,
-            num_global=cfg.augment.global_views,
-            symmetric=options.symmetric,
-            queue=siamese.build_queue(cfg),
-        )
+        return siamese.build_with_queue("ReSSL", cfg, partial(losses.ressl, temp=options.temp, temp_target=options.temp_target))

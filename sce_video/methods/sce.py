@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import distributed, losses, schedules
 from ..errors import InputError, require
 from ..models.encoder import Encoder
-from ..models.momentum import KeyQueue, ema_update, momentum_copy
+from ..models.momentum import KeyQueue, momentum_copy
 from ..randomness import generator
 from . import Rows, Step, siamese
 
@@ -174,12 +174,6 @@ class SCE(nn.Module):
         queue = self.queue.keys if self.queue is not None else None
         return losses.sce(query, key, queue, **fixed, mask_positive=self.mask_positive)
 
-    @torch.no_grad()
     def after_step(self, keys: Sequence[Tensor], where: float) -> None:
-        """Move the target towards the online encoder, then enqueue the keys [b, C] of this rank, view by view.
-
-        The queue receives view 0 of all ranks in rank order, then view 1, and so on: the same on every rank.
-        """
-        ema_update(self.target, self.online, self.momentum_at(where))
-        if self.queue is not None:
-            self.queue.push(torch.cat([distributed.gather(view) for view in keys]))
+        """Move the target towards the online encoder, then enqueue the keys of all ranks: see `siamese.follow`."""
+        siamese.follow(self, keys, self.momentum_at(where))

@@ -33,11 +33,6 @@ def build_encoder(cfg: Any, *, projector_norm: bool = True, predictor_norm: bool
     return Encoder(backbone, projector, MLP([projection, *[hidden] * (further - 1), projection], last_norm=predictor_norm))
 
 
-def build_queue(cfg: Any) -> KeyQueue:
-    """Return the queue of the method's options."""
-    return KeyQueue(cfg.method_options.queue, cfg.model.projection, generator(cfg.seed, "queue"))
-
-
 def check_queue(cfg: Any, name: str, options: Any) -> None:
     """Raise InputError unless the queue in the options of section `name` holds the keys of a step."""
     batch: Any = getattr(cfg.optim, "batch", "???")
@@ -132,9 +127,32 @@ class Siamese(nn.Module):
         networks = self.online, self.target
         return compare_views(*networks, views, loss, num_keys=self.num_keys, first=self.first, part=part, keys=keys)
 
-    @torch.no_grad()
     def after_step(self, keys: Sequence[Tensor], where: float) -> None:
         """Move the target towards the online encoder, then enqueue the keys of all ranks, view by view."""
-        ema_update(self.target, self.online, schedules.cosine(where, self.momentum_start, self.momentum_end))
-        if self.queue is not None:
-            self.queue.push(torch.cat([distributed.gather(view) for view in keys]))
+        follow(self, keys, schedules.cosine(where, self.momentum_start, self.momentum_end))
+
+
+def build_with_queue(name: str, cfg: Any, loss: Callable[..., Tensor]) -> Siamese:
+    """Build a method with a queue and a constant momentum, `momentum`, `queue` and `symmetric` of its options."""
+    options = cfg.method_options
+    return Siamese(
+        name,
+        build_encoder(cfg),
+        loss,
+        momentum_start=options.momentum,
+        momentum_end=options.momentum,
+        num_global=cfg.augment.global_views,
+        symmetric=options.symmetric,
+        queue=KeyQueue(options.queue, cfg.model.projection, generator(cfg.seed, "queue")),
+    )
+
+
+@torch.no_grad()
+def follow(method: Any, keys: Sequence[Tensor], momentum: float) -> None:
+    """Move `method.target` towards `method.online`, then push the keys [b, C] of this rank, view by view, into its queue if any.
+
+    The queue receives view 0 of all ranks in rank order, then view 1, and so on: the same on every rank.
+    """
+    ema_update(method.target, method.online, momentum)
+    if method.queue is not None:
+        method.queue.push(torch.cat([distributed.gather(view) for view in keys]))
