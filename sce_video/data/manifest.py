@@ -228,15 +228,25 @@ def check_kind(videos: Sequence[Video], clip_seconds: float) -> None:
         )
 
 
-def find_files(folder: str | Path, *, existing: bool = False, images: bool = False) -> tuple[list[str], Counter[str]]:
-    """Return the videos, or with `images` the images, below a folder, as paths relative to it, and the other files by ending.
+def find_files(folder: str | Path, *, existing: bool = False) -> tuple[list[str], Counter[str]]:
+    """Return the videos below a folder, as paths relative to it, and the other files by ending.
 
     Linked folders are searched too, after the others, and each folder once. Hidden folders, `._*` and the folders that NAS
     and notebooks leave are not looked at. existing: leave out broken links and pipes.
 
     Raises InputError for a folder that cannot be read.
     """
-    root, found, passed = os.path.abspath(folder), list[str](), Counter[str]()
+    videos, images, passed = _search(folder, existing=existing)
+    return videos, passed + Counter(_ending(name) for name in images)
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "no ending"
+
+
+def _search(folder: str | Path, *, existing: bool = False) -> tuple[list[str], list[str], Counter[str]]:
+    """Return the videos and the images below a folder, and the other files by ending; see `find_files`."""
+    root, videos, images, passed = os.path.abspath(folder), list[str](), list[str](), Counter[str]()
     waiting, linked, seen = [""], list[str](), set[tuple[int, int]]()
     while waiting or linked:
         below = (waiting or linked).pop()
@@ -254,24 +264,25 @@ def find_files(folder: str | Path, *, existing: bool = False, images: bool = Fal
                     if is_folder and not pictures:
                         (linked if item.is_symlink() else waiting).append(name)
                     elif (
-                        (item.name.lower().endswith(PICTURES) if images else is_video_name(item.name))
+                        is_listed_name(item.name)
                         and is_folder == pictures
                         and (not existing or is_folder or os.path.isfile(item))
                     ):
-                        found.append(name)
+                        (videos if is_video_name(item.name) else images).append(name)
                     else:
-                        passed[os.path.splitext(item.name)[1].lower() or "no ending"] += 1
+                        passed[_ending(item.name)] += 1
         except OSError as error:
             raise InputError(f"cannot read {os.path.join(root, below)!r}: {error.strerror}") from error
-    return sorted(found, key=lambda name: name.split(os.sep)), passed
+    for names in (videos, images):
+        names.sort(key=lambda name: name.split(os.sep))
+    return videos, images, passed
 
 
 def _read_folder(folder: Path) -> list[Video]:
-    names, passed = find_files(folder)
-    what = "videos"
-    if not names and any(passed[ending] for ending in PICTURES):
-        names, passed = find_files(folder, images=True)
-        what = "images"
+    videos, images, passed = _search(folder)
+    names, what = (images, "images") if images and not videos else (videos, "videos")
+    if videos:
+        passed.update(_ending(name) for name in images)
     if passed and distributed.rank() == 0:
         kinds = ", ".join(f"{count} {ending}" for ending, count in passed.most_common(8))
         log.info(f"{folder}: {len(names)} {what}; passed over {passed.total()} other files ({kinds})")
