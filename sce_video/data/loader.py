@@ -14,6 +14,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +186,13 @@ def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
     reasons: list[str] = []
     for video in (videos[row] for row in order[:READABLE_TRIES]):
         try:
-            _look_up_seconds(video, decoder)
+            with openers() as pool:
+                _look_up_seconds(pool, video, decoder)
             return
         except DecodeError as error:
             reasons.append(str(error))
         except multiprocessing.TimeoutError:
-            reasons.append(f"{video.path}: the decoder hung or crashed, it was not open after {OPEN_SECONDS} s")
+            reasons.append(hung(video, OPEN_SECONDS))
             if len(reasons) == HANGS:
                 break
     raise InputError(
@@ -199,13 +201,22 @@ def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
     )
 
 
-def _look_up_seconds(video: Video, decoder: str) -> float:
-    """Open a video in a process that is ended after OPEN_SECONDS; return the duration of its row.
+def openers(processes: int = 1) -> Pool:
+    """Return processes to open files in that may hang or crash the decoder: leaving the block ends them."""
+    return multiprocessing.Pool(processes, signal.signal, (signal.SIGTERM, signal.SIG_DFL))
+
+
+def hung(video: Video, seconds: float) -> str:
+    """Return what is said of a file that is not open after so many seconds."""
+    return f"{video.path}: the decoder hung or crashed, it was not open after {seconds:.0f} s"
+
+
+def _look_up_seconds(pool: Pool, video: Video, decoder: str) -> float:
+    """Return the duration of a row, opened in one of `openers`.
 
     Raises DecodeError, and multiprocessing.TimeoutError where the file hangs or crashes the decoder.
     """
-    with multiprocessing.Pool(1, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:  # leaving it ends a hang
-        return pool.apply_async(_seconds, (video, decoder)).get(OPEN_SECONDS)
+    return pool.apply_async(_seconds, (video, decoder)).get(OPEN_SECONDS)
 
 
 def _seconds(video: Video, decoder: str) -> float:
@@ -216,13 +227,14 @@ def _seconds(video: Video, decoder: str) -> float:
 def sampled_hours(videos: Sequence[Video], decoder: str, sample: int = 16) -> float:
     """Return the hours of all videos as estimated from a few; 0 if none of those can be read."""
     seconds = []
-    for video in spread(videos, sample):
-        try:
-            seconds.append(_look_up_seconds(video, decoder))
-        except DecodeError:
-            continue
-        except multiprocessing.TimeoutError:  # an estimate is not worth waiting for another one
-            break
+    with openers() as pool:
+        for video in spread(videos, sample):
+            try:
+                seconds.append(_look_up_seconds(pool, video, decoder))
+            except DecodeError:
+                continue
+            except multiprocessing.TimeoutError:  # an estimate is not worth waiting for another one
+                break
     return sum(seconds) / max(1, len(seconds)) * len(videos) / 3600
 
 

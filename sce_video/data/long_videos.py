@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import multiprocessing.pool
 import os
-import signal
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,11 +18,11 @@ from ..errors import log
 from ..runs.files import write_atomically
 from . import health
 from .decode import DecodeError, open_row
-from .loader import own_cores
+from .loader import OPEN_SECONDS, hung, openers, own_cores
 from .manifest import Video
 from .synthetic import cache_folder
 
-OPEN_SECONDS, BYTES_PER_SECOND = 20, 20_000_000  # allowed for a file: some containers are read as a whole once
+BYTES_PER_SECOND = 20_000_000  # allowed for a file beside OPEN_SECONDS: some containers are read as a whole once
 
 
 class Length(NamedTuple):
@@ -87,7 +86,7 @@ def _look_up(missing: dict[str, Video], decoder: str) -> tuple[dict[str, Length]
     left = list(missing.items())
     while left:
         # A new pool after each file that hangs: it would keep its process. Leaving the block ends them all.
-        with multiprocessing.Pool(min(own_cores(), len(left)), signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
+        with openers(min(own_cores(), len(left))) as pool:
             answers: list[Any] = [pool.apply_async(_length, (video, decoder)) for _, video in left]
             for number, ((key, video), answer) in enumerate(zip(left, answers, strict=True)):
                 limit = OPEN_SECONDS + _bytes(video.path) / BYTES_PER_SECOND
@@ -96,7 +95,7 @@ def _look_up(missing: dict[str, Video], decoder: str) -> tuple[dict[str, Length]
                 except DecodeError as error:
                     failed.append(str(error))
                 except multiprocessing.TimeoutError:
-                    failed.append(f"{video.path}: the decoder hung or crashed, it was not open after {limit:.0f} s")
+                    failed.append(hung(video, limit))
                     left = left[number + 1 :]
                     break
             else:
