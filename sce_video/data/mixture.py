@@ -8,6 +8,7 @@ row that an epoch draws twice gives other clips each time.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -89,6 +90,6 @@ def describe(sources: Sequence[Source]) -> list[str]:
 
 def describe_epoch(seed: int, sources: tuple[Source, ...], taken: int, epoch: int) -> str:
     """Return how many of the first `taken` rows of an epoch, those that it trains on, are of each list."""
-    numbers = {row: number for number, source in enumerate(sources) for row in range(source.first, source.first + source.rows)}
-    counts = Counter(numbers[row] for _, row in epoch_order(seed, epoch, sources)[:taken])
+    firsts = [source.first for source in sources]
+    counts = Counter(bisect_right(firsts, row) - 1 for _, row in epoch_order(seed, epoch, sources)[:taken])
     return f"epoch {epoch + 1}: " + ", ".join(f"{counts[number]} rows of {one.name}" for number, one in enumerate(sources))
