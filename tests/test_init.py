@@ -15,6 +15,7 @@ from sce_video.models.encoder import MLP, Classifier
 from sce_video.programs.pretrain import pretrain
 from sce_video.runs import checkpoint
 from sce_video.training import extension, finetune_setup
+from sce_video.weights.start import start_from_weights
 
 ONE_STEP = ["optim.epochs=1", "optim.warmup_epochs=0", "optim.batch=20"]
 
@@ -70,6 +71,15 @@ def test_a_projector_of_other_widths_and_another_normalisation_are_said(tmp_path
     lines = extension.load_initial(cfg, method, tmp_path / "run")
     assert "the projector begins with random weights, for its widths are others" in lines[1]
     assert "trained on (clip - 0.45) / 0.225, this run normalises by 0.5 and 0.225" in lines[2]
+
+
+def test_a_normalisation_by_channel_is_said_too(tmp_path: Path) -> None:
+    network = torch.nn.Module()
+    network.online = torch.nn.Module()
+    network.online.backbone, _ = backbones.build("resnet18")
+    torch.save(backbones.build("resnet18")[0].state_dict(), tmp_path / "resnet18.pth")
+    lines = start_from_weights(network, str(tmp_path / "resnet18.pth"), "resnet18", key="", mean=0.45, std=0.225)
+    assert "(clip - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], this run normalises by 0.45 and 0.225" in lines[-1]
 
 
 def test_the_loaded_backbone_has_its_share_of_the_rate(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The networks are loaded before the first step only: a continued run takes everyt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from .load import load_encoder
 
+Normalise = float | Sequence[float]  # of all channels, or of each
+
 
 def start_from_weights(
-    method: Any, path: str, backbone: str, *, key: str, branch: str = "auto", mean: float, std: float
+    method: Any, path: str, backbone: str, *, key: str, branch: str = "auto", mean: Normalise, std: Normalise
 ) -> list[str]:
     """Load a run or file into the method's online encoder and the copies of it, and return lines on what matched.
 
@@ -34,8 +37,8 @@ def start_from_weights(
             lines.append("init: the projector begins with random weights, for its widths are others")
     if (encoder.mean, encoder.std) != (mean, std):
         lines.append(
-            f"init: these weights were trained on (clip - {encoder.mean:g}) / {encoder.std:g}, this run normalises by "
-            f"{mean:g} and {std:g}: set augment.mean and augment.std to them"
+            f"init: these weights were trained on (clip - {encoder.mean}) / {encoder.std}, this run normalises by "
+            f"{mean} and {std}: set augment.mean and augment.std to them"
         )
     return lines
 
