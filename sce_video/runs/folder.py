@@ -121,6 +121,12 @@ def check_run_folder(folder: Path, cfg: Any) -> bool:
     return True
 
 
+def length_of(folder: Path, videos: int) -> int:
+    """Return the steps of the whole run in `folder` on so many videos, 0 where none began."""
+    options = stored_options(folder)
+    return videos // options["optim.batch"] * options["optim.epochs"] if options else 0
+
+
 def stored_options(folder: Path) -> dict[str, Any]:
     """Return the options of the run in `folder` by dotted name; empty without one."""
     path = folder / "config.yaml"

@@ -16,7 +16,7 @@ from ..config.pretrain import PretrainConfig
 from ..errors import InputError
 from ..methods import section_name
 from ..runs import checkpoint
-from ..runs.folder import check_run_folder, stored_options
+from ..runs.folder import check_run_folder, length_of
 from . import optim
 
 RATE = 0.1  # of the finished run's base rate; that of an extension is kept
@@ -57,10 +57,10 @@ def _without_start(cfg: PretrainConfig) -> dict[str, Any]:
 
 def load_finished(folder: Path, needed: tuple[str, ...]) -> tuple[checkpoint.State, checkpoint.State]:
     """Return the state and meta data at the end of a finished run. Raises InputError where there is none."""
-    found, options = checkpoint.load_newest(folder / "checkpoints", needed=needed), stored_options(folder)
-    if found is None or not options:
+    found = checkpoint.load_newest(folder / "checkpoints", needed=needed)
+    total = length_of(folder, found[1]["videos"]) if found else 0
+    if found is None or not total:
         raise InputError(f"after={folder} holds no run with checkpoints: name the folder of a finished run")
-    total = found[1]["videos"] // options["optim.batch"] * options["optim.epochs"]
     if found[1]["step"] < total:
         raise InputError(
             f"the run in {folder} is not finished (step {found[1]['step']} of {total}): give its command without extend= first"

@@ -14,6 +14,7 @@ from sce_video.config.evaluate import EvaluateConfig
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError, require
 from sce_video.runs import checkpoint
+from sce_video.runs.folder import length_of
 
 RUN_FOLDER = "out"  # options of a run that the comparison sets itself
 # One centre crop of two clips per video, and no few-shot classifiers: cheap enough for many runs.
@@ -52,9 +53,8 @@ class Cell(NamedTuple):
         """Whether pretraining has ended: `config.yaml` gives its length, the newest checkpoint its step."""
         if not (self.folder / "config.yaml").is_file():
             return False
-        newest = checkpoint.load_newest(self.folder / "checkpoints", needed=())
-        steps = newest[1]["videos"] // self.options.optim.batch * self.options.optim.epochs if newest else 0
-        return newest is not None and newest[1]["step"] >= steps
+        newest = checkpoint.load_newest(self.folder / "checkpoints")
+        return newest is not None and newest[1]["step"] >= length_of(self.folder, newest[1]["videos"])
 
     @property
     def options(self) -> PretrainConfig:
