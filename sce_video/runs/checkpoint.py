@@ -266,6 +266,18 @@ def load_newest(
     return None
 
 
+def newest_meta(folder: Path) -> dict[str, Any] | None:
+    """Return the meta data of the newest checkpoint whose meta.json is whole, None without one. No tensors are read."""
+    for path in checkpoints(folder):
+        try:
+            return _read_meta(path)
+        except NewerFormat:
+            raise
+        except DAMAGED:
+            continue
+    return None
+
+
 def find(path: str | Path) -> Path:
     """Return the checkpoint folder meant by a run folder, its `checkpoints` folder, or a checkpoint folder itself."""
     path = Path(path)

@@ -147,8 +147,7 @@ def set_up_finetuning(cfg: FinetuneConfig, device: torch.device, folder: RunFold
 
 def continued(cfg: FinetuneConfig, folder: Path) -> FrozenEncoder | None:
     """Return the encoder of a run that has checkpoints, whose weights they hold: `checkpoint` is not read again."""
-    found = checkpoint.load_newest(folder / "checkpoints", report=lambda _: None)  # `resume` reports
-    about = found[1].get("encoder") if found else None
+    about = (checkpoint.newest_meta(folder / "checkpoints") or {}).get("encoder")  # `resume` reads the rest, and reports damage
     if not about:
         return None
     clip = {name: about[name] for name in ("num_frames", "clip_seconds", "size")}
