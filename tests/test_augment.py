@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sce_video import augment
 from sce_video.augment.blur import gaussian_kernel
-from sce_video.models.backbones import import_torchvision
+from sce_video.models.published import import_torchvision
 from sce_video.randomness import generator
 
 import_torchvision()  # also where its operators do not match torch

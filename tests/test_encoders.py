@@ -14,7 +14,7 @@ from torch import nn
 
 import sce_video
 from sce_video.errors import InputError
-from sce_video.models import backbones
+from sce_video.models import backbones, published
 from sce_video.models.backbones import BACKBONES
 from sce_video.models.encoder import MLP
 from sce_video.runs import checkpoint
@@ -49,7 +49,7 @@ def test_shapes_say_which_backbone_it_is(name: str, tmp_path: Path) -> None:
 
 
 def test_a_published_torchvision_file_needs_no_backbone(tmp_path: Path) -> None:
-    network = randomise(backbones.published("r2plus1d18"))
+    network = randomise(published.published("r2plus1d18"))
     torch.save(network.state_dict(), tmp_path / "r2plus1d_18.pth", _use_new_zipfile_serialization=False)
     network.fc = nn.Identity()
     encoder = sce_video.load_encoder(tmp_path / "r2plus1d_18.pth")

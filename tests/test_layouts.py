@@ -7,7 +7,7 @@ import torch
 from conftest import randomise
 from torch import Tensor, nn
 
-from sce_video.models import backbones
+from sce_video.models import backbones, published
 from sce_video.weights import layouts
 
 CLIPS = torch.rand(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1)) - 0.5
@@ -140,7 +140,7 @@ def test_there_and_back_is_the_same(name: str, layout: str) -> None:
 
 @pytest.mark.parametrize("name", ["r2plus1d18", "r3d18_torchvision"])
 def test_torchvisions_files_give_its_features(name: str) -> None:
-    theirs = randomise(backbones.published(name))
+    theirs = randomise(published.published(name))
     found = layouts.to_backbone(layouts.unwrap(theirs.state_dict()))
     assert found is not None
     assert (found.layout, found.ignored) == ("torchvision", ["fc.weight", "fc.bias"])

@@ -12,7 +12,7 @@ from torch import nn
 
 import sce_video
 from sce_video.methods.sce import SCE
-from sce_video.models import backbones
+from sce_video.models import backbones, published
 from sce_video.models.encoder import MLP, Encoder
 from sce_video.models.recompute import recompute_stages
 from sce_video.training import optim
@@ -94,7 +94,7 @@ def test_slowfast_splits_the_clip_itself(frames: int, slow: list[int]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ZOO, *META])
 def test_a_published_file_loads_without_its_classifier_and_gives_its_features(name: str, tmp_path: Path) -> None:
-    theirs = randomise(backbones.published(name))
+    theirs = randomise(published.published(name))
     wrapped = {"model_state": theirs.state_dict()} if name in ZOO else theirs.state_dict()
     torch.save(wrapped, tmp_path / "w.pth")
     encoder = sce_video.load_encoder(tmp_path / "w.pth")
@@ -154,7 +154,7 @@ def test_two_steps_of_sce_train_every_parameter(name: str) -> None:
 def test_names_of_torchvisions_files_say_which_family_it_is() -> None:
     for name, layout in (("mvit_v2_s", "mvit"), ("swin3d_t", "swin3d"), ("s3d", "s3d")):
         with torch.device("meta"):
-            state = backbones.published(name).state_dict()
+            state = published.published(name).state_dict()
         found = layouts.to_backbone(state)
         assert found is not None
         assert found.layout == layout

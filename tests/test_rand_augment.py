@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sce_video import augment
 from sce_video.augment import rand_augment
-from sce_video.models.backbones import import_torchvision
+from sce_video.models.published import import_torchvision
 from sce_video.randomness import generator
 
 import_torchvision()

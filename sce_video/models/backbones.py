@@ -30,10 +30,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import types
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -162,40 +160,19 @@ PUBLISHED = (
 )
 
 
-def published(name: str) -> nn.Module:
-    """Build a network of PUBLISHED as its library does, with its classifier and that library's forward."""
-    network: nn.Module = _library().published(name)
-    return network
-
-
-def import_torchvision() -> types.ModuleType:
-    """Import torchvision, even its CUDA wheel beside a CPU-only torch; see `published.import_torchvision`."""
-    module: types.ModuleType = _library().import_torchvision()
-    return module
-
-
-def _library() -> Any:
-    return importlib.import_module(f"{__package__}.published")
-
-
-def _build_published(name: str) -> tuple[nn.Module, int]:
-    network, width = _library().build(name)
-    return network, width
-
-
 IMAGE_BACKBONES = ("resnet18", "resnet18_cifar", "resnet50")  # built on demand by models/images.py
 
 
-def _build_for_images(name: str) -> tuple[nn.Module, int]:
-    network, width = importlib.import_module(f"{__package__}.images").build(name)
+def _build_from(module: str, name: str) -> tuple[nn.Module, int]:
+    network, width = importlib.import_module(f"{__package__}.{module}").build(name)
     return network, width
 
 
 BACKBONES: dict[str, Callable[[], tuple[nn.Module, int]]] = {
     "r3d18": r3d18,
     "tiny3d": tiny3d,
-    **{name: partial(_build_published, name) for name in PUBLISHED},
-    **{name: partial(_build_for_images, name) for name in IMAGE_BACKBONES},
+    **{name: partial(_build_from, "published", name) for name in PUBLISHED},
+    **{name: partial(_build_from, "images", name) for name in IMAGE_BACKBONES},
 }
 
 

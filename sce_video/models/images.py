@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .backbones import import_torchvision
+from .published import import_torchvision
 
 WIDTHS = {"resnet18": 512, "resnet50": 2048}
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ..config.evaluate import ExportConfig
 from ..errors import InputError
-from ..models import backbones
+from ..models import backbones, published
 from ..models.encoder import FrozenEncoder
 from ..runs.files import replace_atomically
 from ..weights import layouts, load, read
@@ -178,7 +178,7 @@ def _max_difference(found: Tensor, expected: Tensor) -> float:
 
 def _load_published(name: str, path: Path) -> nn.Module:
     """Load the file into the library's network, as the library's users do."""
-    network = backbones.published(name)
+    network = published.published(name)
     if hasattr(network, "fc"):
         network.fc = nn.Identity()
     state = torch.load(path, map_location="cpu", weights_only=True)
