@@ -31,9 +31,9 @@ def test_sheet_shows_the_views_of_the_first_step(videos: Path, tmp_path: Path) -
     cfg = compose_pretrain(*options)
     rows = manifest.read(videos / "train.csv")
     dataset = build_dataset(cfg, rows, torch.device("cpu"))
-    epoch, first = loader.step_rows(cfg.seed, 0, num_rows=len(rows), batch=cfg.optim.batch)
+    first = loader.step_keys(cfg.seed, 0, num_rows=len(rows), batch=cfg.optim.batch)
     top, compared = 0, 0
-    for row in first[:4]:
+    for epoch, row in first[:4]:
         top += LINE
         sample = dataset[epoch, row]
         assert all(len(times) == 4 and times[0] >= 0 and 0.3 < times[3] - times[0] < 0.8 for times in sample.times)

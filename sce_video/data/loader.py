@@ -44,21 +44,15 @@ def epoch_order(seed: int, epoch: int, num_rows: int) -> list[int]:
     return order
 
 
-def step_rows(seed: int, step: int, *, num_rows: int, batch: int) -> tuple[int, list[int]]:
-    """Return (epoch, rows) of the global batch of optimiser step `step`."""
-    epoch, position = divmod(step, num_rows // batch)
-    return epoch, epoch_order(seed, epoch, num_rows)[position * batch : (position + 1) * batch]
-
-
 def step_keys(
     seed: int, step: int, *, num_rows: int, batch: int, sources: tuple[mixture.Source, ...] = ()
 ) -> list[tuple[int, int]]:
     """Return the (epoch, row) pairs of the global batch of a step; of a mixture, the epoch is the pass over the row's list."""
-    if not sources:
-        epoch, rows = step_rows(seed, step, num_rows=num_rows, batch=batch)
-        return [(epoch, row) for row in rows]
     epoch, position = divmod(step, num_rows // batch)
-    return mixture.epoch_order(seed, epoch, sources)[position * batch : (position + 1) * batch]
+    part = slice(position * batch, (position + 1) * batch)
+    if sources:
+        return mixture.epoch_order(seed, epoch, sources)[part]
+    return [(epoch, row) for row in epoch_order(seed, epoch, num_rows)[part]]
 
 
 def check_batch(num_videos: int, batch: int, accumulate: int, world_size: int, more: str = "") -> None:
@@ -202,12 +196,12 @@ def check_readable(videos: Sequence[Video], *, seed: int, decoder: str) -> None:
 
 
 def openers(processes: int = 1) -> Pool:
-    """Return processes to open files in that may hang or crash the decoder: leaving the block ends them."""
+    """Return processes that open files which may hang or crash the decoder; leaving the block ends them."""
     return multiprocessing.Pool(processes, signal.signal, (signal.SIGTERM, signal.SIG_DFL))
 
 
 def hung(video: Video, seconds: float) -> str:
-    """Return what is said of a file that is not open after so many seconds."""
+    """Return the reason why a file was not opened within so many seconds."""
     return f"{video.path}: the decoder hung or crashed, it was not open after {seconds:.0f} s"
 
 
