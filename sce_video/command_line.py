@@ -226,7 +226,7 @@ def check_overrides(arguments: Sequence[str], schema: type, recipes: Path) -> No
     """Refuse unknown options, wrong types and unknown recipes on the command line before Hydra sees them."""
     schema = with_method(schema, arguments)
     own_folder = any(argument.startswith(("--config-dir", "-cd")) for argument in arguments)
-    parsed = _parsed(arguments)
+    parsed = parse_overrides(arguments)
     names = set(option_names(schema))
     for override in parsed:
         key = override.key_or_group
@@ -286,7 +286,7 @@ def composed_values(program: str, schema: type, arguments: Sequence[str]) -> dic
 
 def given_values(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the options of a command line by dotted name, as Hydra parses them; of a sweep the largest value."""
-    return {one.key_or_group: _largest(one) if one.is_sweep_override() else one.value() for one in _parsed(arguments)}
+    return {one.key_or_group: _largest(one) if one.is_sweep_override() else one.value() for one in parse_overrides(arguments)}
 
 
 def _largest(sweep: Override) -> Any:
@@ -295,18 +295,8 @@ def _largest(sweep: Override) -> Any:
     return max(values) if values and numbers else values[0] if values else None
 
 
-def choices_of(word: str) -> list[Any]:
-    """Return the values of `option=[a,b]` or Hydra's sweep `option=a,b`; of any other option its one value."""
-    (one,) = _parsed([word]) or (None,)
-    if one is None:
-        raise InputError(f"cannot read {word!r}: write key=value")
-    if one.is_sweep_override():
-        return list(one.sweep_string_iterator())
-    value = one.value()
-    return value if isinstance(value, list) else [value]
-
-
-def _parsed(arguments: Sequence[str]) -> list[Override]:
+def parse_overrides(arguments: Sequence[str]) -> list[Override]:
+    """Return the options of a command line as Hydra parses them. Raises InputError for one that it cannot read."""
     words = [word for word in arguments if "=" in word and not word.startswith("-")]
     try:
         return OverridesParser.create().parse_overrides(words)

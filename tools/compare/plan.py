@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sce_video.command_line import choices_of, compose_options, given_options, override
+from sce_video.command_line import compose_options, given_options, override, parse_overrides
 from sce_video.config.evaluate import EvaluateConfig
 from sce_video.config.pretrain import PretrainConfig
 from sce_video.errors import InputError, require
@@ -99,6 +99,17 @@ def read_plan(arguments: Sequence[str]) -> tuple[Compare, list[Cell], dict[str, 
     if options.train:
         compose_evaluation(options, evaluation, Path("checked"), Path("checked"))
     return options, cells, evaluation
+
+
+def choices_of(word: str) -> list[Any]:
+    """Return the values of `option=[a,b]` or Hydra's sweep `option=a,b`; of any other option its one value."""
+    (one,) = parse_overrides([word]) or (None,)
+    if one is None:
+        raise InputError(f"cannot read {word!r}: write key=value")
+    if one.is_sweep_override():
+        return list(one.sweep_string_iterator())
+    value = one.value()
+    return value if isinstance(value, list) else [value]
 
 
 def cell(row: Sequence[tuple[str, Any]], seed: int, shared: Sequence[str], out: Path) -> Cell:
