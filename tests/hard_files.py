@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,19 @@ from conftest import numbered_frames
 FRAMES = 70
 
 
+@contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Take back what SVT-AV1 does where it may (root): the thread that opens it gets real-time priority, for all that follows.
+
+    Processes that inherit it starve the machine.
+    """
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+@ordinary_priority()
 def encode(
     path: Path,
     codec: str = "libx264",
@@ -136,11 +150,7 @@ def truncated(path: Path, share: float) -> Path:
 
 
 def av1(path: Path) -> Path:
-    """SVT-AV1 gives the thread that calls it a real-time priority where it may (root), which what follows would inherit."""
-    try:
-        return encode(path, "libsvtav1", preset="12", g="20")
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return encode(path, "libsvtav1", preset="12", g="20")
 
 
 def full_range(stream: Any) -> None:

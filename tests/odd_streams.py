@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from hard_files import av1, encode, x264
+from hard_files import av1, encode, ordinary_priority, x264
 from reported_files import QUIET, beside, copy_packets
 
 from sce_video.data.readers.headers import h264
@@ -20,6 +20,7 @@ TICKS = 3000  # per second
 Part = tuple[bytes, int, bool]  # a packet: content, time in ticks, whether it is a key
 
 
+@ordinary_priority()
 def mux(path: Path, codec: str, packets: list[Part], extradata: bytes | None = None) -> Path:
     """Write packets as they are: FFmpeg's muxers would join what is split."""
     with av.open(str(path), "w", options={"fflags": "-autobsf"}) as target:

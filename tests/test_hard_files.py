@@ -5,6 +5,7 @@ The oracle opens each file anew, never seeks, and turns pictures pixel by pixel 
 
 from __future__ import annotations
 
+import os
 import platform
 import random
 import struct
@@ -219,3 +220,10 @@ def test_files_from_reports_are_read_as_their_list_says(path: Path, tmp_path: Pa
     assert examine(str(path), lambda: None, quick=False, min_frames=8)["status"] == "ok"
     row = shrink(str(path), tmp_path / "copy.mp4", tmp_path / "work.mp4", Form(256), lambda: None)
     assert (row["status"], row["frames"]) == ("ok", len(expected)), row["reason"]
+
+
+@pytest.mark.parametrize("name", ["hidden_av1.mkv", "hidden_av1.mp4"])
+def test_making_a_file_leaves_the_priority_of_the_tests_alone(name: str, tmp_path: Path) -> None:
+    """A test process with real-time priority, and all that it starts, takes the machine from everything else."""
+    next(kind[name] for kind in ODD.values() if name in kind)(tmp_path / name)
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
