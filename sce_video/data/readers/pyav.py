@@ -346,9 +346,9 @@ class PyAVReader(FrameReader):
         # AVI stores an order and no times: FFmpeg derives pts from dts, with gaps. What was copied from one may give the frames
         # each other's times: in order they are those at which frames are shown.
         stored = [stamps] if len(stamps) == len(times) else []
-        ordered = [] if None in times else [sorted(times)]
-        for known in [*stored, times, *ordered] if self._is_in("avi") else [times, *stored, *ordered]:
-            if None not in known and all(map(operator.lt, known, islice(known, 1, None))):
+        others = [times, *stored, [] if None in times else sorted(times)]
+        for known in (stored or [times]) if self._is_in("avi") else others:
+            if known and None not in known and all(map(operator.lt, known, islice(known, 1, None))):
                 return first, known
         return first, None
 
