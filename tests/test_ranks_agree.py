@@ -18,7 +18,7 @@ from torch import nn
 
 from sce_video import distributed
 from sce_video.data import loader
-from sce_video.methods import sce
+from sce_video.methods import sce, siamese
 from sce_video.programs import pretrain
 from sce_video.runs import checkpoint, rank_check
 from sce_video.runs.status import read_status
@@ -138,7 +138,7 @@ def _same_data(_: int) -> None:
 
 def _ema_on_one_rank(rank: int) -> None:
     if rank:
-        sce.ema_update = lambda *_: None
+        siamese.ema_update = lambda *_: None
 
 
 BUGS = {
