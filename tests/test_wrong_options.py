@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 from conftest import TINY_RECIPE, compose_pretrain, run_tool
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sce_video.command_line import check_launcher, option_names, typed
+from sce_video.command_line import check_launcher, compose_values, option_names, typed, with_method
 from sce_video.config.evaluate import EvaluateConfig, ExportConfig, FeaturesConfig, RetrievalConfig
 from sce_video.config.finetune import FinetuneConfig
 from sce_video.config.pretrain import PretrainConfig
@@ -70,9 +68,15 @@ ZERO = [
     "held_out",
     "videos",
     "window_seconds",
+    "extend",
+    "seconds_per_row",
+    "min_gap",
+    "max_gap",
+    "momentum_end",
+    "predictor_layers",
 ]
 # Zero there is "as in pretraining", or a default derived from it.
-AS_IN_PRETRAINING = ["num_frames", "clip_seconds", "size"]
+AS_IN_PRETRAINING = ["num_frames", "clip_seconds", "size", "short_side", "clips_per_video", "num_crops"]
 NEGATIVE = ["mean"]
 
 
@@ -98,9 +102,7 @@ def may_be(program: str, name: str, value: Any) -> bool:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_each_option_refuses_a_wrong_value_of_each_sort(program: str) -> None:
     schema, given = PROGRAMS[program]
-    ConfigStore.instance().store(name=f"{program}_schema", node=schema)
-    with initialize_config_module(f"sce_video.configs.{program}", version_base="1.3"):
-        base = compose("base", given)
+    base, schema = compose_values(program, schema, given), with_method(schema, given)
     told: list[tuple[str, Any, str]] = []
     for name in numbers(schema, base):
         for value in WRONG:

@@ -96,6 +96,8 @@ class Local:
     def __post_init__(self) -> None:
         if self.views < 0:
             raise InputError(f"augment.local.views ({self.views}) must be at least 0; 0 is no multi-crop")
+        if self.views > 1000:  # before a list of so many is made
+            raise InputError(f"augment.local.views ({self.views}) must be at most 1000")
         if self.views and self.crops:
             raise InputError("augment.local.views and augment.local.crops must not be given together")
         for crop in self.all_crops() if isinstance(self.view, View) else ():  # not while a schema is built
