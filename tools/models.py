@@ -51,9 +51,12 @@ def find_strides(network: nn.Module, clip: Tensor, width: int) -> tuple[str, str
         if isinstance(output, tuple) and isinstance(output[1], tuple):  # MViT: tokens, (t, h, w)
             output = [torch.empty(1, width, *output[1], device="meta")]
         maps = output if isinstance(output, list) else [output]
+        if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)):
+            return
+        maps = [x[:, :, None] if isinstance(x, Tensor) and x.ndim == 4 else x for x in maps]  # of an image
         maps = [x for x in maps if isinstance(x, Tensor) and x.ndim == 5]
         maps = [x.permute(0, 4, 1, 2, 3) if x.shape[1] != width == x.shape[-1] else x for x in maps]  # Swin: channels last
-        if maps and all(x.shape[2:].numel() > 1 for x in maps):  # else it is pooled
+        if maps and all(x.shape[2:].numel() > 1 or frames == 1 for x in maps):  # else it is pooled
             found.append([(frames / x.shape[2], side / x.shape[3]) for x in maps])
 
     hooks = [module.register_forward_hook(note) for module in network.modules()]
@@ -99,7 +102,8 @@ def describe(name: str, options: argparse.Namespace) -> str:
     network, width = backbones.build(name)
     network.eval()
     row = f"{name:<20}{parameter_count(network)['']:>12,}"
-    clip = torch.zeros(1, 3, options.frames, options.size, options.size)
+    frames = 1 if name in backbones.IMAGE_BACKBONES else options.frames
+    clip = torch.zeros(1, 3, frames, options.size, options.size)
     try:
         flops = count_flops(network, clip)
     except RuntimeError:
@@ -123,7 +127,8 @@ def main(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
-    print(f"clips of {options.frames} x {options.size} x {options.size}; speed on {where}, {options.precision}")
+    size = f"{options.frames} x {options.size} x {options.size} (of image networks 1 frame)"
+    print(f"clips of {size}; speed on {where}, {options.precision}")
     print(COLUMNS)
     for name in options.names or backbones.BACKBONES:
         print(describe(name, options), flush=True)

@@ -17,9 +17,9 @@
 | s3dg              | the same with feature gating: S3D-G       |  9,098,000 |  1024 |      8 |
 | mvit_v2_s         | torchvision: MViT v2-S                    | 34,230,144 |   768 |      2 |
 | swin3d_t          | torchvision: Video Swin-T                 | 27,850,470 |   768 |      2 |
-| resnet18          | torchvision: ResNet-18, for images        | 11,176,512 |   512 |        |
-| resnet18_cifar    | the same with the stem for CIFAR          | 11,168,832 |   512 |        |
-| resnet50          | torchvision: ResNet-50, for images        | 23,508,032 |  2048 |        |
+| resnet18          | torchvision: ResNet-18, for images        | 11,176,512 |   512 |      1 |
+| resnet18_cifar    | the same with the stem for CIFAR          | 11,168,832 |   512 |      1 |
+| resnet50          | torchvision: ResNet-50, for images        | 23,508,032 |  2048 |      1 |
 
 `stride` is in time; tools/models.py adds cost and speed. State keys are those of the libraries, pytorchvideo's for r3d18 too
 (`blocks.0.conv.weight`, ...), so that weights can be exchanged (`weights/layouts.py`, `programs/export.py`). To add a backbone: a
